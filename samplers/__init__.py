@@ -1,0 +1,28 @@
+"""Markov chain Monte Carlo on any differentiable energy: HMC and the learned L2HMC."""
+
+from samplers.adaptation import track_acceptance
+from samplers.chains import Chains, sample
+from samplers.energy import Energy, EnergyWithGradient, State, evaluate
+from samplers.hmc import HMC
+from samplers.kernel import Info, Kernel, Noise
+from samplers.l2hmc import L2HMC
+from samplers.objective import reciprocal_jump_loss, squared_jump
+from samplers.random import seeded_generator
+
+__all__ = [
+    "HMC",
+    "L2HMC",
+    "Chains",
+    "Energy",
+    "EnergyWithGradient",
+    "Info",
+    "Kernel",
+    "Noise",
+    "State",
+    "evaluate",
+    "reciprocal_jump_loss",
+    "sample",
+    "seeded_generator",
+    "squared_jump",
+    "track_acceptance",
+]

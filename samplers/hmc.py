@@ -1,0 +1,72 @@
+"""Hamiltonian Monte Carlo."""
+
+import math
+
+import torch
+from torch import Tensor
+
+from samplers.energy import Energy, State
+from samplers.kernel import Kernel
+from samplers.leapfrog import leapfrog
+
+
+class HMC(Kernel):
+    r"""Hamiltonian Monte Carlo with a fixed number of leapfrogs and unit mass.
+
+    The proposal follows H(x, v) = U(x) + vᵀv / 2 for ``num_leapfrogs`` steps of size ε.
+
+    Arguments:
+        num_leapfrogs: M, leapfrogs a proposal.
+        step_size: The initial ε; kept as a buffer, so that adaptation travels with the kernel.
+
+    Raises:
+        ValueError: M is below 1 or ε is not a positive number.
+
+    References:
+        MCMC using Hamiltonian dynamics (Neal, 2011), Section 3.
+
+    Example:
+        >>> import torch
+        >>> from samplers import HMC
+        >>> kernel = HMC(num_leapfrogs=5, step_size=0.3)
+        >>> energy = lambda x: 0.5 * x.square().sum(dim=-1)
+        >>> state = kernel.init(torch.zeros(4, 2), energy)
+        >>> state, info = kernel.step(state, energy, kernel.noise(state))
+        >>> info.acceptance.shape
+        torch.Size([4])
+    """
+
+    log_step_size: Tensor
+
+    def __init__(self, num_leapfrogs: int = 5, step_size: float = 0.1) -> None:
+        super().__init__()
+        self.num_leapfrogs = num_leapfrogs
+        self.register_buffer("log_step_size", initial_log_step_size(num_leapfrogs, step_size))
+
+    @property
+    def step_size(self) -> Tensor:
+        """The step size ε, a 0-d tensor."""
+        return self.log_step_size.exp()
+
+    def integrate(
+        self,
+        state: State,
+        momentum: Tensor,
+        direction: Tensor,
+        energy: Energy,
+        context: Tensor | None = None,
+    ) -> tuple[State, Tensor, Tensor]:
+        """Take ``num_leapfrogs`` leapfrogs, which preserve volume: log|det J| = 0."""
+        step_size = self.step_size.to(momentum.dtype)
+        for _ in range(self.num_leapfrogs):
+            state, momentum = leapfrog(state, momentum, direction, energy, step_size)
+        return state, momentum, torch.zeros_like(state.energy)
+
+
+def initial_log_step_size(num_leapfrogs: int, step_size: float) -> Tensor:
+    """Return log ε as a 0-d tensor, after checking both settings of a leapfrog integrator."""
+    if num_leapfrogs < 1:
+        raise ValueError(f"num_leapfrogs must be at least 1, got {num_leapfrogs}")
+    if not (step_size > 0 and math.isfinite(step_size)):
+        raise ValueError(f"step_size must be a positive number, got {step_size}")
+    return torch.tensor(math.log(step_size))

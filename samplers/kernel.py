@@ -1,0 +1,159 @@
+"""The kernel contract: what every Markov chain Monte Carlo transition here takes and returns."""
+
+from abc import ABC, abstractmethod
+from typing import NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+from samplers.energy import Energy, State, evaluate, finite_gradient
+from samplers.random import standard_normal
+
+DIVERGENCE_THRESHOLD = 1000.0
+"""A rise of the energy beyond this many nats is a failed integration, not a bad proposal."""
+
+
+class Noise(NamedTuple):
+    """All randomness of one Metropolis-Hastings step."""
+
+    momentum: Tensor
+    """v ~ N(0, I), (B, D)."""
+    direction: Tensor
+    """d, uniform on {-1, +1}, (B,)."""
+    uniform: Tensor
+    """u ~ U[0, 1) for the acceptance decision, (B,)."""
+
+
+class Info(NamedTuple):
+    """What one step tells beside the new state: to log, to train on, and to throw away."""
+
+    proposal: Tensor
+    """The proposed positions, (B, D); the old position where the chain diverged."""
+    acceptance: Tensor
+    """The probability of acceptance, (B,)."""
+    accepted: Tensor
+    """Whether the proposal became the new position, (B,), boolean."""
+    diverging: Tensor
+    """Whether the integration failed, (B,), boolean."""
+
+
+class Kernel(nn.Module, ABC):
+    """A Metropolis-Hastings transition that leaves exp(-U) invariant for any energy U.
+
+    Subclasses implement :meth:`integrate`, a volume-tracking map of (position, momentum) that the
+    opposite direction inverts; the rest of the contract is here, once.
+    """
+
+    num_leapfrogs: int
+
+    @property
+    @abstractmethod
+    def step_size(self) -> Tensor:
+        """The step size ε of the leapfrog integrator, a 0-d tensor."""
+
+    @abstractmethod
+    def integrate(
+        self,
+        state: State,
+        momentum: Tensor,
+        direction: Tensor,
+        energy: Energy,
+        context: Tensor | None = None,
+    ) -> tuple[State, Tensor, Tensor]:
+        """Follow a trajectory from ``state``; return its end, the momentum and log|det J| (B,)."""
+
+    def embed(self, observations: Tensor) -> Tensor | None:
+        """Return the context of :meth:`step` for observations (B, N), computed once a chain."""
+        return None
+
+    def init(self, position: Tensor, energy: Energy) -> State:
+        """Return the state of chains at ``position`` (B, D): one gradient evaluation."""
+        return evaluate(energy, position)
+
+    def noise(self, state: State, generator: torch.Generator | None = None) -> Noise:
+        """Draw the randomness of one step."""
+        momentum = standard_normal(state.position, generator)
+        coin, uniform = (
+            torch.rand(
+                state.energy.shape,
+                generator=generator,
+                dtype=momentum.dtype,
+                device=momentum.device,
+            )
+            for _ in range(2)
+        )
+        return Noise(momentum, torch.where(coin < 0.5, -1.0, 1.0).to(coin), uniform)
+
+    def step(
+        self, state: State, energy: Energy, noise: Noise, context: Tensor | None = None
+    ) -> tuple[State, Info]:
+        r"""Propose and accept or reject: a pure function of its arguments.
+
+        .. math:: A = \min\bigl(1, \exp(H(x, v) - H(x', v') + \log|\det J|)\bigr),
+            \quad H(x, v) = U(x) + \tfrac{1}{2} v^\top v
+
+        A chain whose end has a non-finite energy, gradient, position, momentum or log-determinant,
+        or whose energy rises by more than 1000 nats, is flagged ``diverging``, has acceptance 0 and
+        keeps its state.
+
+        Arguments:
+            state: Of this very energy, as returned by :meth:`init` or the last step.
+            energy: U, from (B, D) to (B,).
+            noise: As drawn by :meth:`noise`.
+            context: As returned by :meth:`embed`, (B, C), where it returns one.
+
+        References:
+            Generalizing Hamiltonian Monte Carlo with Neural Networks (Levy, Hoffman and
+            Sohl-Dickstein, 2018), Equation 5.
+        """
+        start = State(
+            finite_gradient(state.position),
+            finite_gradient(state.energy),
+            finite_gradient(state.gradient),
+            state.extra,
+        )
+        end, momentum, log_determinant = self.integrate(
+            start, noise.momentum, noise.direction, energy, context
+        )
+        log_ratio = (
+            (start.energy + kinetic_energy(noise.momentum))
+            - (end.energy + kinetic_energy(momentum))
+            + log_determinant
+        )
+        finite = (end.position.isfinite() & end.gradient.isfinite()).all(dim=-1)
+        diverging = ~(finite & log_ratio.isfinite()) | (log_ratio < -DIVERGENCE_THRESHOLD)
+        acceptance = torch.where(diverging, -torch.inf, log_ratio).clamp(max=0.0).exp()
+        accepted = noise.uniform < acceptance
+        proposal = torch.where(diverging[:, None], start.position, end.position)
+        kept = State(
+            torch.where(accepted[:, None], end.position, state.position),
+            torch.where(accepted, end.energy, state.energy),
+            torch.where(accepted[:, None], end.gradient, state.gradient),
+            tuple(_choose(accepted, *pair) for pair in zip(end.extra, state.extra, strict=True)),
+        )
+        return kept, Info(proposal, acceptance, accepted, diverging)
+
+    def trajectory(
+        self,
+        position: Tensor,
+        momentum: Tensor,
+        direction: Tensor,
+        energy: Energy,
+        context: Tensor | None = None,
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        """Return the end of the trajectory, its momentum and log|det J| (B,).
+
+        The trajectory in direction -d from there leads back to where this one began.
+        """
+        state = self.init(position, energy)
+        end, momentum, log_determinant = self.integrate(state, momentum, direction, energy, context)
+        return end.position, momentum, log_determinant
+
+
+def kinetic_energy(momentum: Tensor) -> Tensor:
+    """Return vᵀv / 2 for each row, (B,)."""
+    return 0.5 * momentum.square().sum(dim=-1)
+
+
+def _choose(accepted: Tensor, new: Tensor, old: Tensor) -> Tensor:
+    return torch.where(accepted.reshape(-1, *[1] * (new.dim() - 1)), new, old)

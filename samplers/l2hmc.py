@@ -1,0 +1,143 @@
+"""Learned Hamiltonian Monte Carlo (L2HMC)."""
+
+import math
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor, nn
+
+from samplers.energy import Energy, State, finite_gradient
+from samplers.hmc import initial_log_step_size
+from samplers.kernel import Kernel
+from samplers.leapfrog import Update, augmented_leapfrog
+from samplers.networks import UpdateNetwork, embedding_network
+
+
+class L2HMC(Kernel):
+    r"""Hamiltonian Monte Carlo whose leapfrogs are scaled, shifted and gated by trained networks.
+
+    Exact whatever its weights: each leapfrog is invertible with a known Jacobian, the direction
+    d = ±1 is drawn anew for every proposal, and d = -1 applies the inverse, leapfrogs in reverse
+    order. With S = T = Q = 0 it is :class:`samplers.HMC`.
+
+    Arguments:
+        dim: D, coordinates of the position.
+        num_leapfrogs: M, leapfrogs a proposal.
+        step_size: The initial ε; its logarithm is a trained parameter.
+        hidden: Units in each hidden layer of the networks.
+        head_scale: Factor on the initial weights of the heads of S, T and Q.
+        observation_dim: N, if the energy is conditioned on observations (B, N) that the networks
+            shall see, through :meth:`embed`.
+        embedding_hidden: Units in the hidden layers of that embedding.
+
+    Raises:
+        ValueError: A size is below 1, ε is not a positive number, or ``step`` gets a context
+            where the kernel has no embedding (or the reverse).
+
+    References:
+        Generalizing Hamiltonian Monte Carlo with Neural Networks (Levy, Hoffman and
+        Sohl-Dickstein, 2018), Section 4.
+
+    Example:
+        >>> import torch
+        >>> from samplers import L2HMC
+        >>> kernel = L2HMC(dim=2, num_leapfrogs=5)
+        >>> energy = lambda x: 0.5 * x.square().sum(dim=-1)
+        >>> state = kernel.init(torch.zeros(4, 2), energy)
+        >>> state, info = kernel.step(state, energy, kernel.noise(state))
+        >>> info.acceptance.shape
+        torch.Size([4])
+    """
+
+    mask: Tensor
+
+    def __init__(
+        self,
+        dim: int,
+        num_leapfrogs: int = 10,
+        step_size: float = 0.1,
+        hidden: int = 100,
+        head_scale: float = 0.001,
+        observation_dim: int | None = None,
+        embedding_hidden: Sequence[int] = (512, 512),
+    ) -> None:
+        super().__init__()
+        if dim < 1 or hidden < 1:
+            raise ValueError(f"dim and hidden must be at least 1, got {dim} and {hidden}")
+        self.dim = dim
+        self.num_leapfrogs = num_leapfrogs
+        self.log_step_size = nn.Parameter(initial_log_step_size(num_leapfrogs, step_size))
+        self.hidden = hidden
+        self.head_scale = head_scale
+        self.observation_dim = observation_dim
+        self.embedding_hidden = tuple(embedding_hidden)
+        self.position_network = UpdateNetwork(dim, hidden, head_scale)
+        self.momentum_network = UpdateNetwork(dim, hidden, head_scale)
+        self.embedding = (
+            embedding_network([observation_dim, *embedding_hidden, hidden])
+            if observation_dim is not None
+            else None
+        )
+        self.register_buffer("mask", random_halves(num_leapfrogs, dim))
+
+    @property
+    def step_size(self) -> Tensor:
+        """The step size ε, a 0-d tensor."""
+        return self.log_step_size.exp()
+
+    def embed(self, observations: Tensor) -> Tensor | None:
+        """Return the embedding (B, hidden) of observations (B, N); None without an embedding."""
+        return None if self.embedding is None else self.embedding(observations)
+
+    def integrate(
+        self,
+        state: State,
+        momentum: Tensor,
+        direction: Tensor,
+        energy: Energy,
+        context: Tensor | None = None,
+    ) -> tuple[State, Tensor, Tensor]:
+        """Take ``num_leapfrogs`` augmented leapfrogs, each chain in its own direction."""
+        if context is None and self.embedding is not None:
+            raise ValueError(
+                "this kernel has an embedding: pass context=kernel.embed(observations)"
+            )
+        if context is not None and self.embedding is None:
+            raise ValueError("this kernel was built without observation_dim and takes no context")
+        forward = direction[:, None] > 0
+        # One number a chain, each with its own gate, or a diverged chain would spoil ε for all.
+        step_size = finite_gradient(self.step_size.expand(len(momentum), 1))
+        log_determinant = torch.zeros_like(state.energy)
+        for step in range(self.num_leapfrogs):
+            reverse = self.num_leapfrogs - 1 - step
+            time = torch.where(forward, self._time(step, momentum), self._time(reverse, momentum))
+
+            def momentum_update(position: Tensor, gradient: Tensor, time: Tensor = time) -> Update:
+                return self.momentum_network(position, gradient, time, context)
+
+            def position_update(fixed: Tensor, momentum: Tensor, time: Tensor = time) -> Update:
+                return self.position_network(fixed, momentum, time, context)
+
+            state, momentum, change = augmented_leapfrog(
+                state,
+                momentum,
+                direction,
+                energy,
+                step_size,
+                torch.where(forward, self.mask[step], ~self.mask[reverse]),
+                momentum_update,
+                position_update,
+            )
+            log_determinant = log_determinant + change
+        return state, momentum, log_determinant
+
+    def _time(self, step: int, like: Tensor) -> Tensor:
+        """Return τ = (cos 2πt/M, sin 2πt/M)."""
+        angle = 2 * math.pi * step / self.num_leapfrogs
+        return like.new_tensor([math.cos(angle), math.sin(angle)])
+
+
+def random_halves(num_leapfrogs: int, dim: int) -> Tensor:
+    """Draw a random half of the coordinates for each leapfrog, boolean, (M, D)."""
+    ranks = torch.rand(num_leapfrogs, dim).argsort(dim=-1)
+    return ranks < dim // 2

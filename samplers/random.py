@@ -1,0 +1,33 @@
+"""Random numbers as a function of integers, so that a resumed run repeats the uninterrupted one."""
+
+import numpy as np
+import torch
+from torch import Tensor
+
+
+def seeded_generator(device: torch.device | str, *key: int) -> torch.Generator:
+    r"""Return a generator whose stream is a function of the integers in ``key`` alone.
+
+    Keys that differ in any integer give independent streams: the integers are mixed by
+    :class:`numpy.random.SeedSequence` rather than added, so that (seed 0, step 1) and
+    (seed 1, step 0) do not share their numbers.
+
+    Arguments:
+        device: Where the numbers will be drawn.
+        key: Non-negative integers, for example (seed, stream, global step, rank).
+
+    Raises:
+        ValueError: An integer is negative.
+    """
+    if any(part < 0 for part in key):
+        raise ValueError(f"a random key must be non-negative integers, got {key}")
+    # SeedSequence pads with zeros, so without the length (1,) and (1, 0) would be the same key.
+    seed = int(
+        np.random.SeedSequence((len(key), *key)).generate_state(1, np.uint64)[0] >> np.uint64(1)
+    )
+    return torch.Generator(device=device).manual_seed(seed)
+
+
+def standard_normal(like: Tensor, generator: torch.Generator | None = None) -> Tensor:
+    """Draw N(0, 1) numbers of the shape, type and device of ``like``."""
+    return torch.randn(like.shape, generator=generator, dtype=like.dtype, device=like.device)
