@@ -1,0 +1,223 @@
+"""The log-likelihood of a generative model by annealed importance sampling (AIS)."""
+
+import math
+from collections.abc import Callable
+from typing import Literal, NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+from dglm.annealing import (
+    Annealed,
+    AnnealedEnergy,
+    Schedule,
+    anneal,
+    pilot_gradients,
+    temperatures,
+    tune_step_sizes,
+)
+from dglm.gaussian import DiagonalGaussian
+from dglm.model import GenerativeModel
+from samplers import HMC, seeded_generator
+
+Start = nn.Module | Literal["prior"]
+"""Where chains start: at the prior, or at the q(z|x) of an encoder."""
+
+_MEMORY_BUDGET = 2**30
+_PILOT_CHAINS = 128
+_PILOT_STREAM, _CHAIN_STREAM = 0, 1
+
+
+class AISResult(NamedTuple):
+    """Estimates of log p(x) and what they rest on."""
+
+    log_likelihood: Tensor
+    """Estimate of log p(x) of each image, float64, (N,) nats; a lower bound in expectation."""
+    standard_error: Tensor
+    """Of each estimate, from the spread of the weights over chains, (N,) nats."""
+    log_weights: Tensor
+    """Of each chain, float64, (N, chains) nats."""
+    acceptance: Tensor
+    """Mean acceptance probability, (N,)."""
+    gradient_evaluations: int
+    """Gradients of log p(x|z), over all images and chains, the pilot's included."""
+
+    @property
+    def effective_sample_size(self) -> Tensor:
+        """(Σw)² / Σw² of each image's weights, (N,), between 1 and the number of chains."""
+        return weight_effective_sample_size(self.log_weights)
+
+
+@torch.no_grad()
+def estimate_log_likelihood(
+    model: GenerativeModel,
+    images: Tensor,
+    num_chains: int = 16,
+    num_temperatures: int = 1000,
+    num_leapfrogs: int = 10,
+    start: Start = "prior",
+    seed: int = 0,
+    schedule: Schedule = "sigmoid",
+    progress: Callable[[int], None] = lambda gradients: None,
+) -> AISResult:
+    r"""Estimate log p(x) of each image by annealed importance sampling.
+
+    .. math:: \log \hat p(x) = \log \frac{1}{C} \sum_c \exp \sum_t (β_t - β_{t-1})
+        \bigl(\log p(x, z_{t-1}^c) - \log q_0(z_{t-1}^c)\bigr)
+
+    The estimate of p(x) is unbiased, that of log p(x) a lower bound in expectation. Transitions
+    are HMC, with a step size for each temperature that a pilot run has tuned and that is then kept.
+
+    Arguments:
+        model: p(x, z).
+        images: Observations, (N, D), on the model's device.
+        num_chains: C, chains an image.
+        num_temperatures: T, changes of temperature; T - 1 transitions lie between them.
+        num_leapfrogs: Leapfrogs a transition.
+        start: q₀: "prior", or an encoder, from which fewer temperatures are needed.
+        seed: All randomness is a function of it.
+        schedule: Spacing of the temperatures.
+        progress: Called with the number of gradients taken since the last call.
+
+    Raises:
+        ValueError: A count is below 1, or the images cannot be this model's.
+
+    References:
+        Annealed importance sampling (Neal, 2001).
+        On the quantitative analysis of decoder-based generative models (Wu, Burda, Salakhutdinov
+        and Grosse, 2017).
+    """
+    check_counts(num_chains=num_chains, num_leapfrogs=num_leapfrogs)
+    model.check_observations(images)
+    betas = temperatures(num_temperatures, schedule)
+    step_sizes = tuned_step_sizes(model, images, betas, num_leapfrogs, start, seed, progress)
+    pieces = []
+    for first, rows in batches(model, images, num_chains):
+        generator = seeded_generator(images.device, seed, _CHAIN_STREAM, first)
+        path = annealed_path(model, rows, start)
+        draws = path.start.sample(generator)
+        kernel, counted = HMC(num_leapfrogs).to(images), scaled(progress, len(rows))
+        pieces.append(anneal(path, draws, betas, kernel, step_sizes, generator, counted))
+    cost = gradient_evaluations(len(images), num_chains, num_temperatures, num_leapfrogs)
+    return summarise(pieces, num_chains, cost)
+
+
+def gradient_evaluations(
+    num_images: int, num_chains: int, num_temperatures: int, num_leapfrogs: int
+) -> int:
+    """Return the gradients of log p(x|z) that an estimate takes, its pilot's included."""
+    per_chain = 1 + (num_temperatures - 1) * num_leapfrogs
+    pilot = _PILOT_CHAINS * pilot_gradients(num_temperatures, num_leapfrogs)
+    return pilot + num_images * num_chains * per_chain
+
+
+def summarise(pieces: list[Annealed], num_chains: int, gradient_evaluations: int) -> AISResult:
+    """Turn the chains of consecutive images into estimates for each image."""
+    log_weights = torch.cat([piece.log_weight for piece in pieces]).view(-1, num_chains)
+    acceptance = torch.cat([piece.acceptance for piece in pieces]).view(-1, num_chains)
+    return AISResult(
+        log_mean_exp(log_weights),
+        log_mean_standard_error(log_weights),
+        log_weights,
+        acceptance.mean(dim=1),
+        gradient_evaluations,
+    )
+
+
+def annealed_path(model: GenerativeModel, images: Tensor, start: Start) -> AnnealedEnergy:
+    """Return the path to p(z|x) for images (B, D), from the prior or from an encoder's q(z|x)."""
+    if isinstance(start, nn.Module):
+        q = DiagonalGaussian(*start(images))
+    elif start == "prior":
+        zeros = images.new_zeros(len(images), model.latent_dim)
+        q = DiagonalGaussian(zeros, zeros)
+    else:
+        raise ValueError(f"start must be 'prior' or an encoder module, got {start!r}")
+    return AnnealedEnergy(model.misfit(images), q)
+
+
+def batches(model: GenerativeModel, images: Tensor, num_chains: int) -> list[tuple[int, Tensor]]:
+    """Return (first image, images repeated for their chains) in pieces that fit in memory.
+
+    The pieces depend on the sizes alone, not on the machine, so that results do not either.
+    """
+    images_each = max(1, _MEMORY_BUDGET // (num_chains * _bytes_per_chain(model, images[:2])))
+    return [
+        (first, images[first : first + images_each].repeat_interleave(num_chains, dim=0))
+        for first in range(0, len(images), images_each)
+    ]
+
+
+def log_mean_exp(log_weights: Tensor) -> Tensor:
+    """Return log((1/C) Σ exp(w)) over the last dimension."""
+    return log_weights.logsumexp(dim=-1) - math.log(log_weights.shape[-1])
+
+
+def log_mean_standard_error(log_weights: Tensor) -> Tensor:
+    r"""Return the standard error of the log of a mean weight, by the delta method.
+
+    .. math:: \mathrm{se} = \frac{\mathrm{sd}(w)}{\bar w \sqrt{C}}
+
+    Arguments:
+        log_weights: (N, C); NaN for a single chain, which has no spread.
+    """
+    ratios = (log_weights - log_mean_exp(log_weights)[..., None]).exp()
+    return ratios.std(dim=-1) / math.sqrt(log_weights.shape[-1])
+
+
+def weight_effective_sample_size(log_weights: Tensor) -> Tensor:
+    """Return (Σw)² / Σw² over the last dimension, for log-weights."""
+    return (2 * log_weights.logsumexp(dim=-1) - (2 * log_weights).logsumexp(dim=-1)).exp()
+
+
+def check_counts(**counts: int) -> None:
+    """Raise ValueError that names the first count below 1."""
+    for name, count in counts.items():
+        if count < 1:
+            raise ValueError(f"{name} must be at least 1, got {count}")
+
+
+def tuned_step_sizes(
+    model: GenerativeModel,
+    images: Tensor,
+    betas: Tensor,
+    num_leapfrogs: int,
+    start: Start,
+    seed: int,
+    progress: Callable[[int], None] = lambda gradients: None,
+) -> Tensor:
+    """Return step sizes tuned on images spread over the set."""
+    rows = torch.arange(_PILOT_CHAINS, device=images.device) * len(images) // _PILOT_CHAINS
+    path = annealed_path(model, images[rows], start)
+    generator = seeded_generator(images.device, seed, _PILOT_STREAM)
+    counted = scaled(progress, _PILOT_CHAINS)
+    return tune_step_sizes(path, betas, num_leapfrogs, generator, counted)
+
+
+def scaled(progress: Callable[[int], None], chains: int) -> Callable[[int], None]:
+    """Turn a count of gradients over all chains into the count of each chain."""
+    return lambda gradients: progress(gradients * chains)
+
+
+def _bytes_per_chain(model: GenerativeModel, images: Tensor) -> int:
+    """Return roughly what one more chain takes: twice what autograd saves for one more row."""
+    saved = []
+    for rows in (1, 2):
+        total = 0
+
+        def pack(tensor: Tensor) -> Tensor:
+            nonlocal total
+            total += tensor.numel() * tensor.element_size()
+            return tensor
+
+        with (
+            torch.inference_mode(False),
+            torch.enable_grad(),
+            torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor),
+        ):
+            x = torch.zeros(rows, images.shape[1], dtype=images.dtype, device=images.device)
+            z = x.new_zeros(rows, model.latent_dim).requires_grad_()
+            model.misfit(x)(z)
+        saved.append(total)
+    image = images.shape[1] * images.element_size()
+    return 2 * (saved[1] - saved[0] + image)

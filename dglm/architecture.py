@@ -1,0 +1,83 @@
+"""Modules as plain data, so that checkpoints load without unpickling code."""
+
+import inspect
+from importlib import import_module
+from typing import Any
+
+from torch import Tensor, nn
+
+Description = dict[str, Any]
+"""{"class_path": "package.module.Class", "init_args": {...}}, jsonargparse's format."""
+
+_PLACEMENT = ("device", "dtype")
+
+
+def describe(module: nn.Module) -> Description:
+    """Return the class and constructor arguments of a module.
+
+    A module must keep each constructor argument as an attribute of the same name, scikit-learn's
+    convention, which torch.nn follows. Weights are not part of it: they are in the state_dict.
+
+    Raises:
+        TypeError: An argument is not kept, or is no number, string, sequence, mapping or module.
+    """
+    kind = type(module)
+    class_path = f"{kind.__module__}.{kind.__qualname__}"
+    if isinstance(module, nn.Sequential):
+        return {"class_path": class_path, "init_args": [describe(child) for child in module]}
+    arguments = {}
+    for name, parameter in inspect.signature(kind.__init__).parameters.items():
+        if name == "self" or name in _PLACEMENT:
+            continue
+        if parameter.kind in (parameter.VAR_POSITIONAL, parameter.VAR_KEYWORD):
+            continue
+        if not hasattr(module, name):
+            raise TypeError(
+                f"{class_path} cannot be rebuilt from a checkpoint: "
+                f"keep its constructor argument {name!r} as self.{name}"
+            )
+        value = getattr(module, name)
+        if isinstance(parameter.default, bool) and not isinstance(value, bool):
+            value = value is not None  # torch.nn keeps bias=True as the bias itself
+        arguments[name] = _plain(value, f"{class_path}({name}=…)")
+    return {"class_path": class_path, "init_args": arguments}
+
+
+def build(module: nn.Module | Description) -> nn.Module:
+    """Return the module that a description stands for; a module is returned as it is.
+
+    Raises:
+        TypeError: The description names something else than a subclass of nn.Module.
+    """
+    if isinstance(module, nn.Module):
+        return module
+    path, _, name = module["class_path"].rpartition(".")
+    kind = getattr(import_module(path), name, None)
+    if not (isinstance(kind, type) and issubclass(kind, nn.Module)):
+        raise TypeError(f"{module['class_path']} is not a subclass of torch.nn.Module")
+    arguments = module["init_args"]
+    if isinstance(arguments, list):
+        return kind(*map(build, arguments))
+    return kind(**{key: _restored(value) for key, value in arguments.items()})
+
+
+def _plain(value: Any, where: str) -> Any:
+    if isinstance(value, nn.Module):
+        return describe(value)
+    if isinstance(value, Tensor) and value.numel() == 1:
+        return value.item()
+    if isinstance(value, (list, tuple)):
+        return [_plain(item, where) for item in value]
+    if isinstance(value, dict):
+        return {key: _plain(item, where) for key, item in value.items()}
+    if value is None or isinstance(value, (bool, int, float, str)):
+        return value
+    raise TypeError(f"{where} is a {type(value).__name__}, which a checkpoint cannot hold")
+
+
+def _restored(value: Any) -> Any:
+    if isinstance(value, dict) and "class_path" in value:
+        return build(value)
+    if isinstance(value, list):
+        return tuple(map(_restored, value))
+    return value

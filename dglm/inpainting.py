@@ -1,0 +1,101 @@
+"""Inpainting by block Gibbs: latent variables given the image, hidden pixels given those."""
+
+from typing import NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+from dglm.gaussian import DiagonalGaussian
+from dglm.model import GenerativeModel
+from samplers import Kernel
+
+
+class KernelSteps(NamedTuple):
+    """A kernel that draws z given the image by so many Metropolis-Hastings steps a sweep."""
+
+    kernel: Kernel
+    """HMC, or L2HMC with the embedding of its images."""
+    steps: int
+    """Steps a sweep, at least 1."""
+
+
+@torch.no_grad()
+def inpaint(
+    model: GenerativeModel,
+    images: Tensor,
+    given: Tensor,
+    sweeps: int,
+    posterior: nn.Module | KernelSteps | tuple[Kernel, int],
+    start: Tensor | None = None,
+    generator: torch.Generator | None = None,
+) -> Tensor:
+    """Fill in the hidden pixels by alternating z given x and hidden pixels given z.
+
+    With an encoder, z is drawn anew from q(z|x) at each sweep, which is biased as q is. With a
+    kernel, z persists from sweep to sweep, so that the chain leaves p(z, hidden | given) invariant.
+
+    Arguments:
+        model: p(x, z).
+        images: Observations, (N, D); their hidden pixels are where the chain starts.
+        given: True where a pixel is given, boolean, (D,) or (N, D).
+        sweeps: Sweeps to make.
+        posterior: An encoder, or (kernel, steps per sweep).
+        start: The first z with a kernel, (N, latent_dim), for example a draw of q(z|x); without
+            it, a draw from the prior.
+        generator: Of all randomness; without one, torch's global generator.
+
+    Returns:
+        The images after each sweep, (sweeps, N, D); given pixels are as they were.
+
+    Raises:
+        ValueError: A count is below 1, or images or mask have the wrong shape, type or range.
+
+    References:
+        Generalizing Hamiltonian Monte Carlo with Neural Networks (Levy, Hoffman and
+        Sohl-Dickstein, 2018), Section 5.2.2.
+    """
+    model.check_observations(images)
+    _check_mask(given, images)
+    if sweeps < 1:
+        raise ValueError(f"sweeps must be at least 1, got {sweeps}")
+    if not isinstance(posterior, nn.Module):
+        posterior = KernelSteps(*posterior)
+        if posterior.steps < 1:
+            raise ValueError(f"the kernel needs at least 1 step a sweep, got {posterior.steps}")
+    x, z, frames = images, start, []
+    if z is None:
+        z = model.sample(len(images), generator)[1]
+    for _ in range(sweeps):
+        if isinstance(posterior, nn.Module):
+            z = DiagonalGaussian(*posterior(x)).sample(generator)
+        else:
+            z = _move(posterior, model, x, z, generator)
+        filled = model.likelihood.sample(model.decoder(z), generator)
+        x = torch.where(given, images, filled)
+        frames.append(x)
+    return torch.stack(frames)
+
+
+def _move(
+    posterior: KernelSteps,
+    model: GenerativeModel,
+    x: Tensor,
+    z: Tensor,
+    generator: torch.Generator | None,
+) -> Tensor:
+    """Take the kernel's steps for p(z|x); the energy is another at each sweep, so start afresh."""
+    kernel, energy = posterior.kernel, model.energy(x)
+    context, state = kernel.embed(x), kernel.init(z, energy)
+    for _ in range(posterior.steps):
+        state, _ = kernel.step(state, energy, kernel.noise(state, generator), context)
+    return state.position
+
+
+def _check_mask(given: Tensor, images: Tensor) -> None:
+    if given.dtype != torch.bool:
+        raise ValueError(f"the mask of given pixels must be boolean, got {given.dtype}")
+    if given.shape not in (images.shape[1:], images.shape):
+        raise ValueError(
+            f"the mask of given pixels must have shape {tuple(images.shape[1:])} or "
+            f"{tuple(images.shape)}, got {tuple(given.shape)}"
+        )

@@ -1,0 +1,91 @@
+"""The generative model p(x, z) = p(z) p(x|z)."""
+
+from collections.abc import Callable
+
+import torch
+from torch import Tensor, nn
+from torch.func import functional_call
+
+from dglm.gaussian import gaussian_log_prob
+from dglm.likelihoods import Bernoulli, Likelihood
+
+
+class GenerativeModel(nn.Module):
+    r"""A deep latent Gaussian model.
+
+    .. math:: z \sim N(0, I), \quad x \sim p(x | f(z))
+
+    Arguments:
+        decoder: f, any module from z (B, latent_dim) to logits or means (B, N).
+        latent_dim: Length of z.
+        likelihood: What the decoder's output means; Bernoulli logits by default.
+
+    Example:
+        >>> import torch
+        >>> from dglm import GenerativeModel
+        >>> model = GenerativeModel(torch.nn.Linear(2, 6), latent_dim=2)
+        >>> x, z = model.sample(3)
+        >>> model.log_joint(x, z).shape
+        torch.Size([3])
+    """
+
+    def __init__(
+        self, decoder: nn.Module, latent_dim: int, likelihood: Likelihood | None = None
+    ) -> None:
+        super().__init__()
+        if latent_dim < 1:
+            raise ValueError(f"latent_dim must be at least 1, got {latent_dim}")
+        self.decoder = decoder
+        self.latent_dim = latent_dim
+        self.likelihood = Bernoulli() if likelihood is None else likelihood
+
+    def log_prior(self, z: Tensor) -> Tensor:
+        """Return log p(z), (B,) nats."""
+        return gaussian_log_prob(z)
+
+    def log_likelihood(self, x: Tensor, z: Tensor) -> Tensor:
+        """Return log p(x|z), (B,) nats."""
+        return self.likelihood.log_prob(self.decoder(z), x)
+
+    def log_joint(self, x: Tensor, z: Tensor) -> Tensor:
+        """Return log p(x, z), (B,) nats, for observations (B, N) and latent variables (B, D)."""
+        return self.log_likelihood(x, z) + self.log_prior(z)
+
+    def energy(self, x: Tensor) -> Callable[[Tensor], Tensor]:
+        """Return U(z) = -log p(x, z) for observations (B, N), with the decoder frozen.
+
+        No gradient reaches the decoder's parameters through it; it sees their present values.
+        """
+        misfit = self.misfit(x)
+        return lambda z: misfit(z) - self.log_prior(z)
+
+    def misfit(self, x: Tensor) -> Callable[[Tensor], Tensor]:
+        """Return z ↦ -log p(x|z) for observations (B, N), with the decoder frozen."""
+        frozen = {name: value.detach() for name, value in self.decoder.named_parameters()}
+        return lambda z: -self.likelihood.log_prob(functional_call(self.decoder, frozen, (z,)), x)
+
+    @torch.no_grad()
+    def sample(self, n: int, generator: torch.Generator | None = None) -> tuple[Tensor, Tensor]:
+        """Draw n observations and their latent variables, (n, N) and (n, latent_dim)."""
+        parameter = next(self.decoder.parameters(), torch.empty(0))
+        z = torch.randn(
+            n,
+            self.latent_dim,
+            generator=generator,
+            dtype=parameter.dtype,
+            device=parameter.device,
+        )
+        return self.likelihood.sample(self.decoder(z), generator), z
+
+    def check_observations(self, x: Tensor) -> None:
+        """Raise ValueError unless ``x`` is a batch (B, N) that this model can have produced."""
+        parameter = next(self.decoder.parameters(), torch.empty(0))
+        with torch.no_grad():
+            width = self.decoder(parameter.new_zeros(1, self.latent_dim)).shape[-1]
+        if x.dim() != 2 or x.shape[1] != width:
+            raise ValueError(
+                f"this model's observations are flat, (B, {width}), got {tuple(x.shape)}"
+            )
+        if len(x) == 0:
+            raise ValueError("there are no observations: the batch is empty")
+        self.likelihood.check(x)

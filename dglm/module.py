@@ -1,0 +1,271 @@
+"""Training of deep latent Gaussian models: VAE, HMC-DGLM and L2HMC-DGLM."""
+
+from enum import IntEnum
+from typing import Any, NamedTuple
+
+import torch
+from lightning.pytorch import LightningModule
+from torch import Tensor, nn
+
+from dglm.architecture import Description, build, describe
+from dglm.gaussian import DiagonalGaussian
+from dglm.model import GenerativeModel
+from samplers import (
+    HMC,
+    Kernel,
+    State,
+    reciprocal_jump_loss,
+    seeded_generator,
+    squared_jump,
+    track_acceptance,
+)
+
+SAMPLER_GRADIENT_NORM = 5.0
+"""Bound on the norm of the sampler's gradient, the paper's."""
+
+
+class Stream(IntEnum):
+    """Which of the module's random streams a key belongs to."""
+
+    TRAINING = 0
+    VALIDATION = 1
+    TEST = 2
+
+
+class Chain(NamedTuple):
+    """A short chain from q(z|x) toward p(z|x) and what it cost the sampler."""
+
+    state: State
+    """After the last step."""
+    log_joint: Tensor
+    """log p(x, z_j) for j = 0 … J, (J + 1, B) nats."""
+    loss: Tensor
+    """The sampler's loss, summed over the steps, (B,)."""
+    jump: Tensor
+    """Mean over the steps of the accepted squared jump in units of q's variance, (B,)."""
+    acceptance: Tensor
+    """Mean over the steps, (B,)."""
+    diverging: Tensor
+    """Share of diverged steps, (B,)."""
+
+
+class DGLM(LightningModule):
+    r"""A deep latent Gaussian model, trained with posterior samples of a Markov chain.
+
+    One training step on a minibatch x, for J = ``num_mh_steps``:
+
+    1. z₀ ~ q(z|x); the encoder ascends E log p(x, z₀) + H[q], the decoder held fixed.
+    2. From z₀ (no gradient), J steps of the kernel; the sampler descends Σ_j ℓ_1(δ_j A_j), with
+       jumps δ measured in the standard deviations of q, through ∂U to second order.
+    3. The decoder ascends log p(x, z_J) (no gradient to z_J).
+
+    ``kernel=None`` is the VAE, where encoder and decoder ascend the evidence lower bound together;
+    ``HMC`` is HMC-DGLM, its step size following an acceptance of 0.65; ``L2HMC`` is L2HMC-DGLM.
+
+    Arguments:
+        model: p(x, z).
+        encoder: Any module from x (B, N) to the mean and log standard deviation of q(z|x), each
+            (B, latent_dim).
+        kernel: What refines the draws of q.
+        num_mh_steps: J, Metropolis-Hastings steps from q to the draw that trains the decoder.
+        learning_rate: Adam's, for all three parts.
+        seed: All randomness of training is a function of (seed, global step, rank).
+
+    Raises:
+        ValueError: ``num_mh_steps`` is below 1.
+        TypeError: A module cannot be described in a checkpoint (see dglm.architecture).
+
+    References:
+        Generalizing Hamiltonian Monte Carlo with Neural Networks (Levy, Hoffman and
+        Sohl-Dickstein, 2018), Algorithm 2.
+        Learning deep latent Gaussian models with Markov chain Monte Carlo (Hoffman, 2017).
+    """
+
+    model: GenerativeModel
+    encoder: nn.Module
+    kernel: Kernel | None
+
+    def __init__(
+        self,
+        model: GenerativeModel | Description,
+        encoder: nn.Module | Description,
+        kernel: Kernel | Description | None = None,
+        num_mh_steps: int = 5,
+        learning_rate: float = 1e-3,
+        seed: int = 0,
+    ) -> None:
+        super().__init__()
+        if num_mh_steps < 1:
+            raise ValueError(f"num_mh_steps must be at least 1, got {num_mh_steps}")
+        self.model = build(model)  # type: ignore[assignment]
+        self.encoder = build(encoder)
+        self.kernel = None if kernel is None else build(kernel)  # type: ignore[assignment]
+        self.num_mh_steps = num_mh_steps
+        self.learning_rate = learning_rate
+        self.seed = seed
+        arguments = {
+            "model": describe(self.model),
+            "encoder": describe(self.encoder),
+            "kernel": None if self.kernel is None else describe(self.kernel),
+            "num_mh_steps": num_mh_steps,
+            "learning_rate": learning_rate,
+            "seed": seed,
+        }
+        self.save_hyperparameters(arguments, logger=False)
+
+    @property
+    def gradients_per_update(self) -> int:
+        """Gradients of U that the chain of one training step takes for each image."""
+        if self.kernel is None:
+            return 0
+        return self.num_mh_steps * self.kernel.num_leapfrogs + 1
+
+    def posterior(self, x: Tensor) -> DiagonalGaussian:
+        """Return q(z|x) for observations (B, N)."""
+        return DiagonalGaussian(*self.encoder(x))
+
+    @torch.no_grad()
+    def posterior_samples(
+        self,
+        x: Tensor,
+        num_mh_steps: int | None = None,
+        generator: torch.Generator | None = None,
+    ) -> Tensor:
+        """Draw z for each observation: from q(z|x), then refined by the kernel, if there is one.
+
+        Arguments:
+            x: Observations, (B, N).
+            num_mh_steps: Steps of the kernel, by default as many as in training; 0 for q alone.
+            generator: Of the noise; without one, torch's global generator.
+
+        Returns:
+            Latent variables, (B, latent_dim).
+        """
+        self.model.check_observations(x)
+        q = self.posterior(x)
+        z = q.sample(generator)
+        if self.kernel is None or num_mh_steps == 0:
+            return z
+        return self.chain(x, q, z, generator, num_mh_steps).state.position
+
+    @torch.no_grad()
+    def reconstruct(
+        self,
+        x: Tensor,
+        num_mh_steps: int | None = None,
+        generator: torch.Generator | None = None,
+    ) -> Tensor:
+        """Return the mean of p(x'|z) at a posterior sample z for each observation, (B, N).
+
+        The arguments are those of :meth:`posterior_samples`.
+        """
+        z = self.posterior_samples(x, num_mh_steps, generator)
+        return self.model.likelihood.mean(self.model.decoder(z))
+
+    def chain(
+        self,
+        x: Tensor,
+        q: DiagonalGaussian,
+        start: Tensor,
+        generator: torch.Generator | None = None,
+        num_mh_steps: int | None = None,
+    ) -> Chain:
+        """Run the kernel from ``start`` (B, latent_dim), differentiable in its parameters alone.
+
+        Arguments:
+            x: Observations, (B, N).
+            q: The approximate posterior, whose variances are the unit of the jumps.
+            start: z₀; no gradient reaches it.
+            generator: Of the noise.
+            num_mh_steps: J, at least 1; by default as many as in training.
+        """
+        kernel, variance = self.kernel, q.variance().detach()
+        if kernel is None:
+            raise ValueError("a VAE has no kernel to run: build the DGLM with one")
+        energy, context = self.model.energy(x), kernel.embed(x)
+        state = kernel.init(start.detach(), energy)
+        energies, infos, jumps = [state.energy], [], []
+        for _ in range(self.num_mh_steps if num_mh_steps is None else num_mh_steps):
+            origin = state.position
+            state, info = kernel.step(state, energy, kernel.noise(state, generator), context)
+            energies.append(state.energy)
+            infos.append(info)
+            jumps.append(squared_jump(origin, info, variance))
+        jump = torch.stack(jumps)
+        acceptance = torch.stack([info.acceptance for info in infos])
+        return Chain(
+            state,
+            -torch.stack(energies).detach(),
+            reciprocal_jump_loss(jump, acceptance).sum(dim=0),
+            (jump * acceptance).detach().mean(dim=0),
+            acceptance.detach().mean(dim=0),
+            torch.stack([info.diverging for info in infos]).to(jump).mean(dim=0),
+        )
+
+    def training_step(self, x: Tensor, batch_index: int) -> Tensor:
+        """Return the sum of the losses; each reaches parameters that the others do not."""
+        generator = self._generator(Stream.TRAINING, self.global_step)
+        q = self.posterior(x)
+        z = q.sample(generator)
+        if self.kernel is None:
+            elbo = self.model.log_joint(x, z) + q.entropy()
+            self._log("train", log_elbo=elbo)
+            return -elbo.mean()
+        elbo = q.entropy() - self.model.energy(x)(z)
+        learned = any(parameter.requires_grad for parameter in self.kernel.parameters())
+        with torch.set_grad_enabled(learned):
+            chain = self.chain(x, q, z, generator)
+        log_joint = self.model.log_joint(x, chain.state.position.detach())
+        self._log(
+            "train",
+            log_elbo=elbo,
+            log_joint=log_joint,
+            sampler_loss=chain.loss,
+            acceptance=chain.acceptance,
+            divergence=chain.diverging,
+            jump=chain.jump,
+            step_size=self.kernel.step_size,
+        )
+        if isinstance(self.kernel, HMC):
+            acceptance = self.trainer.strategy.reduce(chain.acceptance.mean(), reduce_op="mean")
+            track_acceptance(self.kernel, acceptance)
+        return (chain.loss - elbo - log_joint).mean()
+
+    def validation_step(self, x: Tensor, batch_index: int) -> None:
+        """Log the bound, and how far the kernel carries log p(x, z) from q's value."""
+        generator = self._generator(Stream.VALIDATION, batch_index)
+        q = self.posterior(x)
+        z = q.sample(generator)
+        log_joint = self.model.log_joint(x, z)
+        self._log("validation", log_elbo=log_joint + q.entropy(), log_joint_q=log_joint)
+        if self.kernel is not None:
+            chain = self.chain(x, q, z, generator)
+            self._log(
+                "validation",
+                log_joint=chain.log_joint[-1],
+                acceptance=chain.acceptance,
+                divergence=chain.diverging,
+            )
+
+    def configure_optimizers(self) -> torch.optim.Optimizer:
+        """Return Adam with one parameter group for each part of the model."""
+        parts = [self.encoder, self.model, self.kernel or nn.Module()]
+        groups = [list(part.parameters()) for part in parts]
+        return torch.optim.Adam(
+            [{"params": group} for group in groups if group], lr=self.learning_rate
+        )
+
+    def configure_gradient_clipping(self, *arguments: Any, **options: Any) -> None:
+        """Clip the sampler's gradient, whose reciprocal loss has heavy tails; no other."""
+        learned = [] if self.kernel is None else list(self.kernel.parameters())
+        if learned:
+            nn.utils.clip_grad_norm_(learned, SAMPLER_GRADIENT_NORM)
+
+    def _generator(self, stream: Stream, index: int) -> torch.Generator:
+        return seeded_generator(self.device, self.seed, stream, index, self.global_rank)
+
+    def _log(self, stage: str, **metrics: Tensor) -> None:
+        means = {f"{stage}/{name}": value.detach().mean() for name, value in metrics.items()}
+        shown = f"{stage}/log_joint", f"{stage}/acceptance"
+        for name, value in means.items():
+            self.log(name, value, prog_bar=name in shown, sync_dist=stage != "train")

@@ -1,0 +1,77 @@
+"""Encoders and decoders."""
+
+from collections.abc import Sequence
+from itertools import pairwise
+
+import torch
+from torch import Tensor, nn
+
+
+class Decoder(nn.Module):
+    """A softplus network from latent variables to the parameters of the likelihood.
+
+    Arguments:
+        latent_dim: Length of z.
+        observation_dim: Length of x.
+        hidden: Units in each hidden layer.
+        output_scale: Factor on the initial weights of the last layer.
+
+    Shapes: z (B, latent_dim) to logits or means (B, observation_dim).
+    """
+
+    def __init__(
+        self,
+        latent_dim: int,
+        observation_dim: int,
+        hidden: Sequence[int] = (1024, 1024),
+        output_scale: float = 0.01,
+    ) -> None:
+        super().__init__()
+        self.latent_dim = latent_dim
+        self.observation_dim = observation_dim
+        self.hidden = tuple(hidden)
+        self.output_scale = output_scale
+        self.trunk = softplus_layers([latent_dim, *hidden])
+        self.output = nn.Linear(hidden[-1], observation_dim)
+        with torch.no_grad():
+            self.output.weight.mul_(output_scale)
+
+    def forward(self, z: Tensor) -> Tensor:
+        """Return the logits or means, (B, observation_dim)."""
+        return self.output(self.trunk(z))
+
+
+class Encoder(nn.Module):
+    """A softplus network from observations to a Gaussian q(z|x) with diagonal covariance.
+
+    Arguments:
+        observation_dim: Length of x.
+        latent_dim: Length of z.
+        hidden: Units in each hidden layer.
+
+    Shapes: x (B, observation_dim) to (mean, log standard deviation), each (B, latent_dim).
+    """
+
+    def __init__(
+        self, observation_dim: int, latent_dim: int, hidden: Sequence[int] = (1024, 1024)
+    ) -> None:
+        super().__init__()
+        self.observation_dim = observation_dim
+        self.latent_dim = latent_dim
+        self.hidden = tuple(hidden)
+        self.trunk = softplus_layers([observation_dim, *hidden])
+        self.mean = nn.Linear(hidden[-1], latent_dim)
+        self.log_std = nn.Linear(hidden[-1], latent_dim)
+
+    def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        """Return the mean and the log standard deviation, each (B, latent_dim)."""
+        features = self.trunk(x)
+        return self.mean(features), self.log_std(features)
+
+
+def softplus_layers(sizes: Sequence[int]) -> nn.Sequential:
+    """Return linear layers of the given sizes, each followed by softplus."""
+    layers: list[nn.Module] = []
+    for inputs, outputs in pairwise(sizes):
+        layers += [nn.Linear(inputs, outputs), nn.Softplus()]
+    return nn.Sequential(*layers)
