@@ -1,0 +1,1 @@
+"""The commands: one module each, run as ``python -m experiments.NAME``."""

@@ -1,0 +1,135 @@
+"""Train a VAE, HMC-DGLM or L2HMC-DGLM on images of digits, score it and draw it.
+
+Without arguments: a demonstration sized for two CPU cores.
+"""
+
+import sys
+from pathlib import Path
+from typing import Any
+
+from lightning.pytorch import Callback, Trainer
+from lightning.pytorch.callbacks import ModelCheckpoint
+from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
+from lightning.pytorch.loggers import CSVLogger, TensorBoardLogger
+
+from data import ImageDataModule
+from experiments.command import (
+    CommandError,
+    ConfigFile,
+    create_run,
+    resumed_arguments,
+    run_command,
+)
+from experiments.models import KernelName, build_dglm
+from experiments.progress import TrainingProgress
+from experiments.report import Evaluation, report
+
+TRAINER_DEFAULTS: dict[str, Any] = {
+    "max_epochs": -1,
+    "max_steps": 1500,
+    "log_every_n_steps": 10,
+    "val_check_interval": 250,
+    "check_val_every_n_epoch": None,
+    "num_sanity_val_steps": 0,
+    "enable_progress_bar": False,
+    "enable_model_summary": False,
+    # The data module gives each process its own share.
+    "use_distributed_sampler": False,
+}
+
+
+class MnistCLI(LightningCLI):
+    """LightningCLI with short names for what is used most."""
+
+    folder: Path
+
+    def init_parser(self, **kwargs: Any) -> LightningArgumentParser:
+        """Return a parser whose --config also takes the name of a shipped configuration."""
+        parser = LightningArgumentParser(**kwargs)
+        help_text = "Configuration file, or the name of a shipped one: mnist_paper."
+        parser.add_argument("-c", "--config", action=ConfigFile, help=help_text)
+        return parser
+
+    def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
+        """Add the options of the command itself, and pass them on to its parts."""
+        parser.add_argument(
+            "--kernel",
+            type=KernelName,
+            default="l2hmc",
+            help="What refines posterior draws: none (VAE), hmc (HMC-DGLM) or l2hmc (L2HMC-DGLM).",
+        )
+        parser.add_argument("--seed", type=int, default=0, help="Seed of all that is random.")
+        parser.add_argument(
+            "--output", type=str | None, default=None, help="Run folder; runs/mnist-NNN if null."
+        )
+        parser.add_argument(
+            "--resume", type=str | None, default=None, help="Run folder to go on with."
+        )
+        parser.add_argument("--quiet", type=bool, default=False, help="Show no progress bars.")
+        parser.add_class_arguments(Evaluation, "evaluation")
+        parser.link_arguments("kernel", "model.kernel")
+        for target in ("seed_everything", "data.seed", "model.seed"):
+            parser.link_arguments("seed", target)
+
+    def parse_arguments(self, parser: LightningArgumentParser, args: list[str] | None) -> None:  # type: ignore[override]
+        """Parse the command line, that of a resumed run after its saved configuration."""
+        self.config = parser.parse_args(resumed_arguments(sys.argv[1:] if args is None else args))
+
+    def before_instantiate_classes(self) -> None:
+        """Make the run folder and save the configuration there, before anything that can fail."""
+        if self.config.resume is not None:
+            self.folder = Path(self.config.resume)
+            return
+        self.folder = create_run(self.config.output, "mnist")
+        saved = self.config.clone()
+        saved.output = str(self.folder)
+        self.parser.save(saved, self.folder / "config.yaml", skip_validation=True, overwrite=True)
+
+    def instantiate_trainer(self, **kwargs: Any) -> Trainer:
+        """Return a Trainer that logs and keeps its checkpoints in the run folder."""
+        loggers = [
+            CSVLogger(self.folder, name="", version=""),
+            TensorBoardLogger(self.folder, name="", version=""),
+        ]
+        callbacks: list[Callback] = [
+            ModelCheckpoint(self.folder / "checkpoints", save_last=True, save_top_k=0)
+        ]
+        if not self.config.quiet:
+            callbacks.append(TrainingProgress())
+        chosen = self.config_init.trainer.callbacks or []
+        return super().instantiate_trainer(logger=loggers, callbacks=[*chosen, *callbacks])
+
+
+def main(arguments: list[str] | None = None) -> None:
+    """Train, score and draw, as the arguments say; by default those of the command line."""
+    cli = MnistCLI(
+        build_dglm,
+        ImageDataModule,
+        save_config_callback=None,
+        trainer_defaults=TRAINER_DEFAULTS,
+        parser_kwargs={
+            "prog": "python -m experiments.mnist",
+            "description": __doc__,
+            "exit_on_error": False,
+        },
+        args=arguments,
+        run=False,
+        auto_configure_optimizers=False,
+        load_from_checkpoint_support=False,
+    )
+    checkpoint = cli.folder / "checkpoints" / "last.ckpt"
+    resuming = cli.config.resume is not None
+    if resuming and not checkpoint.exists():
+        raise CommandError(f"there is no {checkpoint} to resume from; start the run again")
+    cli.trainer.fit(
+        cli.model, cli.datamodule, ckpt_path=checkpoint if resuming else None, weights_only=True
+    )
+    if cli.trainer.interrupted:
+        raise CommandError(f"stopped; go on with --resume {cli.folder}")
+    if cli.trainer.is_global_zero:
+        options = cli.config_init.evaluation
+        report(cli.model, cli.datamodule, cli.trainer, options, cli.folder, cli.config.quiet)
+
+
+if __name__ == "__main__":
+    run_command(main)

@@ -1,0 +1,204 @@
+"""What a trained model is worth: figures, pictures and a table."""
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+from jsonargparse.typing import PositiveInt
+from lightning.pytorch import Trainer
+from rich.console import Console
+from rich.table import Table
+from torch import Tensor
+
+from data import BINARIZATION_SEED, ImageDataModule
+from dglm import DGLM, estimate_log_likelihood, inpaint
+from dglm.ais import Start, gradient_evaluations
+from dglm.posterior import long_chain_log_joint
+from experiments.figures import save_rows, save_samples, top_half_hidden
+from experiments.progress import counted
+from samplers import seeded_generator
+
+_REPORT_STREAM = 0x7265706F7274
+_CHECKED_IMAGES = 100
+_SHOWN_DIGITS = 3
+_SHOWN_SWEEPS = 12
+
+
+@dataclass
+class Evaluation:
+    """How the trained model is scored and drawn.
+
+    Args:
+        num_images: Test images that are scored, the first ones.
+        num_chains: Chains of annealed importance sampling for each image.
+        num_temperatures: Temperatures of each chain.
+        num_leapfrogs: Leapfrogs at each temperature.
+        start: Where the chains start: at the encoder's q(z|x), or at the prior.
+        num_sweeps: Sweeps of the inpainting.
+    """
+
+    num_images: PositiveInt = 100
+    num_chains: PositiveInt = 16
+    num_temperatures: PositiveInt = 200
+    num_leapfrogs: PositiveInt = 10
+    start: Literal["encoder", "prior"] = "encoder"
+    num_sweeps: PositiveInt = 48
+
+
+def report(
+    dglm: DGLM,
+    data: ImageDataModule,
+    trainer: Trainer,
+    options: Evaluation,
+    folder: Path,
+    quiet: bool,
+) -> None:
+    """Write summary.json and the pictures of a trained model into its run folder; print both."""
+    dglm = dglm.to(trainer.strategy.root_device).eval()
+    images = data.heldout("test")[: options.num_images].to(dglm.device)
+    summary = {
+        "kernel": "none" if dglm.kernel is None else type(dglm.kernel).__name__.lower(),
+        "seed": dglm.seed,
+        "dataset": data.dataset_name,
+        "training_images": len(data.labels("train")),
+        "updates": trainer.global_step,
+        "training_gradient_evaluations": (
+            trainer.global_step * dglm.gradients_per_update * data.batch_size * trainer.world_size
+        ),
+        "split": "test",
+        "binarization": f"fixed, seed {BINARIZATION_SEED}",
+        **score(dglm, images, options, quiet),
+        **posterior_figures(dglm, images[:_CHECKED_IMAGES]),
+    }
+    (folder / "summary.json").write_text(json.dumps(summary, indent=2) + "\n")
+    draw(dglm, images, options.num_sweeps, folder)
+    print_summary(summary, folder)
+
+
+def score(dglm: DGLM, images: Tensor, options: Evaluation, quiet: bool) -> dict[str, Any]:
+    """Estimate the held-out log-likelihood by annealed importance sampling."""
+    sizes = {
+        "num_chains": options.num_chains,
+        "num_temperatures": options.num_temperatures,
+        "num_leapfrogs": options.num_leapfrogs,
+    }
+    start: Start = dglm.encoder if options.start == "encoder" else "prior"
+    total = gradient_evaluations(len(images), **sizes)
+    with counted("log-likelihood, gradients", total, quiet) as progress:
+        result = estimate_log_likelihood(
+            dglm.model, images, **sizes, start=start, seed=dglm.seed, progress=progress
+        )
+    log_likelihood, standard_error = mean_and_error(result.log_likelihood)
+    return {
+        "log_likelihood": log_likelihood,
+        "standard_error": standard_error,
+        "standard_error_chains": float(result.standard_error.square().mean().sqrt())
+        / len(images) ** 0.5,
+        "num_images": len(images),
+        **sizes,
+        "start": options.start,
+        "acceptance": float(result.acceptance.mean()),
+        "effective_sample_size": float(result.effective_sample_size.mean()),
+        "gradient_evaluations": result.gradient_evaluations,
+    }
+
+
+def posterior_figures(dglm: DGLM, images: Tensor) -> dict[str, float]:
+    """Measure how far the kernel carries log p(x, z) from q's value toward a long chain's."""
+    generator = seeded_generator(images.device, _REPORT_STREAM, dglm.seed, 0)
+    with torch.no_grad():
+        q = dglm.posterior(images)
+        z = q.sample(generator)
+        log_joint_q = dglm.model.log_joint(images, z)
+    bound, bound_error = mean_and_error(log_joint_q + q.entropy())
+    figures = {"log_elbo": bound, "log_elbo_standard_error": bound_error}
+    measured = {"log_joint_q": log_joint_q}
+    if dglm.kernel is not None:
+        with torch.no_grad():
+            chain = dglm.chain(images, q, z, generator)
+        measured["log_joint_kernel"] = chain.log_joint[-1]
+        figures["kernel_acceptance"], figures["kernel_acceptance_standard_error"] = mean_and_error(
+            chain.acceptance
+        )
+        figures["kernel_divergence"] = float(chain.diverging.mean())
+        figures["kernel_step_size"] = float(dglm.kernel.step_size.detach())
+    measured["log_joint_long_chain"] = long_chain_log_joint(
+        dglm.model, images, z, generator=generator
+    )
+    for name, values in measured.items():
+        figures[name], figures[f"{name}_standard_error"] = mean_and_error(values)
+    return figures
+
+
+def draw(dglm: DGLM, images: Tensor, sweeps: int, folder: Path) -> None:
+    """Write samples.png, reconstructions.png and inpainting.png."""
+    generator = seeded_generator(images.device, _REPORT_STREAM, dglm.seed, 1)
+    with torch.no_grad():
+        z = dglm.model.sample(100, generator)[1]
+        samples = dglm.model.likelihood.mean(dglm.model.decoder(z))
+    save_samples(folder / "samples.png", samples, "p(x|z), z from the prior")
+    shown = images[:12]
+    rows = {"test images": shown, "from q": dglm.reconstruct(shown, 0, generator)}
+    if dglm.kernel is not None:
+        rows["from the kernel"] = dglm.reconstruct(shown, None, generator)
+    save_rows(folder / "reconstructions.png", rows, "Reconstructions: p(x|z), z a posterior draw")
+    draw_inpainting(dglm, images[:_SHOWN_DIGITS], sweeps, generator, folder / "inpainting.png")
+
+
+def draw_inpainting(
+    dglm: DGLM, images: Tensor, sweeps: int, generator: torch.Generator, path: Path
+) -> None:
+    """Draw block-Gibbs sweeps over hidden upper halves: q's rows on top, the kernel's below."""
+    given = top_half_hidden().to(images.device)
+    with torch.no_grad():
+        start = dglm.posterior(images).sample(generator)
+    frames = {"q": inpaint(dglm.model, images, given, sweeps, dglm.encoder, generator=generator)}
+    if dglm.kernel is not None:
+        posterior = (dglm.kernel, dglm.num_mh_steps)
+        frames["kernel"] = inpaint(dglm.model, images, given, sweeps, posterior, start, generator)
+    chosen = torch.linspace(0, sweeps - 1, min(sweeps, _SHOWN_SWEEPS)).round().long()
+    rows = {}
+    for name, chain in frames.items():
+        for index, image in enumerate(images):
+            masked = torch.where(given, image, 0.5)
+            row = torch.cat([image[None], masked[None], chain[chosen.to(chain.device), index]])
+            rows[f"{name}, digit {index + 1}"] = row
+    listed = ", ".join(str(int(sweep) + 1) for sweep in chosen)
+    save_rows(path, rows, f"Upper half hidden: image, given half, sweeps {listed}")
+
+
+def mean_and_error(values: Tensor) -> tuple[float, float]:
+    """Return the mean of per-image values and its standard error over images."""
+    values = values.double()
+    return float(values.mean()), float(values.std() / len(values) ** 0.5)
+
+
+def print_summary(summary: dict[str, Any], folder: Path) -> None:
+    """Print the results as a short table, and where the files are."""
+    table = Table(title=f"{summary['kernel']} on {summary['dataset']}, seed {summary['seed']}")
+    for column, justify in (("", "left"), ("nats", "right"), ("standard error", "right")):
+        table.add_column(column, justify=justify)  # type: ignore[arg-type]
+    labels = {
+        "log_likelihood": "log p(x), annealed importance sampling",
+        "log_elbo": "evidence lower bound",
+        "log_joint_q": "log p(x, z), z from q",
+        "log_joint_kernel": "log p(x, z), z from the kernel",
+        "log_joint_long_chain": "log p(x, z), z from a long HMC chain",
+    }
+    for key, label in labels.items():
+        if key in summary:
+            error = "standard_error" if key == "log_likelihood" else f"{key}_standard_error"
+            table.add_row(label, f"{summary[key]:.2f}", f"{summary[error]:.2f}")
+    console = Console()
+    console.print(table)
+    if "kernel_acceptance" in summary:
+        console.print(
+            f"kernel: acceptance {summary['kernel_acceptance']:.2f}, "
+            f"step size {summary['kernel_step_size']:.3f}",
+            highlight=False,
+        )
+    console.print(f"{summary['num_images']} test images of {summary['dataset']}", highlight=False)
+    for path in sorted(folder.iterdir()):
+        console.print(f"  {path}", highlight=False, soft_wrap=True)
