@@ -1,6 +1,8 @@
 """What the commands share: shipped configurations, run folders, one-line errors."""
 
+import itertools
 import logging
+import os
 import sys
 import warnings
 from collections.abc import Callable
@@ -9,10 +11,12 @@ from typing import Any
 
 from jsonargparse import ActionConfigFile, ArgumentError
 from lightning.pytorch.utilities.exceptions import MisconfigurationException
+from lightning.pytorch.utilities.rank_zero import rank_zero_only
 
 from data import DataError
 
 CONFIGS = Path(__file__).parent / "configs"
+_FOLDER_VARIABLE = "L2HMC_DGLM_RUN_FOLDER"
 
 
 class CommandError(Exception):
@@ -55,31 +59,43 @@ def run_command(main: Callable[[], None]) -> None:
 def create_run(output: str | None, prefix: str) -> Path:
     """Create the folder of a run: ``output``, or the first free runs/PREFIX-001, -002, ….
 
+    The first process creates it; processes that it starts find it in the environment.
+
     Raises:
         CommandError: The folder exists and is not empty, or cannot be created.
     """
+    if rank_zero_only.rank:  # type: ignore[attr-defined]
+        name = os.environ.get(_FOLDER_VARIABLE, output)
+        if name is None:
+            raise CommandError("choose --output where you start several processes yourself")
+        return Path(name)
     try:
-        if output is not None:
-            folder = Path(output)
-            if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
-                raise CommandError(
-                    f"{folder} exists already; choose another --output, or --resume {folder}"
-                )
-            folder.mkdir(parents=True, exist_ok=True)
-            (folder / "checkpoints").mkdir()
-            return folder
-        number = 1
-        while True:
-            folder = Path("runs") / f"{prefix}-{number:03d}"
-            try:
-                (folder / "checkpoints").mkdir(parents=True)
-                return folder
-            except FileExistsError:
-                number += 1
+        folder = _first_free(Path("runs"), prefix) if output is None else Path(output)
+        if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
+            raise CommandError(
+                f"{folder} exists already; choose another --output, or --resume {folder}"
+            )
+        (folder / "checkpoints").mkdir(parents=True)
     except OSError as error:
         raise CommandError(
             f"cannot create the run folder: {error.strerror} ({error.filename}); choose --output"
         ) from error
+    os.environ[_FOLDER_VARIABLE] = str(folder)
+    return folder
+
+
+def _first_free(parent: Path, prefix: str, suffix: str = "") -> Path:
+    numbers = itertools.count(1)
+    return next(
+        path for n in numbers if not (path := parent / f"{prefix}-{n:03d}{suffix}").exists()
+    )
+
+
+@rank_zero_only
+def keep_metrics(folder: Path) -> None:
+    """Put the metrics of a run that is resumed aside: the logger starts its file afresh."""
+    if (folder / "metrics.csv").exists():
+        (folder / "metrics.csv").rename(_first_free(folder, "metrics-before", ".csv"))
 
 
 def resumed_arguments(arguments: list[str]) -> list[str]:

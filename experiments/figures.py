@@ -35,7 +35,7 @@ def _show(axes: plt.Axes, images: Tensor, columns: int) -> None:
     grid = make_grid(
         images.detach().cpu().view(-1, 1, _SIDE, _SIDE), nrow=columns, padding=1, pad_value=0.5
     )
-    axes.imshow(grid[0], cmap="gray_r", vmin=0, vmax=1, interpolation="nearest")
+    axes.imshow(grid[0].numpy(), cmap="gray_r", vmin=0, vmax=1, interpolation="nearest")
     axes.set_xticks([])
     axes.set_yticks([])
     for spine in axes.spines.values():

@@ -3,6 +3,7 @@
 Without arguments: a demonstration sized for two CPU cores.
 """
 
+import shutil
 import sys
 from pathlib import Path
 from typing import Any
@@ -11,12 +12,14 @@ from lightning.pytorch import Callback, Trainer
 from lightning.pytorch.callbacks import ModelCheckpoint
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
 from lightning.pytorch.loggers import CSVLogger, TensorBoardLogger
+from lightning.pytorch.utilities.rank_zero import rank_zero_only
 
 from data import ImageDataModule
 from experiments.command import (
     CommandError,
     ConfigFile,
     create_run,
+    keep_metrics,
     resumed_arguments,
     run_command,
 )
@@ -74,30 +77,41 @@ class MnistCLI(LightningCLI):
     def parse_arguments(self, parser: LightningArgumentParser, args: list[str] | None) -> None:  # type: ignore[override]
         """Parse the command line, that of a resumed run after its saved configuration."""
         self.config = parser.parse_args(resumed_arguments(sys.argv[1:] if args is None else args))
-
-    def before_instantiate_classes(self) -> None:
-        """Make the run folder and save the configuration there, before anything that can fail."""
-        if self.config.resume is not None:
-            self.folder = Path(self.config.resume)
-            return
-        self.folder = create_run(self.config.output, "mnist")
-        saved = self.config.clone()
-        saved.output = str(self.folder)
-        self.parser.save(saved, self.folder / "config.yaml", skip_validation=True, overwrite=True)
+        if self.config.seed < 0:
+            raise CommandError(f"--seed must be 0 or more, got {self.config.seed}")
 
     def instantiate_trainer(self, **kwargs: Any) -> Trainer:
-        """Return a Trainer that logs and keeps its checkpoints in the run folder."""
+        """Return a Trainer that logs and keeps its checkpoints in the run folder, made here."""
+        if self.config.resume is None:
+            self.folder = create_run(self.config.output, "mnist")
+            self._save_config()
+        else:
+            self.folder = Path(self.config.resume)
+            keep_metrics(self.folder)
         loggers = [
             CSVLogger(self.folder, name="", version=""),
             TensorBoardLogger(self.folder, name="", version=""),
         ]
         callbacks: list[Callback] = [
-            ModelCheckpoint(self.folder / "checkpoints", save_last=True, save_top_k=0)
+            ModelCheckpoint(
+                self.folder / "checkpoints", filename="last", enable_version_counter=False
+            )
         ]
         if not self.config.quiet:
             callbacks.append(TrainingProgress())
+        if self.config.data.validation == 0:
+            kwargs["limit_val_batches"] = 0
         chosen = self.config_init.trainer.callbacks or []
-        return super().instantiate_trainer(logger=loggers, callbacks=[*chosen, *callbacks])
+        return super().instantiate_trainer(
+            logger=loggers, callbacks=[*chosen, *callbacks], **kwargs
+        )
+
+    @rank_zero_only
+    def _save_config(self) -> None:
+        saved = self.config.clone()
+        saved.output = str(self.folder)
+        path = self.folder / "config.yaml"
+        self.parser.save(saved, path, skip_validation=True, overwrite=True)
 
 
 def main(arguments: list[str] | None = None) -> None:
@@ -111,24 +125,32 @@ def main(arguments: list[str] | None = None) -> None:
             "prog": "python -m experiments.mnist",
             "description": __doc__,
             "exit_on_error": False,
+            "allow_abbrev": False,
         },
         args=arguments,
         run=False,
         auto_configure_optimizers=False,
         load_from_checkpoint_support=False,
     )
-    checkpoint = cli.folder / "checkpoints" / "last.ckpt"
-    resuming = cli.config.resume is not None
-    if resuming and not checkpoint.exists():
-        raise CommandError(f"there is no {checkpoint} to resume from; start the run again")
-    cli.trainer.fit(
-        cli.model, cli.datamodule, ckpt_path=checkpoint if resuming else None, weights_only=True
-    )
-    if cli.trainer.interrupted:
-        raise CommandError(f"stopped; go on with --resume {cli.folder}")
+    train(cli)
     if cli.trainer.is_global_zero:
         options = cli.config_init.evaluation
         report(cli.model, cli.datamodule, cli.trainer, options, cli.folder, cli.config.quiet)
+
+
+def train(cli: MnistCLI) -> None:
+    """Fit the model; leave no folder behind where training could not even start."""
+    resuming = cli.config.resume is not None
+    checkpoint = cli.folder / "checkpoints" / "last.ckpt"
+    if resuming and not checkpoint.exists():
+        raise CommandError(f"there is no {checkpoint} to resume from; start the run again")
+    path = checkpoint if resuming else None
+    try:
+        cli.trainer.fit(cli.model, cli.datamodule, ckpt_path=path, weights_only=True)
+    except Exception:
+        if not resuming and cli.trainer.global_step == 0 and cli.trainer.is_global_zero:
+            shutil.rmtree(cli.folder)
+        raise
 
 
 if __name__ == "__main__":

@@ -39,12 +39,17 @@ class Evaluation:
         num_sweeps: Sweeps of the inpainting.
     """
 
-    num_images: PositiveInt = 100
-    num_chains: PositiveInt = 16
+    num_images: int = 100
+    num_chains: int = 16
     num_temperatures: PositiveInt = 200
     num_leapfrogs: PositiveInt = 10
     start: Literal["encoder", "prior"] = "encoder"
     num_sweeps: PositiveInt = 48
+
+    def __post_init__(self) -> None:
+        for name in ("num_images", "num_chains"):
+            if getattr(self, name) < 2:
+                raise ValueError(f"{name} must be at least 2 for an error bar")
 
 
 def report(

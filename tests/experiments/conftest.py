@@ -1,0 +1,66 @@
+"""A small data set in MNIST's format, and runs of the main job that take seconds."""
+
+import gzip
+import struct
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+Arguments = Callable[..., list[str]]
+
+
+@pytest.fixture(scope="session")
+def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Blocks of ink at one of ten places, as gzipped IDX files in torchvision's layout."""
+    root = tmp_path_factory.mktemp("datasets")
+    folder = root / "MNIST" / "raw"
+    folder.mkdir(parents=True)
+    random = np.random.default_rng(0)
+    for prefix, count in (("train", 400), ("t10k", 40)):
+        labels = np.arange(count, dtype=np.uint8) % 10
+        images = random.integers(0, 40, (count, 28, 28)).astype(np.uint8)
+        for image, label in zip(images, labels, strict=True):
+            image[2 * label : 2 * label + 8, 8:20] = 230
+        write_idx(folder / f"{prefix}-images-idx3-ubyte.gz", images)
+        write_idx(folder / f"{prefix}-labels-idx1-ubyte.gz", labels)
+    return root
+
+
+def write_idx(path: Path, array: np.ndarray) -> None:
+    header = struct.pack(f">I{array.ndim}I", 0x0800 + array.ndim, *array.shape)
+    path.write_bytes(gzip.compress(header + array.tobytes()))
+
+
+@pytest.fixture
+def small(root: Path) -> Arguments:
+    """Return the arguments of a run that takes seconds, with changes: option=value."""
+
+    def arguments(output: Path | None, **changes: object) -> list[str]:
+        options: dict[str, object] = {
+            "data.root": root,
+            "data.batch_size": 20,
+            "data.validation": 40,
+            "model.latent_dim": 3,
+            "model.hidden": "[12]",
+            "model.num_mh_steps": 2,
+            "model.num_leapfrogs": 2,
+            "model.sampler_hidden": 8,
+            "model.embedding_hidden": "[8]",
+            "trainer.max_steps": 4,
+            "trainer.val_check_interval": 2,
+            "trainer.log_every_n_steps": 1,
+            "trainer.accelerator": "cpu",
+            "evaluation.num_images": 6,
+            "evaluation.num_chains": 3,
+            "evaluation.num_temperatures": 3,
+            "evaluation.num_sweeps": 3,
+            "quiet": "true",
+        }
+        if output is not None:
+            options["output"] = output
+        options.update({name.replace("__", "."): value for name, value in changes.items()})
+        return [text for name, value in options.items() for text in (f"--{name}", str(value))]
+
+    return arguments

@@ -1,0 +1,189 @@
+import json
+import math
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import matplotlib.pyplot as plt
+import pytest
+import torch
+import yaml
+
+from dglm import DGLM
+from experiments.command import run_command
+from experiments.mnist import main
+
+Arguments = Callable[..., list[str]]
+
+FILES = ["config.yaml", "inpainting.png", "metrics.csv", "reconstructions.png", "samples.png"]
+REQUIRED = {
+    "log_likelihood",
+    "standard_error",
+    "num_images",
+    "num_chains",
+    "num_temperatures",
+    "acceptance",
+    "gradient_evaluations",
+    "dataset",
+    "split",
+    "binarization",
+    "start",
+    "seed",
+}
+
+
+def summary(folder: Path) -> dict[str, object]:
+    return json.loads((folder / "summary.json").read_text())
+
+
+def refusal(arguments: list[str]) -> str:
+    """Run the command, which must refuse in one line; return the line."""
+    with pytest.raises(SystemExit) as stopped:
+        run_command(lambda: main(arguments))
+    message = stopped.value.code
+    assert isinstance(message, str)  # a string is printed to stderr and gives exit status 1
+    assert message.startswith("error: ")
+    assert "\n" not in message
+    return message
+
+
+@pytest.mark.parametrize("kernel", ["none", "hmc", "l2hmc"])
+def test_a_run_leaves_all_its_files(kernel: str, small: Arguments, tmp_path: Path) -> None:
+    folder = tmp_path / "run"
+    main(small(folder, kernel=kernel))
+    assert {path.name for path in folder.iterdir()} >= {*FILES, "checkpoints", "summary.json"}
+    assert list(folder.glob("events.out.tfevents.*"))
+    found = summary(folder)
+    assert found.keys() >= REQUIRED
+    assert found["kernel"] == kernel
+    assert found["dataset"] == "mnist"
+    assert found["updates"] == 4
+    assert ("log_joint_kernel" in found) == (kernel != "none")
+    assert all(math.isfinite(v) for v in found.values() if isinstance(v, float))
+    for name in ("samples", "reconstructions", "inpainting"):
+        picture = plt.imread(folder / f"{name}.png")
+        assert picture[..., :3].std() > 0.05, f"{name}.png is blank"
+    dglm = DGLM.load_from_checkpoint(folder / "checkpoints" / "last.ckpt")
+    assert dglm.hparams["num_mh_steps"] == 2
+
+
+def test_the_same_seed_gives_the_same_summary(small: Arguments, tmp_path: Path) -> None:
+    for name, seed in (("one", 3), ("two", 3), ("three", 4)):
+        main(small(tmp_path / name, seed=seed))
+    assert summary(tmp_path / "one") == summary(tmp_path / "two")
+    assert (
+        summary(tmp_path / "one")["log_likelihood"] != summary(tmp_path / "three")["log_likelihood"]
+    )
+
+
+def test_a_resumed_run_ends_where_the_uninterrupted_one_does(
+    small: Arguments, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    main(small(tmp_path / "whole", trainer__max_steps=36))
+
+    def failing_step(self: DGLM, x: torch.Tensor, index: int) -> torch.Tensor:
+        if self.global_step == 25:
+            raise RuntimeError("power cut")
+        return step(self, x, index)
+
+    step = DGLM.training_step
+    monkeypatch.setattr(DGLM, "training_step", failing_step)
+    with pytest.raises(RuntimeError, match="power cut"):
+        main(small(tmp_path / "halves", trainer__max_steps=36))
+    monkeypatch.setattr(DGLM, "training_step", step)
+    main(["--resume", str(tmp_path / "halves")])
+    weights = [
+        torch.load(tmp_path / name / "checkpoints" / "last.ckpt", weights_only=True)["state_dict"]
+        for name in ("whole", "halves")
+    ]
+    for name, value in weights[0].items():
+        assert torch.equal(value, weights[1][name]), name
+    assert summary(tmp_path / "whole") == summary(tmp_path / "halves")
+    first_half = (tmp_path / "halves" / "metrics-before-001.csv").read_text()
+    assert len(first_half.splitlines()) > 1
+
+
+def test_training_without_validation_images(small: Arguments, tmp_path: Path) -> None:
+    main(small(tmp_path / "run", data__validation=0))
+    assert summary(tmp_path / "run")["training_images"] == 400
+
+
+def test_as_a_process_with_a_shipped_configuration(small: Arguments, tmp_path: Path) -> None:
+    command = [sys.executable, "-m", "experiments.mnist", "--config", "mnist_paper"]
+    arguments = [*command, *small(tmp_path / "run", trainer__max_epochs=1)]
+    finished = subprocess.run(arguments, capture_output=True, text=True, cwd=tmp_path, check=False)
+    assert finished.returncode == 0, finished.stderr
+    assert finished.stderr == ""
+    assert "log p(x)" in finished.stdout
+    saved = yaml.safe_load((tmp_path / "run" / "config.yaml").read_text())
+    assert saved["data"]["name"] == "mnist"
+    assert saved["model"]["step_size"] == 0.1
+
+
+def test_as_a_process_with_a_wrong_option(tmp_path: Path) -> None:
+    command = [sys.executable, "-m", "experiments.mnist", "--data.nam", "mnist"]
+    finished = subprocess.run(command, capture_output=True, text=True, cwd=tmp_path, check=False)
+    assert finished.returncode == 1
+    assert finished.stderr.count("\n") == 1
+    assert "data.nam" in finished.stderr
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize(
+    ("option", "value", "named"),
+    [
+        ("data__name", "imagenet", "imagenet"),
+        ("kernel", "gibbs", "gibbs"),
+        ("trainer__max_steps", "many", "many"),
+        ("data__batch_size", 0, "batch size"),
+        ("data__batch_size", 500, "500"),
+        ("model__num_mh_steps", 0, "num_mh_steps"),
+        ("model__num_leapfrogs", 0, "num_leapfrogs"),
+        ("model__step_size", -1, "step_size"),
+        ("evaluation__num_images", 0, "num_images"),
+        ("evaluation__num_chains", 1, "num_chains"),
+        ("config", "no_such_config", "no_such_config"),
+        ("resume", "no_such_run", "no_such_run"),
+        ("seed", -1, "seed"),
+    ],
+)
+def test_a_wrong_option_is_named(
+    option: str, value: object, named: str, small: Arguments, tmp_path: Path
+) -> None:
+    message = refusal(small(tmp_path / "run", **{option: value}))
+    assert named in message
+    assert not (tmp_path / "run" / "checkpoints" / "last.ckpt").exists()
+
+
+def test_a_truncated_file_is_named(root: Path, small: Arguments, tmp_path: Path) -> None:
+    folder = tmp_path / "datasets" / "MNIST" / "raw"
+    folder.mkdir(parents=True)
+    for path in (root / "MNIST" / "raw").iterdir():
+        (folder / path.name).write_bytes(path.read_bytes())
+    damaged = folder / "train-images-idx3-ubyte.gz"
+    damaged.write_bytes(damaged.read_bytes()[:1000])
+    message = refusal(small(tmp_path / "run", data__root=tmp_path / "datasets"))
+    assert str(damaged) in message
+
+
+def test_a_run_folder_that_exists_is_left_alone(small: Arguments, tmp_path: Path) -> None:
+    folder = tmp_path / "run"
+    folder.mkdir()
+    (folder / "precious").write_text("mine")
+    assert str(folder) in refusal(small(folder))
+    assert [path.name for path in folder.iterdir()] == ["precious"]
+
+
+def test_a_run_folder_that_cannot_be_made_is_named(small: Arguments, tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("")
+    assert "file" in refusal(small(tmp_path / "file" / "run"))
+
+
+def test_a_run_without_output_takes_the_next_number(
+    small: Arguments, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    for _ in range(2):
+        main(small(None, kernel="none", trainer__max_steps=1))
+    assert sorted(path.name for path in (tmp_path / "runs").iterdir()) == ["mnist-001", "mnist-002"]
