@@ -1,5 +1,6 @@
 """Image data sets as LightningDataModules."""
 
+from data.batches import Batches, share
 from data.errors import DataError, DataUnavailable
 from data.module import ImageDataModule, Split
 from data.sources import NAMES, ImageSplits, Name, check_heldout, download_images, load_images
@@ -9,6 +10,7 @@ __all__ = [
     "BINARIZATION_SEED",
     "NAMES",
     "SPLIT_SEED",
+    "Batches",
     "DataError",
     "DataUnavailable",
     "ImageDataModule",
@@ -18,4 +20,5 @@ __all__ = [
     "check_heldout",
     "download_images",
     "load_images",
+    "share",
 ]

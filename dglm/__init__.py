@@ -1,8 +1,10 @@
 """Deep latent Gaussian models: training with learned MCMC, log-likelihoods and inpainting."""
 
-from dglm.ais import AISResult, estimate_log_likelihood
+from dglm.ais import AISResult, AISSettings, estimate_log_likelihood
 from dglm.bidirectional import BidirectionalBounds, bidirectional_bounds
+from dglm.chain import Chain
 from dglm.gaussian import DiagonalGaussian
+from dglm.importance import ImportanceResult, importance_weighted_bound
 from dglm.inpainting import KernelSteps, inpaint
 from dglm.likelihoods import Bernoulli, Gaussian, Likelihood
 from dglm.model import GenerativeModel
@@ -12,16 +14,20 @@ from dglm.networks import Decoder, Encoder
 __all__ = [
     "DGLM",
     "AISResult",
+    "AISSettings",
     "Bernoulli",
     "BidirectionalBounds",
+    "Chain",
     "Decoder",
     "DiagonalGaussian",
     "Encoder",
     "Gaussian",
     "GenerativeModel",
+    "ImportanceResult",
     "KernelSteps",
     "Likelihood",
     "bidirectional_bounds",
     "estimate_log_likelihood",
+    "importance_weighted_bound",
     "inpaint",
 ]

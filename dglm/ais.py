@@ -1,7 +1,8 @@
 """The log-likelihood of a generative model by annealed importance sampling (AIS)."""
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from typing import Literal, NamedTuple
 
 import torch
@@ -28,8 +29,37 @@ _PILOT_CHAINS = 128
 _PILOT_STREAM, _CHAIN_STREAM = 0, 1
 
 
+@dataclass(frozen=True)
+class AISSettings:
+    """How much work an estimate of log p(x) is.
+
+    Args:
+        num_chains: Chains for each image.
+        num_temperatures: Changes of temperature.
+        num_leapfrogs: Leapfrogs of each transition.
+        start: Where the chains start: at the prior, or at the encoder's q(z|x), from where fewer
+            temperatures are needed.
+        schedule: Spacing of the temperatures.
+        seed: Seed of all randomness.
+    """
+
+    num_chains: int = 16
+    num_temperatures: int = 1000
+    num_leapfrogs: int = 10
+    start: Literal["prior", "encoder"] = "prior"
+    schedule: Schedule = "sigmoid"
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        check_counts(
+            num_chains=self.num_chains,
+            num_temperatures=self.num_temperatures,
+            num_leapfrogs=self.num_leapfrogs,
+        )
+
+
 class AISResult(NamedTuple):
-    """Estimates of log p(x) and what they rest on."""
+    """Estimates of log p(x) and what they rest on, on the CPU."""
 
     log_likelihood: Tensor
     """Estimate of log p(x) of each image, float64, (N,) nats; a lower bound in expectation."""
@@ -111,10 +141,33 @@ def gradient_evaluations(
     return pilot + num_images * num_chains * per_chain
 
 
+def join(results: Sequence[AISResult]) -> AISResult:
+    """Return the results of consecutive sets of images as one."""
+    log_likelihood, error, weights, acceptance = (
+        torch.cat(parts) for parts in zip(*(result[:4] for result in results), strict=True)
+    )
+    cost = sum(result.gradient_evaluations for result in results)
+    return AISResult(log_likelihood, error, weights, acceptance, cost)
+
+
+def gather(own: AISResult) -> AISResult:
+    """Return the results of all processes, of which process r of W has the images r, r + W, …."""
+    if not (torch.distributed.is_available() and torch.distributed.is_initialized()):
+        return own
+    world_size = torch.distributed.get_world_size()
+    shares: list[AISResult] = [own] * world_size
+    torch.distributed.all_gather_object(shares, own)
+    joined = join(shares)
+    count = len(joined.log_likelihood)
+    place = torch.cat([torch.arange(rank, count, world_size) for rank in range(world_size)])
+    log_likelihood, error, weights, acceptance = (part[place.argsort()] for part in joined[:4])
+    return AISResult(log_likelihood, error, weights, acceptance, joined.gradient_evaluations)
+
+
 def summarise(pieces: list[Annealed], num_chains: int, gradient_evaluations: int) -> AISResult:
     """Turn the chains of consecutive images into estimates for each image."""
-    log_weights = torch.cat([piece.log_weight for piece in pieces]).view(-1, num_chains)
-    acceptance = torch.cat([piece.acceptance for piece in pieces]).view(-1, num_chains)
+    log_weights = torch.cat([piece.log_weight for piece in pieces]).cpu().view(-1, num_chains)
+    acceptance = torch.cat([piece.acceptance for piece in pieces]).cpu().view(-1, num_chains)
     return AISResult(
         log_mean_exp(log_weights),
         log_mean_standard_error(log_weights),

@@ -1,22 +1,24 @@
 """Training of deep latent Gaussian models: VAE, HMC-DGLM and L2HMC-DGLM."""
 
+from collections.abc import Callable
+from dataclasses import asdict
 from enum import IntEnum
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 from lightning.pytorch import LightningModule
 from torch import Tensor, nn
 
+from dglm.ais import AISResult, AISSettings, estimate_log_likelihood, gather, join
 from dglm.architecture import Description, build, describe
+from dglm.chain import Chain, run_chain
 from dglm.gaussian import DiagonalGaussian
 from dglm.model import GenerativeModel
 from samplers import (
     HMC,
     Kernel,
-    State,
-    reciprocal_jump_loss,
+    mixed_seed,
     seeded_generator,
-    squared_jump,
     track_acceptance,
 )
 
@@ -29,24 +31,6 @@ class Stream(IntEnum):
 
     TRAINING = 0
     VALIDATION = 1
-    TEST = 2
-
-
-class Chain(NamedTuple):
-    """A short chain from q(z|x) toward p(z|x) and what it cost the sampler."""
-
-    state: State
-    """After the last step."""
-    log_joint: Tensor
-    """log p(x, z_j) for j = 0 … J, (J + 1, B) nats."""
-    loss: Tensor
-    """The sampler's loss, summed over the steps, (B,)."""
-    jump: Tensor
-    """Mean over the steps of the accepted squared jump in units of q's variance, (B,)."""
-    acceptance: Tensor
-    """Mean over the steps, (B,)."""
-    diverging: Tensor
-    """Share of diverged steps, (B,)."""
 
 
 class DGLM(LightningModule):
@@ -103,6 +87,11 @@ class DGLM(LightningModule):
         self.num_mh_steps = num_mh_steps
         self.learning_rate = learning_rate
         self.seed = seed
+        self.ais = AISSettings()
+        """How :meth:`test_step` estimates; set it before ``trainer.test``."""
+        self.test_results: dict[int, AISResult] = {}
+        """Estimates of this process, by batch; a caller may fill in those of an earlier run."""
+        self.test_progress: Callable[[int], None] = lambda gradients: None
         arguments = {
             "model": describe(self.model),
             "encoder": describe(self.encoder),
@@ -179,28 +168,10 @@ class DGLM(LightningModule):
             generator: Of the noise.
             num_mh_steps: J, at least 1; by default as many as in training.
         """
-        kernel, variance = self.kernel, q.variance().detach()
-        if kernel is None:
+        if self.kernel is None:
             raise ValueError("a VAE has no kernel to run: build the DGLM with one")
-        energy, context = self.model.energy(x), kernel.embed(x)
-        state = kernel.init(start.detach(), energy)
-        energies, infos, jumps = [state.energy], [], []
-        for _ in range(self.num_mh_steps if num_mh_steps is None else num_mh_steps):
-            origin = state.position
-            state, info = kernel.step(state, energy, kernel.noise(state, generator), context)
-            energies.append(state.energy)
-            infos.append(info)
-            jumps.append(squared_jump(origin, info, variance))
-        jump = torch.stack(jumps)
-        acceptance = torch.stack([info.acceptance for info in infos])
-        return Chain(
-            state,
-            -torch.stack(energies).detach(),
-            reciprocal_jump_loss(jump, acceptance).sum(dim=0),
-            (jump * acceptance).detach().mean(dim=0),
-            acceptance.detach().mean(dim=0),
-            torch.stack([info.diverging for info in infos]).to(jump).mean(dim=0),
-        )
+        steps = self.num_mh_steps if num_mh_steps is None else num_mh_steps
+        return run_chain(self.model, self.kernel, x, q, start, steps, generator)
 
     def training_step(self, x: Tensor, batch_index: int) -> Tensor:
         """Return the sum of the losses; each reaches parameters that the others do not."""
@@ -246,6 +217,33 @@ class DGLM(LightningModule):
                 acceptance=chain.acceptance,
                 divergence=chain.diverging,
             )
+
+    def test_step(self, x: Tensor, batch_index: int) -> None:
+        """Estimate the log-likelihood of a batch by annealed importance sampling.
+
+        As ``ais`` says; batches that ``test_results`` holds already are not estimated again.
+        """
+        if batch_index in self.test_results:
+            return
+        options = asdict(self.ais)
+        if options["start"] == "encoder":
+            options["start"] = self.encoder
+        options["seed"] = mixed_seed(self.ais.seed, batch_index, self.global_rank)
+        # torch.autograd.grad, the faster way to the forces, needs tensors made outside of the
+        # inference mode that Trainer.test is in.
+        with torch.inference_mode(False), torch.no_grad():
+            self.test_results[batch_index] = estimate_log_likelihood(
+                self.model, x.clone(), **options, progress=self.test_progress
+            )
+
+    def on_test_epoch_end(self) -> None:
+        """Put the estimates of all batches and processes together and log their mean."""
+        own = join([self.test_results[index] for index in sorted(self.test_results)])
+        self.test_result = gather(own)
+        log_likelihood = self.test_result.log_likelihood
+        self.log("test/log_likelihood", log_likelihood.mean(), rank_zero_only=True)
+        error = log_likelihood.std() / len(log_likelihood) ** 0.5
+        self.log("test/standard_error", error, rank_zero_only=True)
 
     def configure_optimizers(self) -> torch.optim.Optimizer:
         """Return Adam with one parameter group for each part of the model."""

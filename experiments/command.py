@@ -70,7 +70,7 @@ def create_run(output: str | None, prefix: str) -> Path:
             raise CommandError("choose --output where you start several processes yourself")
         return Path(name)
     try:
-        folder = _first_free(Path("runs"), prefix) if output is None else Path(output)
+        folder = first_free(Path("runs"), prefix) if output is None else Path(output)
         if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
             raise CommandError(
                 f"{folder} exists already; choose another --output, or --resume {folder}"
@@ -84,7 +84,8 @@ def create_run(output: str | None, prefix: str) -> Path:
     return folder
 
 
-def _first_free(parent: Path, prefix: str, suffix: str = "") -> Path:
+def first_free(parent: Path, prefix: str, suffix: str = "") -> Path:
+    """Return PARENT/PREFIX-001 with the suffix, or the first number that is not taken."""
     numbers = itertools.count(1)
     return next(
         path for n in numbers if not (path := parent / f"{prefix}-{n:03d}{suffix}").exists()
@@ -95,7 +96,7 @@ def _first_free(parent: Path, prefix: str, suffix: str = "") -> Path:
 def keep_metrics(folder: Path) -> None:
     """Put the metrics of a run that is resumed aside: the logger starts its file afresh."""
     if (folder / "metrics.csv").exists():
-        (folder / "metrics.csv").rename(_first_free(folder, "metrics-before", ".csv"))
+        (folder / "metrics.csv").rename(first_free(folder, "metrics-before", ".csv"))
 
 
 def resumed_arguments(arguments: list[str]) -> list[str]:

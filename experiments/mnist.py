@@ -71,7 +71,7 @@ class MnistCLI(LightningCLI):
         parser.add_argument("--quiet", type=bool, default=False, help="Show no progress bars.")
         parser.add_class_arguments(Evaluation, "evaluation")
         parser.link_arguments("kernel", "model.kernel")
-        for target in ("seed_everything", "data.seed", "model.seed"):
+        for target in ("seed_everything", "data.seed", "model.seed", "evaluation.seed"):
             parser.link_arguments("seed", target)
 
     def parse_arguments(self, parser: LightningArgumentParser, args: list[str] | None) -> None:  # type: ignore[override]
@@ -133,9 +133,8 @@ def main(arguments: list[str] | None = None) -> None:
         load_from_checkpoint_support=False,
     )
     train(cli)
-    if cli.trainer.is_global_zero:
-        options = cli.config_init.evaluation
-        report(cli.model, cli.datamodule, cli.trainer, options, cli.folder, cli.config.quiet)
+    options = cli.config_init.evaluation
+    report(cli.model, cli.datamodule, cli.trainer, options, cli.folder, cli.config.quiet)
 
 
 def train(cli: MnistCLI) -> None:

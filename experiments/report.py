@@ -1,55 +1,69 @@
 """What a trained model is worth: figures, pictures and a table."""
 
 import json
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any, Literal
 
 import torch
-from jsonargparse.typing import PositiveInt
 from lightning.pytorch import Trainer
 from rich.console import Console
 from rich.table import Table
 from torch import Tensor
 
 from data import BINARIZATION_SEED, ImageDataModule
-from dglm import DGLM, estimate_log_likelihood, inpaint
-from dglm.ais import Start, gradient_evaluations
+from dglm import DGLM, AISSettings, inpaint
+from dglm.ais import check_counts
 from dglm.posterior import long_chain_log_joint
 from experiments.figures import save_rows, save_samples, top_half_hidden
-from experiments.progress import counted
+from experiments.scoring import mean_and_error, score, score_summary
 from samplers import seeded_generator
 
 _REPORT_STREAM = 0x7265706F7274
 _CHECKED_IMAGES = 100
+_BATCH_SIZE = 128
 _SHOWN_DIGITS = 3
 _SHOWN_SWEEPS = 12
 
 
-@dataclass
-class Evaluation:
-    """How the trained model is scored and drawn.
+@dataclass(frozen=True)
+class Evaluation(AISSettings):
+    """How the trained model is scored on test images and drawn.
 
     Args:
-        num_images: Test images that are scored, the first ones.
         num_chains: Chains of annealed importance sampling for each image.
-        num_temperatures: Temperatures of each chain.
-        num_leapfrogs: Leapfrogs at each temperature.
-        start: Where the chains start: at the encoder's q(z|x), or at the prior.
+        num_temperatures: Changes of temperature.
+        num_leapfrogs: Leapfrogs of each transition.
+        start: Where the chains start: at the prior, or at the encoder's q(z|x).
+        schedule: Spacing of the temperatures.
+        seed: Seed of the estimate.
+        num_images: Test images that are scored, the first ones.
         num_sweeps: Sweeps of the inpainting.
     """
 
+    num_temperatures: int = 200
+    start: Literal["prior", "encoder"] = "encoder"
     num_images: int = 100
-    num_chains: int = 16
-    num_temperatures: PositiveInt = 200
-    num_leapfrogs: PositiveInt = 10
-    start: Literal["encoder", "prior"] = "encoder"
-    num_sweeps: PositiveInt = 48
+    num_sweeps: int = 48
 
     def __post_init__(self) -> None:
+        """Check the numbers.
+
+        Raises:
+            ValueError: A number is too small.
+        """
+        super().__post_init__()
+        check_counts(num_sweeps=self.num_sweeps)
         for name in ("num_images", "num_chains"):
             if getattr(self, name) < 2:
                 raise ValueError(f"{name} must be at least 2 for an error bar")
+
+    @property
+    def settings(self) -> AISSettings:
+        """The settings of the estimate alone."""
+        return AISSettings(
+            **{field.name: getattr(self, field.name) for field in fields(AISSettings)}
+        )
 
 
 def report(
@@ -61,53 +75,29 @@ def report(
     quiet: bool,
 ) -> None:
     """Write summary.json and the pictures of a trained model into its run folder; print both."""
-    dglm = dglm.to(trainer.strategy.root_device).eval()
-    images = data.heldout("test")[: options.num_images].to(dglm.device)
+    updates = trainer.global_step
+    images = data.heldout("test")[: options.num_images]
+    result = score(trainer, dglm, images, options.settings, _BATCH_SIZE, quiet)
+    if not trainer.is_global_zero:
+        return
+    dglm, images = dglm.to(trainer.strategy.root_device).eval(), images.to(dglm.device)
     summary = {
         "kernel": "none" if dglm.kernel is None else type(dglm.kernel).__name__.lower(),
         "seed": dglm.seed,
         "dataset": data.dataset_name,
         "training_images": len(data.labels("train")),
-        "updates": trainer.global_step,
+        "updates": updates,
         "training_gradient_evaluations": (
-            trainer.global_step * dglm.gradients_per_update * data.batch_size * trainer.world_size
+            updates * dglm.gradients_per_update * data.batch_size * trainer.world_size
         ),
         "split": "test",
         "binarization": f"fixed, seed {BINARIZATION_SEED}",
-        **score(dglm, images, options, quiet),
+        **score_summary(result, options.settings),
         **posterior_figures(dglm, images[:_CHECKED_IMAGES]),
     }
     (folder / "summary.json").write_text(json.dumps(summary, indent=2) + "\n")
     draw(dglm, images, options.num_sweeps, folder)
     print_summary(summary, folder)
-
-
-def score(dglm: DGLM, images: Tensor, options: Evaluation, quiet: bool) -> dict[str, Any]:
-    """Estimate the held-out log-likelihood by annealed importance sampling."""
-    sizes = {
-        "num_chains": options.num_chains,
-        "num_temperatures": options.num_temperatures,
-        "num_leapfrogs": options.num_leapfrogs,
-    }
-    start: Start = dglm.encoder if options.start == "encoder" else "prior"
-    total = gradient_evaluations(len(images), **sizes)
-    with counted("log-likelihood, gradients", total, quiet) as progress:
-        result = estimate_log_likelihood(
-            dglm.model, images, **sizes, start=start, seed=dglm.seed, progress=progress
-        )
-    log_likelihood, standard_error = mean_and_error(result.log_likelihood)
-    return {
-        "log_likelihood": log_likelihood,
-        "standard_error": standard_error,
-        "standard_error_chains": float(result.standard_error.square().mean().sqrt())
-        / len(images) ** 0.5,
-        "num_images": len(images),
-        **sizes,
-        "start": options.start,
-        "acceptance": float(result.acceptance.mean()),
-        "effective_sample_size": float(result.effective_sample_size.mean()),
-        "gradient_evaluations": result.gradient_evaluations,
-    }
 
 
 def posterior_figures(dglm: DGLM, images: Tensor) -> dict[str, float]:
@@ -172,12 +162,6 @@ def draw_inpainting(
             rows[f"{name}, digit {index + 1}"] = row
     listed = ", ".join(str(int(sweep) + 1) for sweep in chosen)
     save_rows(path, rows, f"Upper half hidden: image, given half, sweeps {listed}")
-
-
-def mean_and_error(values: Tensor) -> tuple[float, float]:
-    """Return the mean of per-image values and its standard error over images."""
-    values = values.double()
-    return float(values.mean()), float(values.std() / len(values) ** 0.5)
 
 
 def print_summary(summary: dict[str, Any], folder: Path) -> None:

@@ -7,7 +7,7 @@ from samplers.hmc import HMC
 from samplers.kernel import Info, Kernel, Noise
 from samplers.l2hmc import L2HMC
 from samplers.objective import reciprocal_jump_loss, squared_jump
-from samplers.random import seeded_generator
+from samplers.random import mixed_seed, seeded_generator
 
 __all__ = [
     "HMC",
@@ -20,6 +20,7 @@ __all__ = [
     "Noise",
     "State",
     "evaluate",
+    "mixed_seed",
     "reciprocal_jump_loss",
     "sample",
     "seeded_generator",

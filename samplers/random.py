@@ -19,13 +19,20 @@ def seeded_generator(device: torch.device | str, *key: int) -> torch.Generator:
     Raises:
         ValueError: An integer is negative.
     """
+    return torch.Generator(device=device).manual_seed(mixed_seed(*key))
+
+
+def mixed_seed(*key: int) -> int:
+    """Return one seed, below 2⁶³, that is a function of all the integers in ``key``.
+
+    Raises:
+        ValueError: An integer is negative.
+    """
     if any(part < 0 for part in key):
         raise ValueError(f"a random key must be non-negative integers, got {key}")
     # SeedSequence pads with zeros, so without the length (1,) and (1, 0) would be the same key.
-    seed = int(
-        np.random.SeedSequence((len(key), *key)).generate_state(1, np.uint64)[0] >> np.uint64(1)
-    )
-    return torch.Generator(device=device).manual_seed(seed)
+    mixed = np.random.SeedSequence((len(key), *key)).generate_state(1, np.uint64)[0]
+    return int(mixed >> np.uint64(1))
 
 
 def standard_normal(like: Tensor, generator: torch.Generator | None = None) -> Tensor:

@@ -1,0 +1,333 @@
+"""Estimate the held-out log-likelihood of a trained model by annealed importance sampling.
+
+An evaluation that was interrupted goes on where it was when it is started again.
+"""
+
+import csv
+import hashlib
+import json
+import tempfile
+from dataclasses import asdict, dataclass, field, fields, replace
+from pathlib import Path
+from typing import Any, Literal
+
+import matplotlib.pyplot as plt
+from jsonargparse import ArgumentParser
+from lightning.pytorch import Trainer
+from rich.console import Console
+from rich.table import Table
+from torch import Tensor
+
+from data import BINARIZATION_SEED, ImageDataModule, Name, check_heldout
+from dglm import DGLM, AISResult, AISSettings, bidirectional_bounds, importance_weighted_bound
+from dglm.ais import gradient_evaluations
+from experiments.checkpoints import load_checkpoint
+from experiments.command import CommandError, ConfigFile, first_free, run_command
+from experiments.progress import counted
+from experiments.scoring import KeepResults, mean_and_error, score, score_summary
+
+
+@dataclass(frozen=True, kw_only=True)
+class DataOptions:
+    """Where the images come from.
+
+    Args:
+        name: The data set; by default the one that the model was trained on.
+        root: The folder of the data sets.
+    """
+
+    name: Name | None = None
+    root: str = "datasets"
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrainerOptions:
+    """What computes, in Lightning's words.
+
+    Args:
+        accelerator: cpu, gpu or auto.
+        devices: How many devices, or auto.
+        strategy: auto, or ddp for several processes.
+        num_nodes: How many machines.
+    """
+
+    accelerator: str = "auto"
+    devices: int | str = "auto"
+    strategy: str = "auto"
+    num_nodes: int = 1
+
+
+@dataclass(frozen=True, kw_only=True)
+class Evaluate(AISSettings):
+    """What is estimated, of which model.
+
+    Args:
+        checkpoint: Checkpoint of a DGLM, for example runs/mnist-001/checkpoints/last.ckpt.
+        split: Which images are scored.
+        num_images: How many of them, the first ones.
+        num_chains: Chains for each image.
+        num_temperatures: Changes of temperature.
+        num_leapfrogs: Leapfrogs of each transition.
+        start: Where the chains start: at the prior, or at the encoder's q(z|x), from where fewer
+            temperatures are needed.
+        schedule: Spacing of the temperatures.
+        seed: Seed of all randomness.
+        curve: Several numbers of temperatures instead of one, for example 100,300,1000.
+        bdmc: Also bound log p(x) from both sides on simulated images, with the same settings.
+        bdmc_images: How many images are simulated for it.
+        iwae_samples: Also compute the importance-weighted bound with so many samples.
+        batch_size: Images at once; results of whole batches survive an interruption.
+        output: Results, a .json file; beside the checkpoint's run by default. The scores of
+            each image go into a .csv, the curve into a .png of the same name.
+        quiet: Show no progress bars.
+        data: Where the images come from.
+        trainer: What computes.
+    """
+
+    checkpoint: str
+    split: Literal["test", "validation", "train"] = "test"
+    num_images: int = 1000
+    curve: str | None = None
+    bdmc: bool = False
+    bdmc_images: int = 100
+    iwae_samples: int = 0
+    batch_size: int = 50
+    output: str | None = None
+    quiet: bool = False
+    data: DataOptions = field(default_factory=DataOptions)
+    trainer: TrainerOptions = field(default_factory=TrainerOptions)
+
+    def settings(self) -> list[AISSettings]:
+        """Return the settings of each point of the curve."""
+        shared = {each.name: getattr(self, each.name) for each in fields(AISSettings)}
+        if self.curve is None:
+            return [AISSettings(**shared)]
+        try:
+            counts = [int(text) for text in self.curve.split(",")]
+        except ValueError as error:
+            raise CommandError(
+                f"--curve takes numbers of temperatures like 100,300,1000, got {self.curve!r}"
+            ) from error
+        return [replace(AISSettings(**shared), num_temperatures=count) for count in counts]
+
+
+def main(arguments: list[str] | None = None) -> None:
+    """Evaluate, as the arguments say; by default those of the command line."""
+    parser = ArgumentParser(
+        prog="python -m experiments.evaluate",
+        description=__doc__,
+        exit_on_error=False,
+        allow_abbrev=False,
+    )
+    parser.add_argument("-c", "--config", action=ConfigFile, help="Configuration file.")
+    parser.add_class_arguments(Evaluate)
+    parsed = parser.instantiate(parser.parse_args(arguments)).as_dict()
+    del parsed["config"]
+    evaluate(Evaluate(**parsed))
+
+
+def evaluate(options: Evaluate) -> None:
+    """Estimate, write the results and print them."""
+    dglm, trained = load_checkpoint(options.checkpoint)
+    output = output_file(options)
+    data = held_out(options, trained)
+    images = data.heldout(options.split)[: options.num_images]
+    trainer = Trainer(**asdict(options.trainer), logger=False, enable_progress_bar=False)
+    points = [
+        (settings, scored(trainer, dglm, images, settings, options, output))
+        for settings in options.settings()
+    ]
+    if not trainer.is_global_zero:
+        return
+    settings, result = points[-1]
+    summary: dict[str, Any] = {
+        "checkpoint": options.checkpoint,
+        "dataset": data.dataset_name,
+        "split": options.split,
+        "binarization": f"fixed, seed {BINARIZATION_SEED}",
+        "seed": options.seed,
+        **score_summary(result, settings),
+    }
+    if options.curve is not None:
+        summary["curve"] = [score_summary(result, settings) for settings, result in points]
+        draw_curve(summary["curve"], output.with_suffix(".png"))
+    dglm = dglm.to(trainer.strategy.root_device)
+    if options.iwae_samples:
+        summary |= importance_summary(dglm, images.to(dglm.device), options)
+    if options.bdmc:
+        summary |= bidirectional_summary(dglm, settings, options)
+    write_scores(output.with_suffix(".csv"), result)
+    output.write_text(json.dumps(summary, indent=2) + "\n")
+    KeepResults.clear(output)
+    print_table(summary, output)
+
+
+def output_file(options: Evaluate) -> Path:
+    """Return where the results go; an existing file is never overwritten."""
+    if options.output is None:
+        folder = Path(options.checkpoint).parent
+        folder = folder.parent if folder.name == "checkpoints" else folder
+        return first_free(folder, "evaluation", ".json")
+    output = Path(options.output)
+    if output.suffix != ".json":
+        raise CommandError(f"--output must end in .json, got {output}")
+    if output.exists():
+        raise CommandError(f"{output} exists already; choose another --output")
+    try:
+        output.parent.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=output.parent):
+            pass
+    except OSError as error:
+        raise CommandError(f"cannot write {output}: {error.strerror}; choose --output") from error
+    return output
+
+
+def held_out(options: Evaluate, trained: dict[str, Any]) -> ImageDataModule:
+    """Return the data to score on, which the model must not have been trained on."""
+    data = ImageDataModule(
+        options.data.name or trained["dataset_name"],
+        options.data.root,
+        validation=trained["validation"],
+    )
+    data.setup()
+    if options.split != "train":
+        check_heldout(trained["dataset_name"], data.dataset_name)
+    return data
+
+
+def scored(
+    trainer: Trainer,
+    dglm: DGLM,
+    images: Tensor,
+    settings: AISSettings,
+    options: Evaluate,
+    output: Path,
+) -> AISResult:
+    """Score the images, going on from what an interrupted evaluation has left."""
+    identity = {
+        **asdict(settings),
+        "checkpoint": hashlib.sha256(Path(options.checkpoint).read_bytes()).hexdigest(),
+        "images": hashlib.sha256(images.numpy().tobytes()).hexdigest(),
+        "batch_size": options.batch_size,
+        "processes": trainer.world_size,
+    }
+    keep = KeepResults(output, identity, trainer.global_rank)
+    dglm.test_results = keep.load()
+    trainer.callbacks.append(keep)  # type: ignore[attr-defined]
+    result = score(trainer, dglm, images, settings, options.batch_size, options.quiet)
+    trainer.callbacks.remove(keep)  # type: ignore[attr-defined]
+    return result
+
+
+def importance_summary(dglm: DGLM, images: Tensor, options: Evaluate) -> dict[str, Any]:
+    """Compute the importance-weighted bound of the same images."""
+    total = len(images) * options.iwae_samples
+    with counted("importance weights", total, options.quiet) as progress:
+        result = importance_weighted_bound(
+            dglm.model, dglm.encoder, images, options.iwae_samples, options.seed, progress
+        )
+    bound, error = mean_and_error(result.log_likelihood)
+    return {
+        "iwae_bound": bound,
+        "iwae_standard_error": error,
+        "iwae_samples": options.iwae_samples,
+        "iwae_effective_sample_size": float(result.effective_sample_size.mean()),
+    }
+
+
+def bidirectional_summary(dglm: DGLM, settings: AISSettings, options: Evaluate) -> dict[str, Any]:
+    """Bound log p(x) of simulated images from both sides."""
+    arguments = asdict(settings)
+    if settings.start == "encoder":
+        arguments["start"] = dglm.encoder
+    sizes = (settings.num_chains, settings.num_temperatures, settings.num_leapfrogs)
+    total = 2 * gradient_evaluations(options.bdmc_images, *sizes)
+    with counted("bidirectional, gradients", total, options.quiet) as progress:
+        bounds = bidirectional_bounds(
+            dglm.model, options.bdmc_images, **arguments, progress=progress
+        )
+    lower, lower_error = mean_and_error(bounds.lower)
+    upper, upper_error = mean_and_error(bounds.upper)
+    return {
+        "bdmc_lower": lower,
+        "bdmc_lower_standard_error": lower_error,
+        "bdmc_upper": upper,
+        "bdmc_upper_standard_error": upper_error,
+        "bdmc_gap": bounds.gap,
+        "bdmc_gap_standard_error": bounds.gap_standard_error,
+        "bdmc_images": options.bdmc_images,
+        "bdmc_gradient_evaluations": bounds.gradient_evaluations,
+    }
+
+
+def write_scores(path: Path, result: AISResult) -> None:
+    """Write the scores of each image, which paired comparisons need."""
+    columns = {
+        "log_likelihood": result.log_likelihood,
+        "standard_error": result.standard_error,
+        "effective_sample_size": result.effective_sample_size,
+        "acceptance": result.acceptance,
+    }
+    with path.open("w", newline="") as file:
+        writer = csv.writer(file)
+        writer.writerow(["image", *columns])
+        rows = zip(*(column.tolist() for column in columns.values()), strict=True)
+        writer.writerows([index, *row] for index, row in enumerate(rows))
+
+
+def draw_curve(points: list[dict[str, Any]], path: Path) -> None:
+    """Draw the estimate against the number of temperatures.
+
+    The bars are the part of the error that the chains cause: the images are the same everywhere.
+    """
+    figure, axes = plt.subplots(figsize=(5, 3.5), layout="constrained")
+    axes.errorbar(
+        [point["num_temperatures"] for point in points],
+        [point["log_likelihood"] for point in points],
+        yerr=[point["standard_error_chains"] for point in points],
+        marker="o",
+        capsize=3,
+    )
+    axes.set_xscale("log")
+    axes.set_xlabel("temperatures")
+    axes.set_ylabel("log p(x), nats")
+    axes.set_title(f"{points[0]['num_images']} images, {points[0]['num_chains']} chains each")
+    figure.savefig(path, dpi=110)
+    plt.close(figure)
+
+
+def print_table(summary: dict[str, Any], output: Path) -> None:
+    """Print the results as a short table, and where the files are."""
+    table = Table(title=f"{summary['num_images']} {summary['split']} images, {summary['dataset']}")
+    for column in ("", "nats", "standard error", "from chains alone"):
+        table.add_column(column, justify="right" if column else "left")
+    for point in summary.get("curve", [summary]):
+        table.add_row(
+            f"AIS, {point['num_temperatures']} temperatures",
+            f"{point['log_likelihood']:.3f}",
+            f"{point['standard_error']:.3f}",
+            f"{point['standard_error_chains']:.3f}",
+        )
+    if "iwae_bound" in summary:
+        figures = f"{summary['iwae_bound']:.3f}", f"{summary['iwae_standard_error']:.3f}"
+        table.add_row(f"IWAE bound, {summary['iwae_samples']} samples", *figures, "")
+    for key in ("lower", "upper", "gap"):
+        if f"bdmc_{key}" in summary:
+            figures = (
+                f"{summary[f'bdmc_{key}']:.3f}",
+                f"{summary[f'bdmc_{key}_standard_error']:.3f}",
+            )
+            table.add_row(f"BDMC {key}, {summary['bdmc_images']} simulated", *figures, "")
+    console = Console()
+    console.print(table)
+    console.print(
+        f"binarization {summary['binarization']}; acceptance {summary['acceptance']:.2f}; "
+        f"effective sample size {summary['effective_sample_size']:.1f} of {summary['num_chains']} "
+        f"chains; {summary['gradient_evaluations']:.3g} gradients",
+        highlight=False,
+    )
+    console.print(f"  {output}\n  {output.with_suffix('.csv')}", highlight=False, soft_wrap=True)
+
+
+if __name__ == "__main__":
+    run_command(main)

@@ -1,0 +1,108 @@
+"""Held-out log-likelihoods through Lightning, over as many devices as the Trainer has."""
+
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any, cast
+
+import torch
+from lightning.pytorch import Callback, LightningModule, Trainer
+from torch import Tensor
+
+from data import Batches, share
+from dglm import DGLM, AISResult, AISSettings
+from dglm.ais import gradient_evaluations
+from experiments.command import CommandError
+from experiments.progress import counted
+
+
+def score(
+    trainer: Trainer,
+    dglm: DGLM,
+    images: Tensor,
+    settings: AISSettings,
+    batch_size: int,
+    quiet: bool,
+) -> AISResult:
+    """Estimate log p(x) of each image (N, 784) by ``trainer.test``; in every process the same.
+
+    Batches that ``dglm.test_results`` holds are not estimated again.
+    """
+    rows = share(len(images), batch_size, trainer.global_rank, trainer.world_size)
+    batches = Batches(images.to(trainer.strategy.root_device), rows)
+    sizes = (settings.num_chains, settings.num_temperatures, settings.num_leapfrogs)
+    costs = [gradient_evaluations(len(batch), *sizes) for batch in rows]
+    done = sum(costs[index] for index in dglm.test_results)
+    dglm.ais = settings
+    hidden = quiet or not trainer.is_global_zero
+    with counted("log-likelihood, gradients", sum(costs), hidden) as progress:
+        progress(done)
+        dglm.test_progress = progress
+        trainer.test(dglm, batches, verbose=False)
+    return dglm.test_result
+
+
+class KeepResults(Callback):
+    """Keep the results of finished batches in a file, so that nothing is computed twice.
+
+    Arguments:
+        output: The file that the finished evaluation will write; this one lies beside it.
+        identity: What must be equal for the results to be used again.
+        rank: Which process this is.
+    """
+
+    def __init__(self, output: Path, identity: dict[str, Any], rank: int) -> None:
+        self.path = output.with_name(
+            f"{output.stem}.partial-{identity['num_temperatures']}-{rank}.pt"
+        )
+        self.identity = identity
+
+    def load(self) -> dict[int, AISResult]:
+        """Return the results of an interrupted evaluation, by batch.
+
+        Raises:
+            CommandError: The file is of another evaluation.
+        """
+        if not self.path.exists():
+            return {}
+        content = torch.load(self.path, weights_only=True)
+        if content["identity"] != self.identity:
+            raise CommandError(
+                f"{self.path} is part of another evaluation; remove it or choose another --output"
+            )
+        return {index: AISResult(*parts) for index, parts in content["results"].items()}
+
+    def on_test_batch_end(self, trainer: Trainer, pl_module: LightningModule, *rest: Any) -> None:
+        """Write all results so far; the file is replaced at once, never half written."""
+        results = cast(DGLM, pl_module).test_results
+        plain = {index: tuple(result) for index, result in results.items()}
+        temporary = self.path.with_suffix(".tmp")
+        torch.save({"identity": self.identity, "results": plain}, temporary)
+        temporary.replace(self.path)
+
+    @staticmethod
+    def clear(output: Path) -> None:
+        """Remove what a finished evaluation no longer needs."""
+        for path in output.parent.glob(f"{output.stem}.partial-*.pt"):
+            path.unlink()
+
+
+def score_summary(result: AISResult, settings: AISSettings) -> dict[str, Any]:
+    """Return the figures of a score over a set of images as flat keys."""
+    log_likelihood, standard_error = mean_and_error(result.log_likelihood)
+    count = len(result.log_likelihood)
+    return {
+        "log_likelihood": log_likelihood,
+        "standard_error": standard_error,
+        "standard_error_chains": float(result.standard_error.square().sum().sqrt()) / count,
+        "num_images": count,
+        **{name: value for name, value in asdict(settings).items() if name != "seed"},
+        "acceptance": float(result.acceptance.mean()),
+        "effective_sample_size": float(result.effective_sample_size.mean()),
+        "gradient_evaluations": result.gradient_evaluations,
+    }
+
+
+def mean_and_error(values: Tensor) -> tuple[float, float]:
+    """Return the mean of per-image values and its standard error over images."""
+    values = values.double()
+    return float(values.mean()), float(values.std() / len(values) ** 0.5)
