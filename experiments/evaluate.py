@@ -24,7 +24,13 @@ from dglm.ais import gradient_evaluations
 from experiments.checkpoints import load_checkpoint
 from experiments.command import CommandError, ConfigFile, first_free, run_command
 from experiments.progress import counted
-from experiments.scoring import KeepResults, mean_and_error, score, score_summary
+from experiments.scoring import (
+    KeepResults,
+    check_error_bars,
+    mean_and_error,
+    score,
+    score_summary,
+)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -96,6 +102,17 @@ class Evaluate(AISSettings):
     quiet: bool = False
     data: DataOptions = field(default_factory=DataOptions)
     trainer: TrainerOptions = field(default_factory=TrainerOptions)
+
+    def __post_init__(self) -> None:
+        """Check the numbers.
+
+        Raises:
+            ValueError: A number is too small.
+        """
+        super().__post_init__()
+        check_error_bars(self.num_images, self.num_chains)
+        if self.bdmc:
+            check_error_bars(self.bdmc_images, self.num_chains)
 
     def settings(self) -> list[AISSettings]:
         """Return the settings of each point of the curve."""

@@ -16,7 +16,7 @@ from dglm import DGLM, AISSettings, inpaint
 from dglm.ais import check_counts
 from dglm.posterior import long_chain_log_joint
 from experiments.figures import save_rows, save_samples, top_half_hidden
-from experiments.scoring import mean_and_error, score, score_summary
+from experiments.scoring import check_error_bars, mean_and_error, score, score_summary
 from samplers import seeded_generator
 
 _REPORT_STREAM = 0x7265706F7274
@@ -54,9 +54,7 @@ class Evaluation(AISSettings):
         """
         super().__post_init__()
         check_counts(num_sweeps=self.num_sweeps)
-        for name in ("num_images", "num_chains"):
-            if getattr(self, name) < 2:
-                raise ValueError(f"{name} must be at least 2 for an error bar")
+        check_error_bars(self.num_images, self.num_chains)
 
     @property
     def settings(self) -> AISSettings:

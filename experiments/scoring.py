@@ -102,6 +102,13 @@ def score_summary(result: AISResult, settings: AISSettings) -> dict[str, Any]:
     }
 
 
+def check_error_bars(num_images: int, num_chains: int) -> None:
+    """Raise ValueError where there are too few images or chains for a standard error."""
+    for name, count in (("num_images", num_images), ("num_chains", num_chains)):
+        if count < 2:
+            raise ValueError(f"{name} must be at least 2 for an error bar, got {count}")
+
+
 def mean_and_error(values: Tensor) -> tuple[float, float]:
     """Return the mean of per-image values and its standard error over images."""
     values = values.double()

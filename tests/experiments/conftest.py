@@ -8,6 +8,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from experiments.mnist import main
+
 Arguments = Callable[..., list[str]]
 
 
@@ -33,7 +35,15 @@ def write_idx(path: Path, array: np.ndarray) -> None:
     path.write_bytes(gzip.compress(header + array.tobytes()))
 
 
-@pytest.fixture
+@pytest.fixture(scope="session")
+def checkpoint(root: Path, small: Arguments, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A checkpoint of a small L2HMC-DGLM."""
+    folder = tmp_path_factory.mktemp("trained") / "run"
+    main(small(folder))
+    return folder / "checkpoints" / "last.ckpt"
+
+
+@pytest.fixture(scope="session")
 def small(root: Path) -> Arguments:
     """Return the arguments of a run that takes seconds, with changes: option=value."""
 

@@ -1,0 +1,204 @@
+import csv
+import json
+import statistics
+import subprocess
+import sys
+from pathlib import Path
+
+import matplotlib.pyplot as plt
+import pytest
+import torch
+
+from dglm import DGLM, estimate_log_likelihood
+from experiments.command import run_command
+from experiments.evaluate import main
+
+REQUIRED = {
+    "log_likelihood",
+    "standard_error",
+    "num_images",
+    "num_chains",
+    "num_temperatures",
+    "acceptance",
+    "gradient_evaluations",
+    "dataset",
+    "split",
+    "binarization",
+    "start",
+    "seed",
+}
+
+
+def arguments(model: Path, root: Path, result: Path, /, **changes: object) -> list[str]:
+    options = {
+        "checkpoint": model,
+        "data.root": root,
+        "num_images": 10,
+        "num_chains": 8,
+        "num_temperatures": 10,
+        "num_leapfrogs": 3,
+        "batch_size": 4,
+        "trainer.accelerator": "cpu",
+        "trainer.devices": 1,
+        "quiet": "true",
+        "output": result,
+    }
+    options.update({name.replace("__", "."): value for name, value in changes.items()})
+    return [text for name, value in options.items() for text in (f"--{name}", str(value))]
+
+
+def results(output: Path) -> dict[str, object]:
+    return json.loads(output.read_text())
+
+
+def refusal(given: list[str]) -> str:
+    with pytest.raises(SystemExit) as stopped:
+        run_command(lambda: main(given))
+    message = stopped.value.code
+    assert isinstance(message, str)
+    assert message.startswith("error: ")
+    assert "\n" not in message
+    return message
+
+
+def test_results_and_scores_of_each_image(checkpoint: Path, root: Path, tmp_path: Path) -> None:
+    output = tmp_path / "new" / "result.json"
+    extras = {"curve": "3,10", "bdmc": "true", "bdmc_images": 3, "iwae_samples": 150}
+    main(arguments(checkpoint, root, output, **extras))
+    found = results(output)
+    assert found.keys() >= REQUIRED | {"bdmc_gap", "bdmc_gap_standard_error", "iwae_bound"}
+    assert [point["num_temperatures"] for point in found["curve"]] == [3, 10]
+    with output.with_suffix(".csv").open() as file:
+        scores = [float(row["log_likelihood"]) for row in csv.DictReader(file)]
+    assert len(scores) == 10
+    assert found["log_likelihood"] == pytest.approx(sum(scores) / 10, abs=1e-9)
+    assert found["standard_error"] == pytest.approx(statistics.stdev(scores) / 10**0.5, rel=1e-9)
+    assert plt.imread(output.with_suffix(".png"))[..., :3].std() > 0.01
+    assert {path.name for path in output.parent.iterdir()} == {
+        "result.csv",
+        "result.json",
+        "result.png",
+    }
+
+
+def test_the_same_seed_gives_the_same_estimate(
+    checkpoint: Path, root: Path, tmp_path: Path
+) -> None:
+    for name, seed in (("one", 1), ("two", 1), ("three", 2)):
+        main(arguments(checkpoint, root, tmp_path / f"{name}.json", seed=seed))
+    one, two, three = (results(tmp_path / f"{name}.json") for name in ("one", "two", "three"))
+    assert one == two
+    assert one["log_likelihood"] != three["log_likelihood"]
+
+
+def test_an_interrupted_evaluation_goes_on_where_it_was(
+    checkpoint: Path, root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    main(arguments(checkpoint, root, tmp_path / "whole.json"))
+    step, calls = DGLM.test_step, []
+
+    def failing_step(self: DGLM, x: torch.Tensor, index: int) -> None:
+        if index == 2:
+            raise RuntimeError("power cut")
+        step(self, x, index)
+
+    monkeypatch.setattr(DGLM, "test_step", failing_step)
+    with pytest.raises(RuntimeError, match="power cut"):
+        main(arguments(checkpoint, root, tmp_path / "halves.json"))
+    monkeypatch.setattr(DGLM, "test_step", step)
+    estimate = estimate_log_likelihood
+    monkeypatch.setattr(
+        "dglm.module.estimate_log_likelihood",
+        lambda *given, **options: calls.append(1) or estimate(*given, **options),
+    )
+    main(arguments(checkpoint, root, tmp_path / "halves.json"))
+    assert len(calls) == 1  # of three batches, two were done
+    assert results(tmp_path / "halves.json") == results(tmp_path / "whole.json")
+
+
+def test_part_of_another_evaluation_is_not_taken_for_this_one(
+    checkpoint: Path, root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("experiments.scoring.KeepResults.clear", lambda output: None)
+    output = tmp_path / "result.json"
+    main(arguments(checkpoint, root, output))
+    output.unlink()
+    assert "another evaluation" in refusal(arguments(checkpoint, root, output, num_images=7))
+
+
+def test_two_processes_give_the_estimate_of_one(
+    checkpoint: Path, root: Path, tmp_path: Path
+) -> None:
+    sizes = {"num_images": 11, "num_chains": 16, "num_temperatures": 50}
+    main(arguments(checkpoint, root, tmp_path / "one.json", **sizes))
+    changes = {"trainer__devices": 2, "trainer__strategy": "ddp", **sizes}
+    given = arguments(checkpoint, root, tmp_path / "two.json", **changes)
+    command = [sys.executable, "-m", "experiments.evaluate", *given]
+    finished = subprocess.run(command, capture_output=True, text=True, cwd=tmp_path, check=False)
+    assert finished.returncode == 0, finished.stderr
+    scores = []
+    for name in ("one", "two"):
+        with (tmp_path / f"{name}.csv").open() as file:
+            scores.append(
+                [
+                    (float(row["log_likelihood"]), float(row["standard_error"]))
+                    for row in csv.DictReader(file)
+                ]
+            )
+    assert len(scores[1]) == 11
+    for (one, error_one), (two, error_two) in zip(*scores, strict=True):
+        assert one != two  # other noise
+        assert abs(one - two) < 5 * (error_one**2 + error_two**2) ** 0.5
+
+
+def test_the_train_split_can_be_scored(checkpoint: Path, root: Path, tmp_path: Path) -> None:
+    main(arguments(checkpoint, root, tmp_path / "result.json", split="train", num_images=4))
+    assert results(tmp_path / "result.json")["split"] == "train"
+
+
+def test_digits_that_a_model_was_trained_on_are_not_held_out(
+    checkpoint: Path, root: Path, tmp_path: Path
+) -> None:
+    given = arguments(checkpoint, root, tmp_path / "result.json", data__name="mnist-5k")
+    assert "mnist-5k" in refusal(given)
+
+
+@pytest.mark.parametrize(
+    ("option", "value", "named"),
+    [
+        ("num_chains", 0, "num_chains"),
+        ("num_temperatures", 0, "num_temperatures"),
+        ("num_images", 1, "num_images"),
+        ("curve", "10,many", "curve"),
+        ("start", "posterior", "posterior"),
+        ("checkpoint", "no_such.ckpt", "no_such.ckpt"),
+        ("output", "result.txt", "result.txt"),
+        ("data__name", "imagenet", "imagenet"),
+    ],
+)
+def test_a_wrong_option_is_named(
+    option: str, value: object, named: str, checkpoint: Path, root: Path, tmp_path: Path
+) -> None:
+    assert named in refusal(
+        arguments(checkpoint, root, tmp_path / "result.json", **{option: value})
+    )
+
+
+@pytest.mark.parametrize("content", [b"", b"not a checkpoint", b"PK\x03\x04"])
+def test_a_file_that_is_no_checkpoint_is_named(content: bytes, root: Path, tmp_path: Path) -> None:
+    path = tmp_path / "strange.ckpt"
+    path.write_bytes(content)
+    assert str(path) in refusal(arguments(path, root, tmp_path / "result.json"))
+
+
+def test_a_checkpoint_of_something_else_is_named(root: Path, tmp_path: Path) -> None:
+    path = tmp_path / "other.ckpt"
+    torch.save({"state_dict": torch.nn.Linear(2, 2).state_dict()}, path)
+    assert str(path) in refusal(arguments(path, root, tmp_path / "result.json"))
+
+
+def test_an_existing_result_is_left_alone(checkpoint: Path, root: Path, tmp_path: Path) -> None:
+    output = tmp_path / "result.json"
+    output.write_text("precious")
+    assert str(output) in refusal(arguments(checkpoint, root, output))
+    assert output.read_text() == "precious"
