@@ -1,6 +1,5 @@
 """The log-likelihood of a generative model by annealed importance sampling (AIS)."""
 
-import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Literal, NamedTuple
@@ -19,6 +18,7 @@ from dglm.annealing import (
 )
 from dglm.gaussian import DiagonalGaussian
 from dglm.model import GenerativeModel
+from dglm.weights import log_mean_exp, log_mean_standard_error, weight_effective_sample_size
 from samplers import HMC, seeded_generator
 
 Start = nn.Module | Literal["prior"]
@@ -26,7 +26,7 @@ Start = nn.Module | Literal["prior"]
 
 _MEMORY_BUDGET = 2**30
 _PILOT_CHAINS = 128
-_PILOT_STREAM, _CHAIN_STREAM = 0, 1
+_PILOT_STREAM, _CHAIN_STREAM, _REVERSE_STREAM = 0, 1, 2
 
 
 @dataclass(frozen=True)
@@ -121,15 +121,43 @@ def estimate_log_likelihood(
     model.check_observations(images)
     betas = temperatures(num_temperatures, schedule)
     step_sizes = tuned_step_sizes(model, images, betas, num_leapfrogs, start, seed, progress)
-    pieces = []
-    for first, rows in batches(model, images, num_chains):
-        generator = seeded_generator(images.device, seed, _CHAIN_STREAM, first)
-        path = annealed_path(model, rows, start)
-        draws = path.start.sample(generator)
-        kernel, counted = HMC(num_leapfrogs).to(images), scaled(progress, len(rows))
-        pieces.append(anneal(path, draws, betas, kernel, step_sizes, generator, counted))
+    pieces = annealed_chains(
+        model, images, num_chains, betas, step_sizes, num_leapfrogs, start, seed, progress
+    )
     cost = gradient_evaluations(len(images), num_chains, num_temperatures, num_leapfrogs)
     return summarise(pieces, num_chains, cost)
+
+
+def annealed_chains(
+    model: GenerativeModel,
+    images: Tensor,
+    num_chains: int,
+    betas: Tensor,
+    step_sizes: Tensor,
+    num_leapfrogs: int,
+    start: Start,
+    seed: int,
+    progress: Callable[[int], None],
+    exact: Tensor | None = None,
+) -> list[Annealed]:
+    """Anneal the chains of all images, in pieces that fit in memory.
+
+    From draws of q₀; or back from ``exact`` posterior draws (N, latent_dim), one an image, which
+    all its chains share, with ``betas`` and ``step_sizes`` in reverse order.
+    """
+    pieces = []
+    stream = _CHAIN_STREAM if exact is None else _REVERSE_STREAM
+    for first, rows in batches(model, images, num_chains):
+        generator = seeded_generator(images.device, seed, stream, first)
+        path, kernel = annealed_path(model, rows, start), HMC(num_leapfrogs).to(images)
+        if exact is None:
+            draws = path.start.sample(generator)
+        else:
+            own = exact[first : first + len(rows) // num_chains]
+            draws = own.repeat_interleave(num_chains, dim=0)
+        counted = scaled(progress, len(rows))
+        pieces.append(anneal(path, draws, betas, kernel, step_sizes, generator, counted))
+    return pieces
 
 
 def gradient_evaluations(
@@ -199,28 +227,6 @@ def batches(model: GenerativeModel, images: Tensor, num_chains: int) -> list[tup
         (first, images[first : first + images_each].repeat_interleave(num_chains, dim=0))
         for first in range(0, len(images), images_each)
     ]
-
-
-def log_mean_exp(log_weights: Tensor) -> Tensor:
-    """Return log((1/C) Σ exp(w)) over the last dimension."""
-    return log_weights.logsumexp(dim=-1) - math.log(log_weights.shape[-1])
-
-
-def log_mean_standard_error(log_weights: Tensor) -> Tensor:
-    r"""Return the standard error of the log of a mean weight, by the delta method.
-
-    .. math:: \mathrm{se} = \frac{\mathrm{sd}(w)}{\bar w \sqrt{C}}
-
-    Arguments:
-        log_weights: (N, C); NaN for a single chain, which has no spread.
-    """
-    ratios = (log_weights - log_mean_exp(log_weights)[..., None]).exp()
-    return ratios.std(dim=-1) / math.sqrt(log_weights.shape[-1])
-
-
-def weight_effective_sample_size(log_weights: Tensor) -> Tensor:
-    """Return (Σw)² / Σw² over the last dimension, for log-weights."""
-    return (2 * log_weights.logsumexp(dim=-1) - (2 * log_weights).logsumexp(dim=-1)).exp()
 
 
 def check_counts(**counts: int) -> None:

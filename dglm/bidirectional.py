@@ -9,18 +9,17 @@ from torch import Tensor
 from dglm.ais import (
     AISResult,
     Start,
-    annealed_path,
-    batches,
-    estimate_log_likelihood,
-    scaled,
+    annealed_chains,
+    check_counts,
+    gradient_evaluations,
     summarise,
     tuned_step_sizes,
 )
-from dglm.annealing import Schedule, anneal, temperatures
+from dglm.annealing import Schedule, temperatures
 from dglm.model import GenerativeModel
-from samplers import HMC, seeded_generator
+from samplers import seeded_generator
 
-_SIMULATION_STREAM, _REVERSE_STREAM = 2, 3
+_SIMULATION_STREAM = 3
 
 
 class BidirectionalBounds(NamedTuple):
@@ -97,21 +96,20 @@ def bidirectional_bounds(
     """
     if num_images < 2:
         raise ValueError(f"num_images must be at least 2 for an error bar, got {num_images}")
+    check_counts(num_chains=num_chains, num_leapfrogs=num_leapfrogs)
     device = next(model.parameters()).device
     images, z = model.sample(num_images, seeded_generator(device, seed, _SIMULATION_STREAM))
-    settings = (num_chains, num_temperatures, num_leapfrogs, start, seed, schedule, progress)
-    forward = estimate_log_likelihood(model, images, *settings)
     betas = temperatures(num_temperatures, schedule)
-    step_sizes = tuned_step_sizes(model, images, betas, num_leapfrogs, start, seed)
-    pieces = []
-    for first, rows in batches(model, images, num_chains):
-        generator = seeded_generator(device, seed, _REVERSE_STREAM, first)
-        exact = z[first : first + len(rows) // num_chains].repeat_interleave(num_chains, dim=0)
-        path, kernel = annealed_path(model, rows, start), HMC(num_leapfrogs).to(exact)
-        counted = scaled(progress, len(rows))
-        pieces.append(
-            anneal(path, exact, betas.flip(0), kernel, step_sizes.flip(0), generator, counted)
-        )
-    per_chain = 1 + (num_temperatures - 1) * num_leapfrogs
-    reverse = summarise(pieces, num_chains, num_images * num_chains * per_chain)
-    return BidirectionalBounds(forward.log_likelihood, -reverse.log_likelihood, forward, reverse)
+    step_sizes = tuned_step_sizes(model, images, betas, num_leapfrogs, start, seed, progress)
+    shared = num_leapfrogs, start, seed, progress
+    forward, reverse = (
+        annealed_chains(model, images, num_chains, betas, step_sizes, *shared),
+        annealed_chains(
+            model, images, num_chains, betas.flip(0), step_sizes.flip(0), *shared, exact=z
+        ),
+    )
+    cost = gradient_evaluations(num_images, num_chains, num_temperatures, num_leapfrogs)
+    pilot = gradient_evaluations(0, num_chains, num_temperatures, num_leapfrogs)
+    lower = summarise(forward, num_chains, cost)
+    upper = summarise(reverse, num_chains, cost - pilot)
+    return BidirectionalBounds(lower.log_likelihood, -upper.log_likelihood, lower, upper)

@@ -258,7 +258,8 @@ def bidirectional_summary(dglm: DGLM, settings: AISSettings, options: Evaluate) 
     if settings.start == "encoder":
         arguments["start"] = dglm.encoder
     sizes = (settings.num_chains, settings.num_temperatures, settings.num_leapfrogs)
-    total = 2 * gradient_evaluations(options.bdmc_images, *sizes)
+    forward, pilot = (gradient_evaluations(count, *sizes) for count in (options.bdmc_images, 0))
+    total = 2 * forward - pilot
     with counted("bidirectional, gradients", total, options.quiet) as progress:
         bounds = bidirectional_bounds(
             dglm.model, options.bdmc_images, **arguments, progress=progress

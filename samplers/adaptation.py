@@ -32,4 +32,4 @@ def track_acceptance(
         The optimal 0.65: Optimal tuning of the hybrid Monte Carlo algorithm (Beskos, Pillai,
         Roberts, Sanz-Serna and Stuart, 2013).
     """
-    kernel.log_step_size.add_(acceptance.nan_to_num(0.0).mean() - target, alpha=gain)
+    kernel.log_step_size.add_(acceptance.nan_to_num(0.0, 0.0, 0.0).mean() - target, alpha=gain)

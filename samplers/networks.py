@@ -9,6 +9,8 @@ from torch import Tensor, nn
 from samplers.energy import finite_gradient
 from samplers.leapfrog import Update
 
+_LARGEST_INPUT = 1e30
+
 
 class UpdateNetwork(nn.Module):
     r"""S, T and Q on a shared trunk.
@@ -51,8 +53,10 @@ class UpdateNetwork(nn.Module):
             context: c, (B, hidden), or None.
         """
         # Weight gradients are sums over chains of input times gradient: one diverged chain
-        # must bring neither a non-finite input nor a non-finite gradient into them.
+        # must bring neither a non-finite input, nor one so large that the hidden layers
+        # overflow, nor a non-finite gradient into them.
         inputs = torch.cat([first, second, time], dim=-1).nan_to_num(0.0, 0.0, 0.0)
+        inputs = inputs.clamp(-_LARGEST_INPUT, _LARGEST_INPUT)
         features = self.inputs(inputs)
         if context is not None:
             features = features + context

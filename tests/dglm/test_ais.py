@@ -1,0 +1,303 @@
+import math
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+from torch.distributions import MultivariateNormal
+
+from dglm import AISResult, GenerativeModel, estimate_log_likelihood
+from dglm.ais import log_mean_exp, log_mean_standard_error, weight_effective_sample_size
+from dglm.annealing import Annealed, anneal
+from samplers import HMC, seeded_generator
+
+Model = Callable[..., GenerativeModel]
+ExactLogLikelihood = Callable[[GenerativeModel, Tensor], Tensor]
+ExactPosterior = Callable[[GenerativeModel, Tensor], MultivariateNormal]
+
+
+class Imperfect(nn.Module):
+    """An encoder whose Gaussians are off the posterior, by half a deviation and in their width."""
+
+    def __init__(self, posterior: Callable[[Tensor], MultivariateNormal]) -> None:
+        super().__init__()
+        self.posterior = posterior
+
+    def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        exact = self.posterior(x)
+        deviation = exact.variance.sqrt().expand_as(exact.mean)
+        return exact.mean + 0.5 * deviation, (1.3 * deviation).log()
+
+
+Start = Callable[[GenerativeModel], Any]
+
+
+@pytest.fixture(params=["prior", "encoder"])
+def start(request: pytest.FixtureRequest, exact_posterior: ExactPosterior) -> Start:
+    """A builder of each of the two starts."""
+
+    def build(model: GenerativeModel) -> nn.Module | str:
+        if request.param == "prior":
+            return "prior"
+        return Imperfect(lambda x: exact_posterior(model, x))
+
+    return build
+
+
+@pytest.fixture
+def quick_pilot(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Make the pilot run so short that it can be repeated."""
+    monkeypatch.setattr("dglm.annealing._PILOT_TEMPERATURES", 5)
+    monkeypatch.setattr("dglm.annealing._PILOT_WARM_UP", 10)
+
+
+def draw(model: GenerativeModel, count: int) -> Tensor:
+    return model.sample(count, seeded_generator("cpu", 1))[0]
+
+
+# Against the exact evidence
+
+
+@pytest.mark.parametrize(("latent_dim", "pixels", "noise"), [(1, 3, 1.0), (2, 5, 0.3), (6, 9, 1.0)])
+def test_estimates_agree_with_the_exact_log_likelihood(
+    linear_gaussian: Model,
+    exact_log_likelihood: ExactLogLikelihood,
+    start: Start,
+    latent_dim: int,
+    pixels: int,
+    noise: float,
+) -> None:
+    model = linear_gaussian(latent_dim, pixels, noise)
+    x = draw(model, 5)
+    result = estimate_log_likelihood(model, x, 200, 100, 5, start=start(model))
+    error = (result.log_likelihood - exact_log_likelihood(model, x)).abs()
+    assert (result.effective_sample_size > 10).all()
+    assert (error < 5 * result.standard_error).all()
+    assert (result.standard_error < 0.3).all()
+
+
+@pytest.mark.usefixtures("quick_pilot")
+def test_estimates_of_the_likelihood_are_unbiased_at_few_temperatures(
+    linear_gaussian: Model, exact_log_likelihood: ExactLogLikelihood, start: Start
+) -> None:
+    model, seeds = linear_gaussian(2, 4, 1.0), 50
+    x = draw(model, 4)
+    exact = exact_log_likelihood(model, x)
+    ratios = torch.stack(
+        [
+            estimate_log_likelihood(model, x, 100, 5, 2, start(model), seed).log_likelihood - exact
+            for seed in range(seeds)
+        ]
+    ).exp()
+    mean = ratios.mean(dim=1)
+    assert (mean.mean() - 1).abs() < 5 * mean.std() / seeds**0.5
+
+
+def test_standard_errors_are_those_of_independent_runs(
+    linear_gaussian: Model, exact_log_likelihood: ExactLogLikelihood
+) -> None:
+    model = linear_gaussian(2, 4, 1.0)
+    x = draw(model, 1).expand(400, -1)
+    result = estimate_log_likelihood(model, x, 50, 10, 2)
+    spread = result.log_likelihood.std()
+    promised = result.standard_error.square().mean().sqrt()
+    # The relative error of a standard deviation of 400 numbers is 1/√800, tails aside.
+    assert promised == pytest.approx(float(spread), rel=0.2)
+
+
+def test_acceptance_is_near_its_target(linear_gaussian: Model, start: Start) -> None:
+    model = linear_gaussian(3, 8, 0.3)
+    result = estimate_log_likelihood(model, draw(model, 4), 100, 60, 3, start(model))
+    assert result.acceptance.shape == (4,)
+    assert ((result.acceptance - 0.65).abs() < 0.1).all()
+
+
+# What the result rests on
+
+
+@pytest.mark.usefixtures("quick_pilot")
+def test_the_result_is_a_function_of_the_seed(linear_gaussian: Model) -> None:
+    model = linear_gaussian()
+    x = draw(model, 3)
+
+    def estimate(seed: int) -> AISResult:
+        torch.seed()
+        return estimate_log_likelihood(model, x, 4, 5, 2, seed=seed)
+
+    assert torch.equal(estimate(1).log_weights, estimate(1).log_weights)
+    assert not torch.equal(estimate(1).log_weights, estimate(2).log_weights)
+
+
+@pytest.mark.usefixtures("quick_pilot")
+def test_step_sizes_do_not_depend_on_the_chains_that_count(
+    linear_gaussian: Model, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model, step_sizes = linear_gaussian(), []
+    x = draw(model, 3)
+
+    def recording(*arguments: Any) -> Annealed:
+        kernel, given = arguments[3:5]
+        assert isinstance(kernel, HMC)
+        step_sizes.append(given.clone())
+        found = anneal(*arguments)
+        assert torch.equal(given, step_sizes[-1])
+        assert float(kernel.step_size) == pytest.approx(float(given[-1]))
+        return found
+
+    monkeypatch.setattr("dglm.ais.anneal", recording)
+    first = estimate_log_likelihood(model, x, 4, 5, 2)
+    monkeypatch.setattr("dglm.ais._CHAIN_STREAM", 7)
+    second = estimate_log_likelihood(model, x, 4, 5, 2)
+    assert torch.equal(step_sizes[0], step_sizes[1])
+    assert not torch.equal(first.log_weights, second.log_weights)
+
+
+@pytest.mark.usefixtures("quick_pilot")
+@pytest.mark.parametrize("num_temperatures", [1, 2, 7])
+def test_gradient_evaluations_are_counted_and_reported(
+    model: GenerativeModel, images: Tensor, num_temperatures: int
+) -> None:
+    rows, reported = [], []
+
+    def count(decoder: nn.Module, arguments: tuple[Tensor], output: Tensor) -> None:
+        if output.requires_grad:
+            output.register_hook(lambda gradient: rows.append(len(gradient)))
+
+    model.decoder.register_forward_hook(count)
+    result = estimate_log_likelihood(
+        model, images, 3, num_temperatures, 2, progress=reported.append
+    )
+    assert result.gradient_evaluations == sum(rows) == sum(reported)
+
+
+@pytest.mark.usefixtures("quick_pilot")
+def test_weights_are_float64_for_a_float32_model(model: GenerativeModel, images: Tensor) -> None:
+    double = estimate_log_likelihood(model, images, 4, 5, 2)
+    single = estimate_log_likelihood(model.float(), images.float(), 4, 5, 2)
+    for result in (single, double):
+        assert result.log_weights.dtype == torch.float64
+        assert result.log_likelihood.dtype == torch.float64
+        assert result.log_weights.shape == (7, 4)
+
+
+def test_log_likelihood_and_its_error_follow_from_the_weights(
+    model: GenerativeModel, images: Tensor
+) -> None:
+    result = estimate_log_likelihood(model, images, 50, 1, 2)
+    weights = result.log_weights.exp()
+    mean, error = weights.mean(dim=1), weights.std(dim=1) / 50**0.5
+    torch.testing.assert_close(result.log_likelihood, mean.log())
+    torch.testing.assert_close(result.standard_error, error / mean)
+    size = weights.sum(dim=1).square() / weights.square().sum(dim=1)
+    torch.testing.assert_close(result.effective_sample_size, size)
+
+
+@pytest.mark.usefixtures("quick_pilot")
+def test_estimates_in_pieces_cover_all_images_in_order(
+    linear_gaussian: Model,
+    exact_log_likelihood: ExactLogLikelihood,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    model, sizes = linear_gaussian(2, 4, 1.0), []
+    # Farther and farther out, so that they differ by more than the error of an estimate.
+    bias = model.decoder.bias.detach()
+    x = bias + torch.arange(5)[:, None] * torch.tensor([1.0, -1.0, 0.5, 0.5])
+
+    def recording(energy: Any, position: Tensor, *rest: Any) -> Annealed:
+        sizes.append(len(position))
+        return anneal(energy, position, *rest)
+
+    monkeypatch.setattr("dglm.ais.anneal", recording)
+    whole = estimate_log_likelihood(model, x, 200, 60, 3)
+    monkeypatch.setattr("dglm.ais._MEMORY_BUDGET", 1)
+    pieces = estimate_log_likelihood(model, x, 200, 60, 3)
+    assert sizes == [1000] + [200] * 5
+    exact = exact_log_likelihood(model, x)
+    for result in (whole, pieces):
+        assert ((result.log_likelihood - exact).abs() < 5 * result.standard_error).all()
+        assert (exact.diff().abs() > 5 * result.standard_error[1:]).all()
+    assert not torch.equal(pieces.log_weights[1], whole.log_weights[1])
+    assert pieces.gradient_evaluations == whole.gradient_evaluations
+
+
+@pytest.mark.usefixtures("quick_pilot")
+def test_chains_of_different_pieces_have_different_noise(
+    linear_gaussian: Model, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("dglm.ais._MEMORY_BUDGET", 1)
+    model = linear_gaussian()
+    same = draw(model, 1).expand(3, -1)
+    result = estimate_log_likelihood(model, same, 4, 5, 2)
+    assert len(set(result.log_weights.flatten().tolist())) == 12
+
+
+@pytest.mark.usefixtures("quick_pilot")
+def test_estimates_work_in_inference_mode(model: GenerativeModel, images: Tensor) -> None:
+    expected = estimate_log_likelihood(model, images, 3, 5, 2)
+    with torch.inference_mode():
+        found = estimate_log_likelihood(model, images, 3, 5, 2)
+    torch.testing.assert_close(found.log_weights, expected.log_weights)
+    assert found.gradient_evaluations == expected.gradient_evaluations
+
+
+@pytest.mark.usefixtures("quick_pilot")
+def test_nothing_is_left_on_the_model(model: GenerativeModel, images: Tensor) -> None:
+    before = {name: value.clone() for name, value in model.state_dict().items()}
+    result = estimate_log_likelihood(model, images, 3, 5, 2)
+    assert not result.log_weights.requires_grad
+    assert all(parameter.grad is None for parameter in model.parameters())
+    assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
+
+
+# Errors
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"num_chains": 0}, "num_chains must be at least 1, got 0"),
+        ({"num_temperatures": 0}, "num_temperatures must be at least 1, got 0"),
+        ({"num_leapfrogs": 0}, "num_leapfrogs must be at least 1, got 0"),
+        ({"start": "posterior"}, "start must be 'prior' or an encoder module, got 'posterior'"),
+        ({"schedule": "cosine"}, "must be 'sigmoid' or 'linear', got 'cosine'"),
+        ({"images": torch.full((2, 6), torch.nan)}, "2 of 2 observations hold NaN"),
+        ({"images": torch.full((2, 6), 255.0)}, r"in \[0, 1\]"),
+        ({"images": torch.zeros(2, 5)}, r"flat, \(B, 6\), got \(2, 5\)"),
+        ({"images": torch.zeros(0, 6)}, "the batch is empty"),
+    ],
+)
+def test_impossible_settings_are_refused(
+    model: GenerativeModel, images: Tensor, changes: dict[str, Any], message: str
+) -> None:
+    settings = {"images": images, "num_chains": 2, "num_temperatures": 2, "num_leapfrogs": 1}
+    with pytest.raises(ValueError, match=message):
+        estimate_log_likelihood(model, **{**settings, **changes})
+
+
+# Means of weights
+
+
+def test_means_of_weights_neither_overflow_nor_vanish() -> None:
+    weights = torch.rand(3, 20)
+    for shift in (-1e4, 0.0, 1e4):
+        logs = weights.log() + shift
+        mean = weights.mean(dim=1)
+        torch.testing.assert_close(log_mean_exp(logs), mean.log() + shift)
+        error = weights.std(dim=1) / math.sqrt(20) / mean
+        torch.testing.assert_close(log_mean_standard_error(logs), error)
+        size = weights.sum(dim=1).square() / weights.square().sum(dim=1)
+        torch.testing.assert_close(weight_effective_sample_size(logs), size)
+
+
+def test_effective_sample_size_lies_between_one_and_all() -> None:
+    equal, single = torch.zeros(1, 20), torch.full((1, 20), -800.0)
+    single[0, 3] = 0.0
+    torch.testing.assert_close(weight_effective_sample_size(equal), torch.tensor([20.0]))
+    torch.testing.assert_close(weight_effective_sample_size(single), torch.tensor([1.0]))
+
+
+def test_one_chain_has_no_standard_error(model: GenerativeModel, images: Tensor) -> None:
+    result = estimate_log_likelihood(model, images, 1, 1, 1)
+    assert result.log_likelihood.isfinite().all()
+    assert result.standard_error.isnan().all()

@@ -1,0 +1,272 @@
+from collections.abc import Callable
+from functools import partial
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor
+from torch.distributions import MultivariateNormal
+
+from dglm import DiagonalGaussian, GenerativeModel
+from dglm.annealing import AnnealedEnergy, anneal, pilot_gradients, temperatures, tune_step_sizes
+from samplers import HMC, Kernel, State, evaluate, seeded_generator
+
+Model = Callable[..., GenerativeModel]
+ExactLogLikelihood = Callable[[GenerativeModel, Tensor], Tensor]
+ExactPosterior = Callable[[GenerativeModel, Tensor], MultivariateNormal]
+
+
+class Path:
+    """A path to the posterior of seven images, and how often its likelihood was evaluated."""
+
+    def __init__(self, model: GenerativeModel, x: Tensor) -> None:
+        self.model, self.x, self.calls = model, x, 0
+        self.start = DiagonalGaussian(torch.randn(7, 3), 0.3 * torch.randn(7, 3))
+        self.energy = AnnealedEnergy(self.misfit, self.start)
+
+    def misfit(self, z: Tensor) -> Tensor:
+        self.calls += 1
+        return self.model.misfit(self.x)(z)  # type: ignore[operator]
+
+    def by_hand(self, beta: float, z: Tensor) -> Tensor:
+        log_joint = self.model.log_joint(self.x, z)
+        return -(1 - beta) * self.start.log_prob(z) - beta * log_joint
+
+
+@pytest.fixture
+def path(model: GenerativeModel, images: Tensor) -> Path:
+    return Path(model, images)
+
+
+@pytest.fixture
+def quick_pilot(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Make the pilot run so short that it can be repeated."""
+    monkeypatch.setattr("dglm.annealing._PILOT_TEMPERATURES", 5)
+    monkeypatch.setattr("dglm.annealing._PILOT_WARM_UP", 10)
+
+
+# Temperatures
+
+
+@pytest.mark.parametrize("schedule", ["sigmoid", "linear"])
+@pytest.mark.parametrize("count", [1, 2, 7, 1000])
+def test_temperatures_rise_from_zero_to_one(schedule: str, count: int) -> None:
+    betas = temperatures(count, schedule)  # type: ignore[arg-type]
+    assert betas.shape == (count + 1,)
+    assert betas.dtype == torch.float64
+    assert (betas[0], betas[-1]) == (0, 1)
+    assert (betas.diff() > 0).all()
+    torch.testing.assert_close(betas, 1 - betas.flip(0))
+
+
+def test_sigmoid_temperatures_are_close_together_at_both_ends() -> None:
+    betas = temperatures(1001)
+    low, high = torch.sigmoid(torch.tensor([-4.0, 4.0]))
+    torch.testing.assert_close(torch.logit(low.lerp(high, betas)), torch.linspace(-4, 4, 1002))
+    changes = betas.diff()
+    assert changes[500] > 10 * changes[0]
+    torch.testing.assert_close(temperatures(4, "linear"), torch.arange(5) / 4)
+
+
+def test_impossible_temperatures_are_refused() -> None:
+    with pytest.raises(ValueError, match="num_temperatures must be at least 1, got 0"):
+        temperatures(0)
+    with pytest.raises(ValueError, match="'sigmoid' or 'linear', got 'cosine'"):
+        temperatures(3, "cosine")  # type: ignore[arg-type]
+
+
+# The path
+
+
+@pytest.mark.parametrize("beta", [0.0, 0.3, 1.0])
+def test_the_path_leads_from_the_start_to_the_posterior(path: Path, beta: float) -> None:
+    z = torch.randn(7, 3)
+    path.energy.beta = beta
+    state, expected = path.energy.evaluate(z), evaluate(lambda z: path.by_hand(beta, z), z)
+    torch.testing.assert_close(state[:3], expected[:3])
+
+
+def test_a_change_of_temperature_costs_no_gradient(path: Path) -> None:
+    state = path.energy.evaluate(torch.randn(7, 3))
+    assert path.calls == 1
+    changed = path.energy.at(0.6, state)
+    assert path.calls == 1
+    expected = path.energy.evaluate(state.position)
+    torch.testing.assert_close(changed, expected)
+    assert not torch.equal(changed.energy, state.energy)
+
+
+def test_what_a_chain_carries_stays_that_of_its_position(path: Path) -> None:
+    kernel = HMC(3, 1.2)
+    path.energy.beta = 0.5
+    state = path.energy.evaluate(path.start.sample())
+    moved, info = kernel.step(state, path.energy, kernel.noise(state))
+    assert info.accepted.any()
+    assert not info.accepted.all()
+    torch.testing.assert_close(path.energy.at(0.9, moved), path.energy.evaluate(moved.position))
+
+
+def test_slope_is_the_derivative_of_the_path_in_the_temperature(path: Path) -> None:
+    z = torch.randn(7, 3)
+    state, slope = path.energy.evaluate(z), path.energy.slope(path.energy.evaluate(z))
+    difference = path.energy.at(0.0, state).energy - path.energy.at(1.0, state).energy
+    torch.testing.assert_close(slope, difference)
+    expected = path.model.log_joint(path.x, z) - path.start.log_prob(z)
+    torch.testing.assert_close(slope, expected.detach())
+
+
+def test_slope_is_float64_for_a_float32_model(path: Path) -> None:
+    start = DiagonalGaussian(*(tensor.float() for tensor in path.start))
+    energy = AnnealedEnergy(path.model.float().misfit(path.x.float()), start)
+    state = energy.evaluate(torch.randn(7, 3).float())
+    assert state.energy.dtype == torch.float32
+    assert energy.slope(state).dtype == torch.float64
+
+
+# Annealing
+
+
+@torch.no_grad()
+def test_one_change_of_temperature_weighs_the_start_by_importance(path: Path) -> None:
+    z = path.start.sample()
+    generator = seeded_generator("cpu", 0)
+    found = anneal(path.energy, z, temperatures(1), HMC(), torch.ones(0), generator)
+    expected = path.model.log_joint(path.x, z) - path.start.log_prob(z)
+    torch.testing.assert_close(found.log_weight, expected)
+    assert path.calls == 1
+
+
+@torch.no_grad()
+def test_weights_are_taken_before_the_transitions_that_follow(path: Path) -> None:
+    z, betas = path.start.sample(), temperatures(4)
+    steps, kernel = torch.tensor([0.3, 0.2, 0.1]), HMC(2)
+    found = anneal(path.energy, z, betas, kernel, steps, seeded_generator("cpu", 0))
+    generator, expected, acceptances = seeded_generator("cpu", 0), torch.zeros(7), []
+    for index in range(4):
+        before, after = (path.by_hand(float(beta), z) for beta in betas[index : index + 2])
+        expected += before - after
+        if index < 3:
+            energy, kernel = (
+                partial(path.by_hand, float(betas[index + 1])),
+                HMC(2, float(steps[index])),
+            )
+            state = kernel.init(z, energy)
+            state, info = kernel.step(state, energy, kernel.noise(state, generator))
+            z = state.position
+            acceptances.append(info.acceptance)
+    torch.testing.assert_close(found.log_weight, expected)
+    torch.testing.assert_close(found.acceptance, torch.stack(acceptances).mean(dim=0))
+
+
+@torch.no_grad()
+def test_each_transition_has_the_step_size_of_its_temperature(
+    path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    used, step = [], Kernel.step
+
+    def recording(kernel: HMC, state: State, energy: AnnealedEnergy, *rest: object) -> tuple:
+        used.append((energy.beta, float(kernel.step_size)))
+        return step(kernel, state, energy, *rest)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(Kernel, "step", recording)
+    betas, steps = temperatures(5), torch.tensor([0.4, 0.3, 0.2, 0.1])
+    anneal(path.energy, path.start.sample(), betas, HMC(), steps, seeded_generator("cpu", 0))
+    for (beta, size), inner, wanted in zip(used, betas[1:-1], steps, strict=True):
+        assert beta == inner
+        assert size == pytest.approx(float(wanted))
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("num_temperatures", [1, 5])
+def test_annealing_takes_and_reports_one_gradient_a_leapfrog(
+    path: Path, num_temperatures: int
+) -> None:
+    reported: list[int] = []
+    anneal(
+        path.energy,
+        path.start.sample(),
+        temperatures(num_temperatures),
+        HMC(3),
+        torch.full((num_temperatures - 1,), 0.1),
+        seeded_generator("cpu", 0),
+        reported.append,
+    )
+    assert path.calls == sum(reported) == 1 + 3 * (num_temperatures - 1)
+
+
+@torch.no_grad()
+def test_reverse_annealing_from_exact_draws_estimates_the_inverse_without_bias(
+    linear_gaussian: Model,
+    exact_log_likelihood: ExactLogLikelihood,
+    exact_posterior: ExactPosterior,
+) -> None:
+    model, chains = linear_gaussian(2, 4, 1.0), 20_000
+    x, _ = model.sample(1, seeded_generator("cpu", 1))
+    z, rows = exact_posterior(model, x).sample((chains,))[:, 0], x.expand(chains, -1)
+    prior = DiagonalGaussian(torch.zeros(chains, 2), torch.zeros(chains, 2))
+    path, betas = AnnealedEnergy(model.misfit(rows), prior), temperatures(5, "linear").flip(0)
+    steps, generator = torch.full((4,), 0.5), seeded_generator("cpu", 0)
+    found = anneal(path, z, betas, HMC(3), steps, generator)
+    ratios = (found.log_weight + exact_log_likelihood(model, x)).exp()
+    assert (ratios.mean() - 1).abs() < 5 * ratios.std() / chains**0.5
+
+
+# The pilot run
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("num_temperatures", [1, 2, 4, 12])
+@pytest.mark.usefixtures("quick_pilot")
+def test_the_pilot_finds_a_step_size_for_each_inner_temperature(
+    path: Path, num_temperatures: int
+) -> None:
+    reported: list[int] = []
+    betas, generator = temperatures(num_temperatures), seeded_generator("cpu", 0)
+    steps = tune_step_sizes(path.energy, betas, 2, generator, reported.append)
+    assert steps.shape == (num_temperatures - 1,)
+    assert steps.dtype == torch.float64
+    assert (steps > 0).all()
+    assert pilot_gradients(num_temperatures, 2) == path.calls == sum(reported)
+
+
+@torch.no_grad()
+@pytest.mark.usefixtures("quick_pilot")
+def test_step_sizes_that_the_pilot_leaves_out_are_interpolated(path: Path) -> None:
+    visited: dict[float, float] = {}
+
+    class Watched(AnnealedEnergy):
+        def at(self, beta: float, state: State) -> State:
+            visited[beta] = float("nan")
+            return super().at(beta, state)
+
+    betas = temperatures(13)
+    energy = Watched(path.misfit, path.start)
+    steps = tune_step_sizes(energy, betas, 2, seeded_generator("cpu", 0))
+    inner = betas[1:-1].tolist()
+    known = [index for index, beta in enumerate(inner) if beta in visited]
+    assert len(known) == 5
+    assert (known[0], known[-1]) == (0, 11)
+    logs = steps.log().numpy()
+    np.testing.assert_allclose(logs, np.interp(np.arange(12), known, logs[known]))
+    assert len(set(logs[known])) == 5
+
+
+@torch.no_grad()
+def test_the_pilot_reaches_the_target_acceptance_at_every_temperature(
+    linear_gaussian: Model,
+) -> None:
+    model, chains = linear_gaussian(3, 8, 0.2), 400
+    x, _ = model.sample(1, seeded_generator("cpu", 1))
+    prior = DiagonalGaussian(torch.zeros(chains, 3), torch.zeros(chains, 3))
+    path, betas = AnnealedEnergy(model.misfit(x.expand(chains, -1)), prior), temperatures(30)
+    steps = tune_step_sizes(path, betas, 3, seeded_generator("cpu", 0))
+    path.beta, acceptances, generator = 0.0, [], seeded_generator("cpu", 2)
+    state = path.evaluate(prior.sample(generator))
+    for beta, step in zip(betas[1:-1].tolist(), steps.tolist(), strict=True):
+        state, kernel = path.at(beta, state), HMC(3, step)
+        state, info = kernel.step(state, path, kernel.noise(state, generator))
+        acceptances.append(float(info.acceptance.mean()))
+    assert abs(sum(acceptances) / len(acceptances) - 0.65) < 0.1
+    assert 0.4 < min(acceptances) < max(acceptances) < 0.9
+    # The posterior is narrower than the prior.
+    assert steps[0] > 2 * steps[-1]

@@ -1,0 +1,163 @@
+from collections.abc import Callable
+from typing import NamedTuple
+
+import numpy as np
+import pytest
+import torch
+from arviz_stats.base import array_stats
+from torch import Tensor
+
+from samplers import HMC, L2HMC, Chains, Energy, sample, seeded_generator
+
+
+@pytest.fixture
+def kernel() -> HMC:
+    return HMC(num_leapfrogs=2, step_size=0.8)
+
+
+def test_shapes_and_types(kernel: HMC, energy: Energy) -> None:
+    chains = sample(kernel, energy, torch.zeros(5, 3), 7)
+    assert isinstance(chains, Chains)
+    assert chains.draws.shape == (5, 7, 3)
+    assert chains.energy.shape == chains.acceptance.shape == chains.diverging.shape == (5, 7)
+    assert chains.draws.dtype == torch.float64
+    assert chains.diverging.dtype == torch.bool
+
+
+def test_energy_is_that_of_the_draws(kernel: HMC, energy: Callable[[Tensor], Tensor]) -> None:
+    chains = sample(kernel, energy, torch.zeros(5, 3), 7)
+    torch.testing.assert_close(chains.energy, energy(chains.draws.flatten(0, 1)).reshape(5, 7))
+
+
+def test_draws_are_those_of_single_steps(kernel: HMC, energy: Energy) -> None:
+    generator = seeded_generator("cpu", 4)
+    chains = sample(kernel, energy, torch.zeros(5, 3), 7, generator=seeded_generator("cpu", 4))
+    state = kernel.init(torch.zeros(5, 3), energy)
+    for draw in range(7):
+        state, info = kernel.step(state, energy, kernel.noise(state, generator))
+        assert torch.equal(chains.draws[:, draw], state.position)
+        assert torch.equal(chains.acceptance[:, draw], info.acceptance)
+        assert torch.equal(chains.diverging[:, draw], info.diverging)
+    assert 0.1 < chains.acceptance.mean() < 0.99
+
+
+def test_thinning_keeps_every_so_many_steps(kernel: HMC, energy: Energy) -> None:
+    every = sample(kernel, energy, torch.zeros(5, 3), 12)
+    third = sample(kernel, energy, torch.zeros(5, 3), 4, thin=3)
+    for all_steps, kept in zip(every, third, strict=True):
+        assert torch.equal(all_steps[:, 2::3], kept)
+
+
+def test_generator_determines_the_draws(kernel: HMC, energy: Energy) -> None:
+    def draws(generator: torch.Generator | None) -> Tensor:
+        torch.rand(1)  # The global generator plays no part.
+        return sample(kernel, energy, torch.zeros(5, 3), 4, generator=generator).draws
+
+    assert torch.equal(draws(None), draws(seeded_generator("cpu", 0)))
+    assert not torch.equal(draws(None), draws(seeded_generator("cpu", 1)))
+
+
+def test_one_generator_goes_on_where_it_stopped(kernel: HMC, energy: Energy) -> None:
+    whole = sample(kernel, energy, torch.zeros(5, 3), 8, generator=seeded_generator("cpu", 2))
+    generator = seeded_generator("cpu", 2)
+    first = sample(kernel, energy, torch.zeros(5, 3), 5, generator=generator)
+    second = sample(kernel, energy, first.draws[:, -1], 3, generator=generator)
+    torch.testing.assert_close(torch.cat([first.draws, second.draws], dim=1), whole.draws)
+
+
+def test_leaves_kernel_and_start_alone_and_keeps_no_graph(
+    random_l2hmc: Callable[..., L2HMC], energy: Energy
+) -> None:
+    kernel, start = random_l2hmc(3), torch.zeros(5, 3)
+    before = {key: value.clone() for key, value in kernel.state_dict().items()}
+    chains = sample(kernel, energy, start, 4)
+    assert not any(field.requires_grad for field in chains)
+    assert torch.equal(start, torch.zeros(5, 3))
+    assert all(torch.equal(value, before[key]) for key, value in kernel.state_dict().items())
+
+
+def test_context_reaches_the_kernel(random_l2hmc: Callable[..., L2HMC], energy: Energy) -> None:
+    kernel = random_l2hmc(3, observation_dim=2, embedding_hidden=(4,))
+    contexts = (kernel.embed(torch.randn(5, 2)) for _ in range(2))
+    first, second = (sample(kernel, energy, torch.zeros(5, 3), 4, context=c) for c in contexts)
+    assert not torch.equal(first.draws, second.draws)
+    with pytest.raises(ValueError, match="has an embedding"):
+        sample(kernel, energy, torch.zeros(5, 3), 4)
+
+
+@pytest.mark.parametrize(("num_draws", "thin"), [(0, 1), (-1, 1), (3, 0), (3, -2)])
+def test_counts_below_one_are_refused(
+    kernel: HMC, energy: Energy, num_draws: int, thin: int
+) -> None:
+    with pytest.raises(ValueError, match=f"at least 1, got {num_draws} and {thin}"):
+        sample(kernel, energy, torch.zeros(5, 3), num_draws, thin=thin)
+
+
+@pytest.mark.parametrize("broken", [torch.nan, torch.inf, -torch.inf])
+def test_start_of_non_finite_energy_is_refused(kernel: HMC, broken: float) -> None:
+    def energy(position: Tensor) -> Tensor:
+        return torch.where(position[:, 0] > 0, broken, position.square().sum(dim=-1))
+
+    start = torch.tensor([[1.0], [-1.0], [2.0]])
+    with pytest.raises(ValueError, match="not finite at the start of 2 of the chains"):
+        sample(kernel, energy, start, 3)
+
+
+class Target(NamedTuple):
+    energy: Energy
+    mean: Tensor
+    covariance: Tensor
+
+
+def correlated_gaussian() -> Target:
+    mean, covariance = torch.tensor([1.0, -1.0]), torch.tensor([[1.0, 0.8], [0.8, 1.5]])
+    precision = covariance.inverse()
+
+    def energy(position: Tensor) -> Tensor:
+        centred = position - mean
+        return 0.5 * (centred @ precision * centred).sum(dim=-1)
+
+    return Target(energy, mean, covariance)
+
+
+def log_gamma(*shape: float) -> Target:
+    """The logarithms of independent gamma variables: skewed, so that no error cancels."""
+    shapes = torch.tensor(shape)
+
+    def energy(position: Tensor) -> Tensor:
+        return (position.exp() - shapes * position).sum(dim=-1)
+
+    return Target(energy, shapes.digamma(), shapes.polygamma(1).diag())
+
+
+TARGETS = {
+    "correlated Gaussian": correlated_gaussian,
+    "log-gamma, 3 dimensions": lambda: log_gamma(1.0, 0.6, 2.0),
+    "log-gamma, 1 dimension": lambda: log_gamma(0.7),
+}
+
+
+def standard_errors(draws: np.ndarray, expected: float) -> float:
+    """Return by how many Monte Carlo standard errors the mean of draws (chain, draw) is off."""
+    effective = array_stats.ess(draws, chain_axis=0, draw_axis=1, method="mean")
+    assert effective >= 400
+    return abs(draws.mean() - expected) / (draws.std() / effective**0.5)
+
+
+@pytest.mark.parametrize("target", TARGETS.values(), ids=TARGETS.keys())
+@pytest.mark.parametrize("name", ["hmc", "untrained l2hmc"])
+def test_long_chains_have_the_moments_of_the_target(
+    name: str, target: Callable[[], Target], random_l2hmc: Callable[..., L2HMC]
+) -> None:
+    energy, mean, covariance = target()
+    dim = len(mean)
+    kernel = HMC(3, step_size=0.7) if name == "hmc" else random_l2hmc(dim, 2, seed=1)
+    chains = sample(kernel, energy, torch.zeros(1000, dim), 550)
+    # Neither a sampler that accepts all, nor one that hardly moves, would show its errors.
+    assert 0.3 < chains.acceptance.mean() < 0.99
+    draws = chains.draws[:, 150:]
+    products = (draws - mean)[..., :, None] * (draws - mean)[..., None, :]
+    for i in range(dim):
+        assert standard_errors(draws[..., i].numpy(), mean[i].item()) < 5
+        for j in range(i, dim):
+            assert standard_errors(products[..., i, j].numpy(), covariance[i, j].item()) < 5

@@ -1,0 +1,131 @@
+import re
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from samplers import Energy, EnergyWithGradient, State, evaluate
+from samplers.energy import finite_gradient
+
+PRECISION = torch.tensor([[2.0, -0.5], [-0.5, 1.0]], dtype=torch.float64)
+
+
+def quadratic(position: Tensor) -> Tensor:
+    return 0.5 * (position @ PRECISION * position).sum(dim=-1)
+
+
+class Decoder(nn.Module):
+    """An energy with parameters of its own."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.randn(2, 3))
+
+    def forward(self, position: Tensor) -> Tensor:
+        return (position @ self.weight).square().sum(dim=-1)
+
+
+@pytest.mark.parametrize("requires_grad", [False, True])
+def test_value_and_gradient_are_those_of_the_energy(requires_grad: bool) -> None:
+    position = torch.randn(4, 2, requires_grad=requires_grad)
+    state = evaluate(quadratic, position)
+    assert state.position is position
+    torch.testing.assert_close(state.energy, quadratic(position))
+    torch.testing.assert_close(state.gradient, position @ PRECISION)
+
+
+def test_gradient_is_differentiable_where_positions_require_it() -> None:
+    position = torch.randn(4, 2, requires_grad=True)
+    (hessian_row,) = torch.autograd.grad(
+        evaluate(quadratic, position).gradient[:, 0].sum(), position
+    )
+    torch.testing.assert_close(hessian_row, PRECISION[0].expand(4, 2))
+
+
+@pytest.mark.parametrize("mode", [torch.no_grad, torch.inference_mode])
+def test_evaluates_where_gradients_are_off(mode: type) -> None:
+    position = torch.randn(4, 2, requires_grad=True)
+    expected = evaluate(quadratic, position)
+    with mode():
+        state = evaluate(quadratic, position)
+    assert not state.energy.requires_grad
+    assert not state.gradient.requires_grad
+    for found, wanted in zip(state[:3], expected[:3], strict=True):
+        torch.testing.assert_close(found, wanted.detach(), check_stride=False)
+
+
+@pytest.mark.parametrize("requires_grad", [False, True])
+def test_nothing_extra_is_kept_of_a_plain_energy(requires_grad: bool) -> None:
+    assert evaluate(quadratic, torch.randn(4, 2, requires_grad=requires_grad)).extra == ()
+
+
+def test_no_graph_reaches_the_parameters_of_an_energy_at_fixed_positions() -> None:
+    state = evaluate(Decoder(), torch.randn(4, 2))
+    assert not any(field.requires_grad for field in state[:3])
+
+
+def test_no_graph_reaches_the_parameters_of_an_energy_where_gradients_are_off() -> None:
+    decoder, position = Decoder(), torch.randn(4, 2, requires_grad=True)
+    with torch.no_grad():
+        state = evaluate(decoder, position)
+    assert not state.energy.requires_grad
+    assert not state.gradient.requires_grad
+    assert decoder.weight.grad is None
+
+
+@pytest.mark.parametrize(
+    ("energy", "shape"),
+    [
+        (lambda z: z.square().sum(), "()"),
+        (lambda z: z.square().sum(dim=-1, keepdim=True), "(4, 1)"),
+        (lambda z: z.square(), "(4, 2)"),
+        (lambda z: z.square().sum(dim=0), "(2,)"),
+    ],
+)
+@pytest.mark.parametrize("inference", [False, True])
+def test_energy_of_a_wrong_shape_is_named(energy: Energy, shape: str, inference: bool) -> None:
+    message = f"positions (4, 2) to one number a row, (4,), but it returned {shape}"
+    with torch.inference_mode(inference), pytest.raises(ValueError, match=re.escape(message)):
+        evaluate(energy, torch.randn(4, 2))
+
+
+def test_energy_with_its_own_gradient_is_taken_at_its_word() -> None:
+    class WithGradient:
+        def evaluate(self, position: Tensor) -> State:
+            return State(position, quadratic(position), position + 7.0, (position[:, 0],))
+
+    position = torch.randn(4, 2)
+    state = evaluate(WithGradient(), position)
+    assert isinstance(WithGradient(), EnergyWithGradient)
+    assert torch.equal(state.gradient, position + 7.0)
+    assert torch.equal(state.extra[0], position[:, 0])
+
+
+def test_only_objects_with_evaluate_bring_their_own_gradient() -> None:
+    assert not isinstance(quadratic, EnergyWithGradient)
+    assert not isinstance(Decoder(), EnergyWithGradient)
+
+
+def test_rows_do_not_mix() -> None:
+    def partly_broken(position: Tensor) -> Tensor:
+        return torch.where(position[:, 0] > 0, torch.nan, 1.0) * quadratic(position)
+
+    position = torch.tensor([[-1.0, 2.0], [1.0, 2.0]], dtype=torch.float64)
+    state, expected = evaluate(partly_broken, position), evaluate(quadratic, position)
+    for found, wanted in zip(state[:3], expected[:3], strict=True):
+        assert torch.equal(found[0], wanted[0])
+    assert state.gradient[1].isnan().all()
+
+
+def test_finite_gradient_is_the_identity_with_a_gated_gradient() -> None:
+    tensor = torch.randn(4, requires_grad=True)
+    gated = finite_gradient(tensor)
+    assert torch.equal(gated, tensor)
+    gated.backward(torch.tensor([1.5, torch.nan, torch.inf, -torch.inf]))
+    assert tensor.grad is not None
+    assert tensor.grad.tolist() == [1.5, 0.0, 0.0, 0.0]
+
+
+def test_finite_gradient_can_be_differentiated_twice() -> None:
+    inputs = torch.randn(4, requires_grad=True)
+    assert torch.autograd.gradgradcheck(lambda x: finite_gradient(x).pow(3), inputs)

@@ -1,0 +1,339 @@
+"""One property suite over every kernel: what the contract of ``Kernel`` promises."""
+
+from collections.abc import Callable
+from typing import NamedTuple
+
+import pytest
+import torch
+from torch import Tensor
+
+from samplers import HMC, Energy, Info, Kernel, Noise, State, evaluate, seeded_generator
+
+CHAINS = 6
+Build = Callable[..., Kernel]
+PlainEnergy = Callable[[Tensor], Tensor]
+
+
+@pytest.fixture(params=["hmc", "l2hmc", "l2hmc with context"])
+def build(request: pytest.FixtureRequest, random_l2hmc: Callable[..., Kernel]) -> Build:
+    """A builder of kernels of a dimension and a number of leapfrogs, accepted 50 to 80 % here."""
+
+    def build(dim: int = 3, num_leapfrogs: int = 4) -> Kernel:
+        if request.param == "hmc":
+            return HMC(num_leapfrogs, step_size=0.7)
+        observed = {"observation_dim": 4, "embedding_hidden": (5,)}
+        observed = observed if "context" in request.param else {}
+        return random_l2hmc(dim, num_leapfrogs, step_size=0.1, **observed)
+
+    return build
+
+
+class Path(NamedTuple):
+    """Where the trajectories of six chains start, three in each direction."""
+
+    kernel: Kernel
+    energy: Energy
+    context: Tensor | None
+    position: Tensor
+    momentum: Tensor
+    direction: Tensor
+
+    def follow(self) -> tuple[Tensor, Tensor, Tensor]:
+        return self.kernel.trajectory(
+            self.position, self.momentum, self.direction, self.energy, self.context
+        )
+
+
+@pytest.fixture(
+    params=[(1, 1), (1, 3), (2, 1), (2, 4), (5, 1), (5, 3)], ids="D{0[0]}-M{0[1]}".format
+)
+def path(request: pytest.FixtureRequest, build: Build, energy: Energy) -> Path:
+    dim, num_leapfrogs = request.param
+    kernel = build(dim, num_leapfrogs)
+    position, momentum = torch.randn(2, CHAINS, dim).unbind()
+    direction = torch.tensor([1.0, -1.0]).repeat(CHAINS // 2)
+    context = kernel.embed(torch.randn(CHAINS, 4))
+    return Path(kernel, energy, context, position, momentum, direction)
+
+
+@torch.no_grad()
+def test_opposite_direction_undoes_the_trajectory(path: Path) -> None:
+    position, momentum, log_determinant = path.follow()
+    assert (position - path.position).norm() > 0.1
+    back = path._replace(position=position, momentum=momentum, direction=-path.direction).follow()
+    expected = (path.position, path.momentum, -log_determinant)
+    torch.testing.assert_close(back, expected, rtol=1e-9, atol=1e-9)
+
+
+def test_log_determinant_is_that_of_the_brute_force_jacobian(path: Path) -> None:
+    start = torch.cat([path.position, path.momentum], dim=-1).requires_grad_()
+    position, momentum = start.chunk(2, dim=-1)
+    *end, log_determinant = path._replace(position=position, momentum=momentum).follow()
+    rows = [
+        torch.autograd.grad(coordinate.sum(), start, retain_graph=True)[0]
+        for coordinate in torch.cat(end, dim=-1).unbind(dim=-1)
+    ]
+    sign, expected = torch.stack(rows, dim=1).slogdet()
+    assert torch.equal(sign, torch.ones(CHAINS))
+    torch.testing.assert_close(log_determinant, expected, rtol=1e-9, atol=1e-9)
+
+
+@torch.no_grad()
+def test_only_hmc_preserves_volume(path: Path) -> None:
+    _, _, log_determinant = path.follow()
+    if isinstance(path.kernel, HMC):
+        assert torch.equal(log_determinant, torch.zeros(CHAINS))
+    else:
+        assert log_determinant.norm() > 1e-2
+
+
+class Run(NamedTuple):
+    """All that goes into one step of many chains."""
+
+    kernel: Kernel
+    energy: PlainEnergy
+    state: State
+    noise: Noise
+    context: Tensor | None
+
+    def step(self, energy: Energy | None = None, **changes: Tensor) -> tuple[State, Info]:
+        noise = self.noise._replace(**changes)
+        return self.kernel.step(self.state, energy or self.energy, noise, self.context)
+
+
+@pytest.fixture
+def run(build: Build, energy: PlainEnergy) -> Run:
+    kernel = build()
+    state = kernel.init(torch.randn(40, 3), energy)
+    noise = kernel.noise(state, seeded_generator("cpu", 1))
+    return Run(kernel, energy, state, noise, kernel.embed(torch.randn(40, 4)))
+
+
+def hamiltonian(energy: Energy, position: Tensor, momentum: Tensor) -> Tensor:
+    return evaluate(energy, position).energy + 0.5 * (momentum * momentum).sum(dim=-1)
+
+
+@torch.no_grad()
+def test_acceptance_is_that_of_metropolis_and_hastings(run: Run) -> None:
+    _, info = run.step()
+    position, momentum, log_determinant = run.kernel.trajectory(
+        run.state.position, run.noise.momentum, run.noise.direction, run.energy, run.context
+    )
+    before = hamiltonian(run.energy, run.state.position, run.noise.momentum)
+    ratio = (before - hamiltonian(run.energy, position, momentum) + log_determinant).exp()
+    torch.testing.assert_close(info.proposal, position)
+    torch.testing.assert_close(info.acceptance, ratio.clamp(max=1.0))
+    assert (ratio < 0.9).any()
+    assert (ratio > 1.1).any()
+    assert not info.diverging.any()
+
+
+@torch.no_grad()
+def test_chains_move_to_accepted_proposals_and_else_stay(run: Run) -> None:
+    state, info = run.step()
+    assert info.accepted.any()
+    assert not info.accepted.all()
+    assert torch.equal(info.accepted, run.noise.uniform < info.acceptance)
+    proposed = evaluate(run.energy, info.proposal)
+    for found, new, old in zip(state[:3], proposed[:3], run.state[:3], strict=True):
+        assert torch.equal(found[info.accepted], new[info.accepted])
+        assert torch.equal(found[~info.accepted], old[~info.accepted])
+
+
+@torch.no_grad()
+def test_certain_acceptance_accepts_and_certain_rejection_rejects(run: Run) -> None:
+    _, info = run.step(uniform=torch.zeros(40))
+    assert torch.equal(info.accepted, info.acceptance > 0)
+    _, info = run.step(uniform=torch.ones(40))
+    assert not info.accepted.any()
+
+
+@torch.no_grad()
+def test_step_is_a_pure_function_of_its_arguments(run: Run) -> None:
+    before = {key: value.clone() for key, value in run.kernel.state_dict().items()}
+    arguments = [tensor.clone() for tensor in (*run.state[:3], *run.noise)]
+    random_state = torch.get_rng_state()
+    (state, info), (again, info_again) = run.step(), run.step()
+    for first, second in zip((*state[:3], *info), (*again[:3], *info_again), strict=True):
+        assert torch.equal(first, second)
+    assert torch.equal(torch.get_rng_state(), random_state)
+    assert all(map(torch.equal, arguments, (*run.state[:3], *run.noise)))
+    assert all(torch.equal(value, before[key]) for key, value in run.kernel.state_dict().items())
+
+
+@torch.no_grad()
+def test_noise_is_a_function_of_its_generator(run: Run) -> None:
+    def noise(seed: int) -> Noise:
+        return run.kernel.noise(run.state, seeded_generator("cpu", seed))
+
+    assert all(map(torch.equal, noise(1), run.noise))
+    assert not any(map(torch.equal, noise(2), run.noise))
+
+
+def test_noise_has_the_distributions_it_promises() -> None:
+    kernel, count = HMC(), 100_000
+    state = State(torch.zeros(count, 2), torch.zeros(count), torch.zeros(count, 2))
+    momentum, direction, uniform = kernel.noise(state, seeded_generator("cpu", 0))
+    assert set(direction.tolist()) == {-1.0, 1.0}
+    assert uniform.min() >= 0
+    assert uniform.max() < 1
+    columns = torch.stack([*momentum.unbind(dim=-1), direction, (uniform - 0.5) * 12**0.5])
+    assert (columns.mean(dim=-1).abs() < 5 / count**0.5).all()
+    # var(v²) = 2 is the largest of the four, and no pair of columns is correlated.
+    assert ((columns @ columns.mT / count - torch.eye(4)).abs() < 5 * (2 / count) ** 0.5).all()
+
+
+def test_noise_takes_the_type_of_the_positions(build: Build) -> None:
+    kernel = build().float()
+    state = State(torch.zeros(4, 3).float(), torch.zeros(4).float(), torch.zeros(4, 3).float())
+    assert {field.dtype for field in kernel.noise(state)} == {torch.float32}
+
+
+class Counting:
+    def __init__(self, energy: PlainEnergy) -> None:
+        self.energy, self.calls = energy, 0
+
+    def __call__(self, position: Tensor) -> Tensor:
+        self.calls += 1
+        return self.energy(position)
+
+
+@pytest.mark.parametrize("num_leapfrogs", [1, 4])
+def test_one_gradient_at_the_start_and_one_for_each_leapfrog(
+    build: Build, energy: PlainEnergy, num_leapfrogs: int
+) -> None:
+    kernel, counting = build(num_leapfrogs=num_leapfrogs), Counting(energy)
+    context = kernel.embed(torch.randn(5, 4))
+    state = kernel.init(torch.randn(5, 3), counting)
+    assert counting.calls == 1
+    for steps in (1, 2, 3):
+        state, _ = kernel.step(state, counting, kernel.noise(state), context)
+        assert counting.calls == 1 + steps * num_leapfrogs
+
+
+class WithExtra:
+    """An energy that keeps more of a point than a chain needs."""
+
+    def __init__(self, energy: Energy) -> None:
+        self.energy = energy
+
+    def evaluate(self, position: Tensor) -> State:
+        state = evaluate(self.energy, position)
+        steep, parts = state.gradient[:, 0] > 0, torch.stack([position, -position], dim=-1)
+        return state._replace(extra=(position.sum(dim=-1), steep, parts))
+
+
+@torch.no_grad()
+def test_extras_of_a_state_follow_acceptance(run: Run) -> None:
+    energy = WithExtra(run.energy)
+    start = run.kernel.init(run.state.position, energy)
+    state, info = run._replace(state=start).step(energy)
+    expected, _ = run.step()
+    assert info.accepted.any()
+    assert not info.accepted.all()
+    assert torch.equal(state.position, expected.position)
+    torch.testing.assert_close(state.extra, energy.evaluate(expected.position).extra)
+
+
+@pytest.mark.parametrize("mode", [torch.no_grad, torch.inference_mode])
+def test_steps_where_gradients_are_off(run: Run, mode: type) -> None:
+    expected, expected_info = run.step()
+    with mode():
+        state, info = run.step()
+    for found, wanted in zip((*state[:3], *info), (*expected[:3], *expected_info), strict=True):
+        assert not found.requires_grad
+        torch.testing.assert_close(found, wanted.detach(), check_stride=False)
+
+
+def test_a_step_compiles_without_a_graph_break(build: Build, energy: Energy) -> None:
+    if not torch._dynamo.is_dynamo_supported():
+        pytest.skip("torch.compile does not run here")
+    kernel = build(num_leapfrogs=2)
+    state, observations = kernel.init(torch.randn(5, 3), energy), torch.randn(5, 4)
+    noise = kernel.noise(state)
+
+    def step() -> tuple[State, Info]:
+        return kernel.step(state, energy, noise, kernel.embed(observations))
+
+    def results_and_gradients(step: Callable[[], tuple[State, Info]]) -> list[Tensor]:
+        end, info = step()
+        parameters = list(kernel.parameters())
+        loss = info.acceptance.sum() + info.proposal.square().sum()
+        gradients = torch.autograd.grad(loss, parameters) if parameters else ()
+        return [*end[:3], *info, *gradients]
+
+    expected = results_and_gradients(step)
+    found = results_and_gradients(torch.compile(step, backend="aot_eager", fullgraph=True))
+    torch.testing.assert_close(found, expected, rtol=1e-9, atol=1e-9)
+
+
+AT_THE_END = [
+    (fault, 4) for fault in ("nan", "inf", "-inf", "nan gradient", "inf gradient", "rise")
+]
+ON_THE_WAY = [(fault, 2) for fault in ("nan gradient", "inf gradient", "cliff")]
+
+
+@torch.no_grad()
+@pytest.mark.parametrize(("fault", "leapfrog"), AT_THE_END + ON_THE_WAY)
+def test_a_fault_is_flagged_and_touches_no_other_chain(
+    run: Run, plant: Callable[..., Energy], fault: str, leapfrog: int
+) -> None:
+    rows = torch.arange(40) % 3 == 0
+    state, info = run.step(plant(run.energy, fault, rows, leapfrog - 1))
+    healthy, healthy_info = run.step()
+    assert healthy_info.accepted[rows].any()
+    assert torch.equal(info.diverging, rows)
+    assert torch.equal(info.acceptance[rows], torch.zeros(int(rows.sum())))
+    assert not info.accepted[rows].any()
+    assert torch.equal(info.proposal[rows], run.state.position[rows])
+    for found, old in zip(state[:3], run.state[:3], strict=True):
+        assert torch.equal(found[rows], old[rows])
+    for found, wanted in zip((*state[:3], *info), (*healthy[:3], *healthy_info), strict=True):
+        assert torch.equal(found[~rows], wanted[~rows])
+
+
+@torch.no_grad()
+def test_a_rise_of_the_energy_diverges_beyond_a_thousand_nats(run: Run) -> None:
+    calm = run.step()[1].acceptance > 0.01
+    assert calm.any()
+
+    def flagged(rise: float) -> Tensor:
+        _, info = run.step(lambda position: run.energy(position) + rise)
+        return info.diverging[calm]
+
+    assert not flagged(990.0).any()
+    assert flagged(1010.0).all()
+    assert not flagged(-1010.0).any()
+
+
+@torch.no_grad()
+def test_an_infinite_energy_on_the_way_is_no_failure(
+    run: Run, plant: Callable[..., Energy]
+) -> None:
+    state, info = run.step(plant(run.energy, "inf", torch.ones(40).bool(), 1))
+    expected, expected_info = run.step()
+    for found, wanted in zip((*state[:3], *info), (*expected[:3], *expected_info), strict=True):
+        assert torch.equal(found, wanted)
+
+
+@torch.no_grad()
+def test_chains_never_leave_the_support(build: Build) -> None:
+    def half_line(position: Tensor) -> Tensor:
+        inside = (position - position.sqrt()).sum(dim=-1)  # NaN outside, as is its gradient
+        return torch.where((position > 0).all(dim=-1), inside, torch.inf)
+
+    kernel = build()
+    context = kernel.embed(torch.randn(40, 4))
+    state = kernel.init(torch.rand(40, 3) + 0.5, half_line)
+    flagged = 0
+    for step in range(20):
+        noise = kernel.noise(state, seeded_generator("cpu", step))
+        end, *_ = kernel.trajectory(
+            state.position, noise.momentum, noise.direction, half_line, context
+        )
+        state, info = kernel.step(state, half_line, noise, context)
+        assert torch.equal(info.diverging, ~(end > 0).all(dim=-1))
+        assert (state.position > 0).all()
+        assert state.energy.isfinite().all()
+        flagged += int(info.diverging.sum())
+    assert 0 < flagged < 800

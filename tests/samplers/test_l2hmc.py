@@ -1,0 +1,440 @@
+import math
+from collections.abc import Callable
+from pathlib import Path
+from typing import NamedTuple
+
+import pytest
+import torch
+from torch import Tensor, nn
+from torch.autograd.gradcheck import GradcheckError
+
+from samplers import (
+    HMC,
+    L2HMC,
+    Energy,
+    Info,
+    Noise,
+    State,
+    evaluate,
+    reciprocal_jump_loss,
+    seeded_generator,
+    squared_jump,
+)
+from samplers.leapfrog import Update
+from samplers.networks import UpdateNetwork
+
+BuildL2HMC = Callable[..., L2HMC]
+MIXED = torch.tensor([1.0, -1.0, -1.0, 1.0], dtype=torch.float64)
+
+
+def noises(kernel: L2HMC, state: State, count: int) -> list[Noise]:
+    generator = seeded_generator("cpu", 1)
+    return [kernel.noise(state, generator) for _ in range(count)]
+
+
+@torch.no_grad()
+@pytest.mark.parametrize(("dim", "num_leapfrogs"), [(1, 1), (1, 4), (2, 3), (5, 4)])
+def test_without_heads_is_hmc(
+    random_l2hmc: BuildL2HMC, energy: Energy, dim: int, num_leapfrogs: int
+) -> None:
+    kernel = random_l2hmc(dim, num_leapfrogs)
+    for network in (kernel.position_network, kernel.momentum_network):
+        nn.init.zeros_(network.heads.weight)
+        nn.init.zeros_(network.heads.bias)
+    hmc = HMC(num_leapfrogs, step_size=0.4)
+    position, momentum = torch.randn(2, 4, dim).unbind()
+    found = kernel.trajectory(position, momentum, MIXED, energy)
+    torch.testing.assert_close(found, hmc.trajectory(position, momentum, MIXED, energy))
+
+    state = hmc.init(position, energy)
+    noise = Noise(momentum, MIXED, torch.full((4,), 0.5))
+    end, info = kernel.step(state, energy, noise)
+    hmc_end, hmc_info = hmc.step(state, energy, noise)
+    torch.testing.assert_close((*end[:3], *info), (*hmc_end[:3], *hmc_info))
+
+
+def forward_leapfrog(
+    kernel: L2HMC, energy: Energy, x: Tensor, v: Tensor, t: int
+) -> tuple[Tensor, Tensor, Tensor]:
+    """One leapfrog with d = 1, literally as Section 4 of the paper prints it."""
+    eps, m = kernel.step_size, kernel.mask[t].double()
+    angle = torch.tensor(2 * math.pi * t / kernel.num_leapfrogs)
+    tau = torch.stack([angle.cos(), angle.sin()]).expand(len(x), 2)
+
+    def network(which: UpdateNetwork, a: Tensor, b: Tensor) -> Update:
+        return which(a, b, tau, None)
+
+    def gradient(x: Tensor) -> Tensor:
+        return evaluate(energy, x).gradient
+
+    s1, t1, q1 = network(kernel.momentum_network, x, gradient(x))
+    v = v * (eps / 2 * s1).exp() - eps / 2 * (gradient(x) * (eps * q1).exp() + t1)
+    s2, t2, q2 = network(kernel.position_network, (1 - m) * x, v)
+    x = (1 - m) * x + m * (x * (eps * s2).exp() + eps * (v * (eps * q2).exp() + t2))
+    s3, t3, q3 = network(kernel.position_network, m * x, v)
+    x = m * x + (1 - m) * (x * (eps * s3).exp() + eps * (v * (eps * q3).exp() + t3))
+    s4, t4, q4 = network(kernel.momentum_network, x, gradient(x))
+    v = v * (eps / 2 * s4).exp() - eps / 2 * (gradient(x) * (eps * q4).exp() + t4)
+    log_determinant = eps / 2 * (s1 + s4) + eps * (m * s2 + (1 - m) * s3)
+    return x, v, log_determinant.sum(dim=-1)
+
+
+@torch.no_grad()
+def test_forward_trajectory_is_the_paper_s(random_l2hmc: BuildL2HMC, energy: Energy) -> None:
+    kernel = random_l2hmc(5, 3)
+    x, v = torch.randn(2, 4, 5).unbind()
+    found = kernel.trajectory(x, v, torch.ones(4), energy)
+    log_determinant = torch.zeros(4)
+    for t in range(3):
+        x, v, change = forward_leapfrog(kernel, energy, x, v, t)
+        log_determinant = log_determinant + change
+    torch.testing.assert_close(found, (x, v, log_determinant))
+
+
+@pytest.mark.parametrize("dim", [1, 2, 5, 6])
+def test_masks_are_halves_that_change_from_leapfrog_to_leapfrog(dim: int) -> None:
+    mask = L2HMC(dim, num_leapfrogs=500).mask
+    assert mask.shape == (500, dim)
+    assert mask.dtype == torch.bool
+    assert (mask.sum(dim=-1) == dim // 2).all()
+    assert len(mask.unique(dim=0)) == math.comb(dim, dim // 2)
+
+
+def test_state_dict_names_what_others_rely_on() -> None:
+    kernel = L2HMC(2)
+    assert [key for key in kernel.state_dict() if "mask" in key] == ["mask"]
+    assert kernel.log_step_size.shape == ()
+    assert kernel.log_step_size.requires_grad
+    assert kernel.step_size.item() == pytest.approx(0.1, rel=1e-12)
+
+
+@torch.no_grad()
+def test_saved_kernel_repeats_the_next_draw_bit_for_bit(
+    random_l2hmc: BuildL2HMC, energy: Energy, tmp_path: Path
+) -> None:
+    options: dict = {"observation_dim": 2, "embedding_hidden": (4,)}
+    kernel, restored = (random_l2hmc(6, 4, seed=seed, **options) for seed in (0, 1))
+    state, observations = kernel.init(torch.randn(4, 6), energy), torch.randn(4, 2)
+    (noise,) = noises(kernel, state, 1)
+
+    def draw(kernel: L2HMC) -> tuple[Tensor, ...]:
+        end, info = kernel.step(state, energy, noise, kernel.embed(observations))
+        return (*info, *end[:3])
+
+    assert not torch.equal(kernel.mask, restored.mask)
+    assert not torch.equal(draw(kernel)[0], draw(restored)[0])
+    torch.save(kernel.state_dict(), tmp_path / "kernel.pt")
+    restored.load_state_dict(torch.load(tmp_path / "kernel.pt", weights_only=True))
+    assert all(map(torch.equal, draw(kernel), draw(restored)))
+
+
+def test_kernels_of_other_sizes_do_not_load() -> None:
+    for other in (L2HMC(3, 5), L2HMC(2, 4), L2HMC(2, 5, hidden=7), L2HMC(2, 5, observation_dim=2)):
+        with pytest.raises(RuntimeError, match="state_dict"):
+            other.load_state_dict(L2HMC(2, 5).state_dict())
+
+
+@torch.no_grad()
+def test_observations_shape_the_proposals(random_l2hmc: BuildL2HMC, energy: Energy) -> None:
+    kernel = random_l2hmc(3, observation_dim=2, embedding_hidden=(4,))
+    state = kernel.init(torch.randn(4, 3), energy)
+    (noise,) = noises(kernel, state, 1)
+    observations = torch.randn(4, 2)
+    changed = observations.clone()
+    changed[0] += 1.0
+    _, info = kernel.step(state, energy, noise, kernel.embed(observations))
+    _, other = kernel.step(state, energy, noise, kernel.embed(changed))
+    assert not torch.equal(info.proposal[0], other.proposal[0])
+    assert torch.equal(info.proposal[1:], other.proposal[1:])
+
+
+def test_observations_are_embedded_once_for_all_steps(
+    random_l2hmc: BuildL2HMC, energy: Energy
+) -> None:
+    kernel = random_l2hmc(3, observation_dim=2, embedding_hidden=(4,))
+    calls: list[nn.Module] = []
+    assert kernel.embedding is not None
+    kernel.embedding.register_forward_hook(lambda module, *_: calls.append(module))
+    context = kernel.embed(torch.randn(4, 2))
+    state = kernel.init(torch.randn(4, 3), energy)
+    for noise in noises(kernel, state, 3):
+        state, _ = kernel.step(state, energy, noise, context)
+    assert context is not None
+    assert context.shape == (4, kernel.hidden)
+    assert len(calls) == 1
+
+
+def test_context_is_asked_for_where_there_is_an_embedding(energy: Energy) -> None:
+    kernel = L2HMC(3, observation_dim=2, embedding_hidden=(4,))
+    state = kernel.init(torch.randn(4, 3), energy)
+    with pytest.raises(ValueError, match=r"pass context=kernel\.embed"):
+        kernel.step(state, energy, kernel.noise(state))
+
+
+def test_context_is_refused_where_there_is_no_embedding(energy: Energy) -> None:
+    kernel = L2HMC(3)
+    assert kernel.embed(torch.randn(4, 2)) is None
+    state = kernel.init(torch.randn(4, 3), energy)
+    with pytest.raises(ValueError, match="takes no context"):
+        kernel.step(state, energy, kernel.noise(state), torch.randn(4, 100))
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"dim": 0}, "dim and hidden must be at least 1, got 0 and 100"),
+        ({"dim": 2, "hidden": 0}, "dim and hidden must be at least 1, got 2 and 0"),
+        ({"dim": 2, "num_leapfrogs": 0}, "num_leapfrogs must be at least 1, got 0"),
+        ({"dim": 2, "step_size": 0.0}, "step_size must be a positive number, got 0.0"),
+        ({"dim": 2, "step_size": -0.1}, "step_size must be a positive number, got -0.1"),
+        ({"dim": 2, "step_size": math.nan}, "step_size must be a positive number, got nan"),
+    ],
+)
+def test_settings_out_of_range_are_refused(options: dict, message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        L2HMC(**options)
+
+
+class DetachedGradient:
+    """An energy whose gradient has lost its graph: first order only."""
+
+    def __init__(self, energy: Energy) -> None:
+        self.energy = energy
+
+    def evaluate(self, position: Tensor) -> State:
+        state = evaluate(self.energy, position)
+        return state._replace(gradient=state.gradient.detach())
+
+
+class Training(NamedTuple):
+    """The loss of some Metropolis-Hastings steps in a row, as a function of the kernel."""
+
+    kernel: L2HMC
+    energy: Energy
+    start: Tensor
+    noise: list[Noise]
+    observations: Tensor
+
+    def run(self, energy: Energy | None = None) -> tuple[Tensor, list[Info]]:
+        """Return the losses (J, B) and what each step tells."""
+        energy = energy or self.energy
+        context = self.kernel.embed(self.observations)
+        state, losses, infos = self.kernel.init(self.start, energy), [], []
+        for noise in self.noise:
+            end, info = self.kernel.step(state, energy, noise, context)
+            jump = squared_jump(state.position, info)
+            losses.append(reciprocal_jump_loss(jump, info.acceptance))
+            infos.append(info)
+            state = end
+        return torch.stack(losses), infos
+
+    def gradients(
+        self, energy: Energy | None = None, weights: Tensor | float = 1.0
+    ) -> list[Tensor]:
+        losses, _ = self.run(energy)
+        parameters = list(self.kernel.parameters())
+        return list(torch.autograd.grad((weights * losses).sum(), parameters))
+
+    def rows(self, rows: Tensor) -> "Training":
+        noise = [Noise(*(field[rows] for field in noise)) for noise in self.noise]
+        return self._replace(
+            start=self.start[rows], noise=noise, observations=self.observations[rows]
+        )
+
+
+STEPS, CHAINS, LEAPFROGS = 2, 6, 3
+
+
+@pytest.fixture
+def training(random_l2hmc: BuildL2HMC, energy: Energy) -> Training:
+    kernel = random_l2hmc(
+        2, LEAPFROGS, hidden=3, step_size=0.1, observation_dim=2, embedding_hidden=(2,)
+    )
+    start = torch.randn(CHAINS, 2)
+    noise = noises(kernel, kernel.init(start, energy), STEPS)
+    # Every first proposal is accepted, so that the second step starts from a graph.
+    noise[0] = noise[0]._replace(uniform=torch.zeros(CHAINS))
+    return Training(kernel, energy, start, noise, torch.randn(CHAINS, 2))
+
+
+def loss_of(training: Training, *names: str) -> Callable[..., Tensor]:
+    """Return the summed loss as a function of the kernel's parameters of these names."""
+
+    class Loss(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.kernel = training.kernel
+
+        def forward(self) -> Tensor:
+            return training.run()[0].sum()
+
+    module = Loss()
+
+    def loss(*parameters: Tensor) -> Tensor:
+        values = {f"kernel.{name}": p for name, p in zip(names, parameters, strict=True)}
+        return torch.func.functional_call(module, values, ())
+
+    return loss
+
+
+def test_gradients_of_the_loss_are_those_of_finite_differences(training: Training) -> None:
+    names, parameters = zip(*training.kernel.named_parameters(), strict=True)
+    assert torch.autograd.gradcheck(loss_of(training, *names), parameters)
+
+
+def test_finite_differences_notice_a_lost_second_order_term(training: Training) -> None:
+    names, parameters = zip(*training.kernel.named_parameters(), strict=True)
+    training = training._replace(energy=DetachedGradient(training.energy))
+    with pytest.raises(GradcheckError, match="Jacobian mismatch"):
+        torch.autograd.gradcheck(loss_of(training, *names), parameters)
+
+
+def test_a_lost_second_order_term_changes_the_gradients(training: Training) -> None:
+    found, detached = training.gradients(), training.gradients(DetachedGradient(training.energy))
+    difference = torch.cat([(a - b).flatten() for a, b in zip(found, detached, strict=True)])
+    assert difference.norm() > 0.01 * torch.cat([a.flatten() for a in found]).norm()
+
+
+def test_second_derivatives_of_the_loss_are_those_of_finite_differences(
+    training: Training,
+) -> None:
+    names = ["log_step_size", "position_network.heads.bias", "momentum_network.log_amplitude"]
+    parameters = [training.kernel.get_parameter(name) for name in names]
+    start = training.start.clone().requires_grad_()
+
+    def loss(start: Tensor, *parameters: Tensor) -> Tensor:
+        step = training._replace(start=start, noise=training.noise[:1])
+        return loss_of(step, *names)(*parameters)
+
+    assert torch.autograd.gradgradcheck(loss, (start, *parameters))
+
+
+def test_gradients_reach_every_parameter_through_both_steps(training: Training) -> None:
+    losses, _ = training.run()
+    for loss in losses:
+        gradients = torch.autograd.grad(
+            loss.sum(), list(training.kernel.parameters()), retain_graph=True
+        )
+        assert all((gradient != 0).any() for gradient in gradients)
+
+
+def test_rejected_proposals_leave_no_gradient_in_the_state(training: Training) -> None:
+    kernel, noise = training.kernel, training.noise[0]._replace(uniform=torch.ones(CHAINS))
+    state, context = (
+        kernel.init(training.start, training.energy),
+        kernel.embed(training.observations),
+    )
+    end, info = kernel.step(state, training.energy, noise, context)
+    assert not info.accepted.any()
+    gradients = torch.autograd.grad(
+        end.position.sum() + end.energy.sum() + end.gradient.sum(), list(kernel.parameters())
+    )
+    assert not any(gradient.any() for gradient in gradients)
+
+
+LOST = torch.arange(CHAINS) % 3 == 0
+FIRST_END, MIDDLE, SECOND_MIDDLE, SECOND_END = 3, 2, 5, 6
+"""The energy's calls: 0 at the start, then one for each of three leapfrogs in each of two steps."""
+
+
+@pytest.mark.parametrize(
+    ("fault", "call"),
+    [
+        *((fault, FIRST_END) for fault in ("nan", "inf", "-inf", "rise", "cliff")),
+        *((fault, SECOND_END) for fault in ("nan", "inf", "-inf", "rise", "cliff")),
+        *(("nan gradient", call) for call in (MIDDLE, FIRST_END, SECOND_MIDDLE, SECOND_END)),
+        *(("inf gradient", call) for call in (MIDDLE, FIRST_END, SECOND_MIDDLE, SECOND_END)),
+        *(("cliff", call) for call in (MIDDLE, SECOND_MIDDLE)),
+    ],
+)
+def test_lost_chains_contribute_a_constant_to_loss_and_gradients(
+    training: Training, plant: Callable[..., Energy], fault: str, call: int
+) -> None:
+    step = (call - 1) // LEAPFROGS
+    losses, infos = training.run(plant(training.energy, fault, LOST, call))
+    assert torch.equal(infos[step].diverging, LOST)
+    assert losses.isfinite().all()
+    torch.testing.assert_close(losses[step, LOST], torch.tensor(1e4 - 1e-4).expand(2))
+
+    # After the fault the lost chains go on from elsewhere than without it, so leave that out.
+    counted, healthy = torch.ones(2, STEPS, CHAINS)
+    counted[step + 1 :, LOST] = 0.0
+    healthy[step:, LOST] = 0.0
+    found = training.gradients(plant(training.energy, fault, LOST, call), counted)
+    assert all(gradient.isfinite().all() for gradient in found)
+    torch.testing.assert_close(found, training.gradients(weights=healthy), rtol=1e-9, atol=1e-9)
+
+
+def test_lost_chains_go_on_with_finite_gradients(
+    training: Training, plant: Callable[..., Energy]
+) -> None:
+    losses, infos = training.run(plant(training.energy, "nan gradient", LOST, MIDDLE))
+    assert torch.equal(infos[0].diverging, LOST)
+    assert not infos[1].diverging.any()
+    gradients = torch.autograd.grad(losses[1, LOST].sum(), list(training.kernel.parameters()))
+    assert all(gradient.isfinite().all() for gradient in gradients)
+    assert any(gradient.any() for gradient in gradients)
+
+
+def test_surviving_chains_weigh_as_much_as_without_the_lost_ones(
+    training: Training, plant: Callable[..., Energy]
+) -> None:
+    first = training._replace(noise=training.noise[:1])
+    energy = plant(training.energy, "nan", LOST, FIRST_END)
+    with_lost = first.gradients(energy, weights=1 / CHAINS)
+    survivors = first.rows(~LOST)
+    alone = survivors.gradients(weights=1 / len(survivors.start))
+    share = len(survivors.start) / CHAINS
+    expected = [share * gradient for gradient in alone]
+    torch.testing.assert_close(with_lost, expected, rtol=1e-9, atol=1e-9)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+@pytest.mark.parametrize("which", ["position_network", "momentum_network"])
+def test_overflowing_scales_lose_their_chains_only(which: str, dtype: torch.dtype) -> None:
+    def energy(position: Tensor) -> Tensor:
+        return 0.5 * position.square().sum(dim=-1)
+
+    kernel = L2HMC(2, 3, 0.1, hidden=4, head_scale=0.0).to(dtype)
+    network = getattr(kernel, which)
+    with torch.no_grad():
+        # S = 1e6 tanh(relu(a_0 - 5)): huge where the first input exceeds 5, else zero.
+        for parameter in network.parameters():
+            parameter.zero_()
+        network.inputs.weight[0, 0] = network.trunk.weight[0, 0] = 1.0
+        network.inputs.bias[0] = -5.0
+        network.heads.weight[:2, 0] = 1.0
+        network.log_amplitude[:2] = math.log(1e6)
+    lost = torch.tensor([False, True, False, True])
+    start = torch.tensor([[1.0, 0.5], [8.0, 0.5], [-1.0, 0.2], [7.0, -0.5]], dtype=dtype)
+    noise = Noise(torch.ones(4, 2, dtype=dtype), MIXED.to(dtype), torch.zeros(4, dtype=dtype))
+
+    def gradients(rows: Tensor) -> tuple[Info, tuple[Tensor, ...]]:
+        state = kernel.init(start[rows], energy)
+        _, info = kernel.step(state, energy, Noise(*(field[rows] for field in noise)))
+        loss = reciprocal_jump_loss(squared_jump(state.position, info), info.acceptance).sum()
+        return info, torch.autograd.grad(loss, list(kernel.parameters()))
+
+    info, found = gradients(torch.ones(4).bool())
+    _, expected = gradients(~lost)
+    assert torch.equal(info.diverging, lost)
+    assert all(gradient.isfinite().all() for gradient in found)
+    torch.testing.assert_close(found, expected)
+
+
+def test_support_boundaries_leave_all_gradients_finite(training: Training) -> None:
+    def half_line(position: Tensor) -> Tensor:
+        inside = (position - position.sqrt()).sum(dim=-1)  # NaN outside, as is its gradient
+        return torch.where((position > 0).all(dim=-1), inside, torch.inf)
+
+    first, second = training.noise
+    start = training.start.abs() + 3.0
+    start[LOST] = 0.1
+    outward = torch.where(LOST[:, None], -2.0 * first.direction[:, None], first.momentum)
+    near = training._replace(
+        energy=half_line, start=start, noise=[first._replace(momentum=outward), second]
+    )
+    losses, infos = near.run()
+    assert torch.equal(infos[0].diverging, LOST)
+    assert losses.isfinite().all()
+    assert all(gradient.isfinite().all() for gradient in near.gradients())
