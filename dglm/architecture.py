@@ -1,6 +1,7 @@
 """Modules as plain data, so that checkpoints load without unpickling code."""
 
 import inspect
+from collections import OrderedDict
 from importlib import import_module
 from typing import Any
 
@@ -23,18 +24,28 @@ def describe(module: nn.Module) -> Description:
     """
     kind = type(module)
     class_path = f"{kind.__module__}.{kind.__qualname__}"
-    if isinstance(module, nn.Sequential):
-        return {"class_path": class_path, "init_args": [describe(child) for child in module]}
-    arguments = {}
+    if _find(class_path) is not kind:
+        raise TypeError(
+            f"{class_path} cannot be rebuilt from a checkpoint: define it at the top of a module"
+        )
+    if kind is nn.Sequential:
+        layers = [[name, describe(child)] for name, child in module.named_children()]
+        return {"class_path": class_path, "init_args": layers}
+    arguments: dict[str, Any] = {}
+    if kind.__init__ in (nn.Module.__init__, nn.Identity.__init__):
+        return {"class_path": class_path, "init_args": arguments}
     for name, parameter in inspect.signature(kind.__init__).parameters.items():
         if name == "self" or name in _PLACEMENT:
             continue
-        if parameter.kind in (parameter.VAR_POSITIONAL, parameter.VAR_KEYWORD):
-            continue
-        if not hasattr(module, name):
+        variable = parameter.kind in (parameter.VAR_POSITIONAL, parameter.VAR_KEYWORD)
+        if variable or not hasattr(module, name):
             raise TypeError(
                 f"{class_path} cannot be rebuilt from a checkpoint: "
-                f"keep its constructor argument {name!r} as self.{name}"
+                + (
+                    f"its constructor takes any {name}"
+                    if variable
+                    else f"keep its constructor argument {name!r} as self.{name}"
+                )
             )
         value = getattr(module, name)
         if isinstance(parameter.default, bool) and not isinstance(value, bool):
@@ -51,14 +62,21 @@ def build(module: nn.Module | Description) -> nn.Module:
     """
     if isinstance(module, nn.Module):
         return module
-    path, _, name = module["class_path"].rpartition(".")
-    kind = getattr(import_module(path), name, None)
+    kind = _find(module["class_path"])
     if not (isinstance(kind, type) and issubclass(kind, nn.Module)):
         raise TypeError(f"{module['class_path']} is not a subclass of torch.nn.Module")
     arguments = module["init_args"]
     if isinstance(arguments, list):
-        return kind(*map(build, arguments))
+        return kind(OrderedDict((name, build(layer)) for name, layer in arguments))
     return kind(**{key: _restored(value) for key, value in arguments.items()})
+
+
+def _find(class_path: str) -> object:
+    path, _, name = class_path.rpartition(".")
+    try:
+        return getattr(import_module(path), name, None)
+    except (ImportError, ValueError):
+        return None
 
 
 def _plain(value: Any, where: str) -> Any:
@@ -78,6 +96,8 @@ def _plain(value: Any, where: str) -> Any:
 def _restored(value: Any) -> Any:
     if isinstance(value, dict) and "class_path" in value:
         return build(value)
+    if isinstance(value, dict):
+        return {key: _restored(item) for key, item in value.items()}
     if isinstance(value, list):
         return tuple(map(_restored, value))
     return value

@@ -7,7 +7,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor, nn
 
-from dglm.ais import batches, check_counts
+from dglm.ais import batches
 from dglm.gaussian import DiagonalGaussian
 from dglm.model import GenerativeModel
 from samplers import seeded_generator
@@ -57,7 +57,8 @@ def importance_weighted_bound(
     References:
         Importance weighted autoencoders (Burda, Grosse and Salakhutdinov, 2016), Equation 8.
     """
-    check_counts(num_samples=num_samples - 1)
+    if num_samples < 2:
+        raise ValueError(f"num_samples must be at least 2, got {num_samples}")
     model.check_observations(images)
     at_once = min(num_samples, _SAMPLES_AT_ONCE)
     pieces = []

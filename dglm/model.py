@@ -1,13 +1,12 @@
 """The generative model p(x, z) = p(z) p(x|z)."""
 
-from collections.abc import Callable
-
 import torch
 from torch import Tensor, nn
-from torch.func import functional_call
 
 from dglm.gaussian import gaussian_log_prob
 from dglm.likelihoods import Bernoulli, Likelihood
+from dglm.misfit import Misfit
+from samplers import State
 
 
 class GenerativeModel(nn.Module):
@@ -51,18 +50,16 @@ class GenerativeModel(nn.Module):
         """Return log p(x, z), (B,) nats, for observations (B, N) and latent variables (B, D)."""
         return self.log_likelihood(x, z) + self.log_prior(z)
 
-    def energy(self, x: Tensor) -> Callable[[Tensor], Tensor]:
+    def energy(self, x: Tensor) -> "PosteriorEnergy":
         """Return U(z) = -log p(x, z) for observations (B, N), with the decoder frozen.
 
         No gradient reaches the decoder's parameters through it; it sees their present values.
         """
-        misfit = self.misfit(x)
-        return lambda z: misfit(z) - self.log_prior(z)
+        return PosteriorEnergy(self.misfit(x))
 
-    def misfit(self, x: Tensor) -> Callable[[Tensor], Tensor]:
+    def misfit(self, x: Tensor) -> Misfit:
         """Return z ↦ -log p(x|z) for observations (B, N), with the decoder frozen."""
-        frozen = {name: value.detach() for name, value in self.decoder.named_parameters()}
-        return lambda z: -self.likelihood.log_prob(functional_call(self.decoder, frozen, (z,)), x)
+        return Misfit(self.decoder, self.likelihood, x)
 
     @torch.no_grad()
     def sample(self, n: int, generator: torch.Generator | None = None) -> tuple[Tensor, Tensor]:
@@ -89,3 +86,20 @@ class GenerativeModel(nn.Module):
         if len(x) == 0:
             raise ValueError("there are no observations: the batch is empty")
         self.likelihood.check(x)
+
+
+class PosteriorEnergy:
+    """U(z) = -log p(x, z), the posterior's energy up to log p(x)."""
+
+    def __init__(self, misfit: Misfit) -> None:
+        self.misfit = misfit
+
+    def __call__(self, z: Tensor) -> Tensor:
+        """Return U(z), (B,) nats."""
+        return self.misfit(z) - gaussian_log_prob(z)
+
+    def evaluate(self, position: Tensor) -> State:
+        """Return U and its gradient, that of the Gaussian prior being z itself."""
+        state = self.misfit.evaluate(position)
+        energy = state.energy - gaussian_log_prob(position)
+        return State(position, energy, state.gradient + position)

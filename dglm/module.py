@@ -240,6 +240,7 @@ class DGLM(LightningModule):
         """Put the estimates of all batches and processes together and log their mean."""
         own = join([self.test_results[index] for index in sorted(self.test_results)])
         self.test_result = gather(own)
+        self.test_results = {}  # the next test may be of other images
         log_likelihood = self.test_result.log_likelihood
         self.log("test/log_likelihood", log_likelihood.mean(), rank_zero_only=True)
         error = log_likelihood.std() / len(log_likelihood) ** 0.5

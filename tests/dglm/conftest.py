@@ -8,7 +8,8 @@ from torch import Tensor, nn
 from torch.distributions import MultivariateNormal
 
 from dglm import DGLM, Decoder, Encoder, Gaussian, GenerativeModel
-from samplers import HMC, L2HMC, Kernel
+from dglm.misfit import Misfit
+from samplers import HMC, L2HMC, Kernel, State
 
 PIXELS, LATENT = 6, 3
 
@@ -76,6 +77,26 @@ def build_dglm() -> Callable[..., DGLM]:
         return DGLM(model, encoder, kernel, **settings)  # type: ignore[arg-type]
 
     return build
+
+
+@pytest.fixture
+def gradients(monkeypatch: pytest.MonkeyPatch) -> list[int]:
+    """The numbers of rows at which the likelihood's gradient has been evaluated."""
+    rows, evaluate = [], Misfit.evaluate
+
+    def counting(self: Misfit, position: Tensor) -> State:
+        rows.append(len(position))
+        return evaluate(self, position)
+
+    monkeypatch.setattr(Misfit, "evaluate", counting)
+    return rows
+
+
+@pytest.fixture
+def quick_pilot(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Make the pilot run of AIS shorter: enough for a fair acceptance, but not for the target."""
+    monkeypatch.setattr("dglm.annealing._PILOT_TEMPERATURES", 30)
+    monkeypatch.setattr("dglm.annealing._PILOT_WARM_UP", 30)
 
 
 @pytest.fixture

@@ -1,4 +1,3 @@
-import math
 from collections.abc import Callable
 from typing import Any
 
@@ -7,8 +6,8 @@ import torch
 from torch import Tensor, nn
 from torch.distributions import MultivariateNormal
 
-from dglm import AISResult, GenerativeModel, estimate_log_likelihood
-from dglm.ais import log_mean_exp, log_mean_standard_error, weight_effective_sample_size
+from dglm import AISResult, AISSettings, GenerativeModel, estimate_log_likelihood
+from dglm.ais import gather, join
 from dglm.annealing import Annealed, anneal
 from samplers import HMC, seeded_generator
 
@@ -43,13 +42,6 @@ def start(request: pytest.FixtureRequest, exact_posterior: ExactPosterior) -> St
         return Imperfect(lambda x: exact_posterior(model, x))
 
     return build
-
-
-@pytest.fixture
-def quick_pilot(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Make the pilot run so short that it can be repeated."""
-    monkeypatch.setattr("dglm.annealing._PILOT_TEMPERATURES", 5)
-    monkeypatch.setattr("dglm.annealing._PILOT_WARM_UP", 10)
 
 
 def draw(model: GenerativeModel, count: int) -> Tensor:
@@ -156,19 +148,13 @@ def test_step_sizes_do_not_depend_on_the_chains_that_count(
 @pytest.mark.usefixtures("quick_pilot")
 @pytest.mark.parametrize("num_temperatures", [1, 2, 7])
 def test_gradient_evaluations_are_counted_and_reported(
-    model: GenerativeModel, images: Tensor, num_temperatures: int
+    model: GenerativeModel, images: Tensor, gradients: list[int], num_temperatures: int
 ) -> None:
-    rows, reported = [], []
-
-    def count(decoder: nn.Module, arguments: tuple[Tensor], output: Tensor) -> None:
-        if output.requires_grad:
-            output.register_hook(lambda gradient: rows.append(len(gradient)))
-
-    model.decoder.register_forward_hook(count)
+    reported: list[int] = []
     result = estimate_log_likelihood(
         model, images, 3, num_temperatures, 2, progress=reported.append
     )
-    assert result.gradient_evaluations == sum(rows) == sum(reported)
+    assert result.gradient_evaluations == sum(gradients) == sum(reported)
 
 
 @pytest.mark.usefixtures("quick_pilot")
@@ -250,6 +236,49 @@ def test_nothing_is_left_on_the_model(model: GenerativeModel, images: Tensor) ->
     assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
 
 
+# Shares of several processes
+
+
+def part_of(result: AISResult, images: slice) -> AISResult:
+    return AISResult(*(field[images] for field in result[:4]), len(range(7)[images]))
+
+
+@pytest.mark.usefixtures("quick_pilot")
+def test_consecutive_results_are_joined(model: GenerativeModel, images: Tensor) -> None:
+    whole = estimate_log_likelihood(model, images, 3, 3, 1)
+    joined = join([part_of(whole, slice(0, 3)), part_of(whole, slice(3, 7))])
+    assert all(map(torch.equal, joined[:4], whole[:4]))
+    assert joined.gradient_evaluations == 7
+
+
+@pytest.mark.usefixtures("quick_pilot")
+@pytest.mark.parametrize("world_size", [1, 2, 3])
+def test_shares_of_processes_are_put_in_the_order_of_the_images(
+    model: GenerativeModel, images: Tensor, world_size: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    whole = estimate_log_likelihood(model, images, 3, 3, 1)
+    shares = [part_of(whole, slice(rank, None, world_size)) for rank in range(world_size)]
+
+    def all_gather_object(results: list[AISResult], own: AISResult) -> None:
+        assert own is shares[0]
+        results[:] = shares
+
+    for name, replacement in {
+        "is_initialized": lambda: True,
+        "get_world_size": lambda: world_size,
+        "all_gather_object": all_gather_object,
+    }.items():
+        monkeypatch.setattr(torch.distributed, name, replacement)
+    gathered = gather(shares[0])
+    assert all(map(torch.equal, gathered[:4], whole[:4]))
+    assert gathered.gradient_evaluations == 7
+
+
+def test_one_process_has_all_there_is(model: GenerativeModel, images: Tensor) -> None:
+    own = estimate_log_likelihood(model, images, 2, 1, 1)
+    assert gather(own) is own
+
+
 # Errors
 
 
@@ -275,26 +304,10 @@ def test_impossible_settings_are_refused(
         estimate_log_likelihood(model, **{**settings, **changes})
 
 
-# Means of weights
-
-
-def test_means_of_weights_neither_overflow_nor_vanish() -> None:
-    weights = torch.rand(3, 20)
-    for shift in (-1e4, 0.0, 1e4):
-        logs = weights.log() + shift
-        mean = weights.mean(dim=1)
-        torch.testing.assert_close(log_mean_exp(logs), mean.log() + shift)
-        error = weights.std(dim=1) / math.sqrt(20) / mean
-        torch.testing.assert_close(log_mean_standard_error(logs), error)
-        size = weights.sum(dim=1).square() / weights.square().sum(dim=1)
-        torch.testing.assert_close(weight_effective_sample_size(logs), size)
-
-
-def test_effective_sample_size_lies_between_one_and_all() -> None:
-    equal, single = torch.zeros(1, 20), torch.full((1, 20), -800.0)
-    single[0, 3] = 0.0
-    torch.testing.assert_close(weight_effective_sample_size(equal), torch.tensor([20.0]))
-    torch.testing.assert_close(weight_effective_sample_size(single), torch.tensor([1.0]))
+@pytest.mark.parametrize("name", ["num_chains", "num_temperatures", "num_leapfrogs"])
+def test_impossible_counts_are_refused_before_anything_runs(name: str) -> None:
+    with pytest.raises(ValueError, match=f"{name} must be at least 1, got 0"):
+        AISSettings(**{name: 0})
 
 
 def test_one_chain_has_no_standard_error(model: GenerativeModel, images: Tensor) -> None:

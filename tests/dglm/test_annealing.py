@@ -38,13 +38,6 @@ def path(model: GenerativeModel, images: Tensor) -> Path:
     return Path(model, images)
 
 
-@pytest.fixture
-def quick_pilot(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Make the pilot run so short that it can be repeated."""
-    monkeypatch.setattr("dglm.annealing._PILOT_TEMPERATURES", 5)
-    monkeypatch.setattr("dglm.annealing._PILOT_WARM_UP", 10)
-
-
 # Temperatures
 
 
@@ -230,8 +223,10 @@ def test_the_pilot_finds_a_step_size_for_each_inner_temperature(
 
 
 @torch.no_grad()
-@pytest.mark.usefixtures("quick_pilot")
-def test_step_sizes_that_the_pilot_leaves_out_are_interpolated(path: Path) -> None:
+def test_step_sizes_that_the_pilot_leaves_out_are_interpolated(
+    path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("dglm.annealing._PILOT_TEMPERATURES", 5)
     visited: dict[float, float] = {}
 
     class Watched(AnnealedEnergy):

@@ -1,3 +1,4 @@
+from collections import OrderedDict
 from pathlib import Path
 from typing import Any
 
@@ -93,6 +94,21 @@ class Forgetful(nn.Module):
         self.width = width
 
 
+class Stack(nn.Sequential):
+    """A Sequential with a constructor of its own, as torchvision's MLP is one."""
+
+    def __init__(self, width: int) -> None:
+        super().__init__(nn.Linear(3, width), nn.Softplus())
+        self.width = width
+
+
+class Flexible(nn.Module):
+    def __init__(self, width: int, **options: float) -> None:
+        super().__init__()
+        self.width = width
+        self.slope = nn.Softplus(beta=options.get("beta", 1.0))
+
+
 class Crafty(nn.Module):
     def __init__(self, function: Any) -> None:
         super().__init__()
@@ -106,13 +122,36 @@ def test_a_module_that_drops_a_constructor_argument_is_named() -> None:
         describe(nn.Sequential(nn.Linear(3, 6), Forgetful(3)))
 
 
+@pytest.mark.parametrize(
+    "module",
+    [
+        nn.Sequential(OrderedDict(first=nn.Linear(3, 4), second=nn.Softplus())),
+        Stack(4),
+        Flexible(4, beta=2.0),
+        nn.utils.parametrizations.weight_norm(nn.Linear(3, 4)),
+    ],
+    ids=["named layers", "subclass of Sequential", "options", "weight norm"],
+)
+def test_a_module_is_rebuilt_faithfully_or_refused_at_once(module: nn.Module) -> None:
+    try:
+        description = describe(module)
+    except TypeError:
+        return
+    rebuilt = build(description)
+    assert repr(rebuilt) == repr(module)
+    rebuilt.load_state_dict(module.state_dict())
+
+
 @pytest.mark.parametrize("value", [torch.tanh, object(), torch.zeros(3), {1, 2}])
 def test_arguments_that_are_no_plain_data_are_named(value: object) -> None:
     with pytest.raises(TypeError, match=rf"Crafty\(function=…\) is a {type(value).__name__}, "):
         describe(Crafty(value))
 
 
-@pytest.mark.parametrize("value", [None, True, 3, 0.5, "relu", (1, (2, "a")), nn.Tanh()])
+PLAIN = [None, True, 3, 0.5, "relu", (1, (2, "a")), {"a": (1, "b")}, nn.Tanh(), {"a": nn.Tanh()}]
+
+
+@pytest.mark.parametrize("value", PLAIN, ids=repr)
 def test_plain_arguments_survive(value: object) -> None:
     rebuilt = build(describe(Crafty(value)))
     assert repr(rebuilt.function) == repr(value)

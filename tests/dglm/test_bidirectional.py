@@ -3,7 +3,7 @@ from collections.abc import Callable
 
 import pytest
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from dglm import GenerativeModel
 from dglm.bidirectional import BidirectionalBounds, bidirectional_bounds
@@ -12,11 +12,7 @@ Model = Callable[..., GenerativeModel]
 ExactLogLikelihood = Callable[[GenerativeModel, Tensor], Tensor]
 
 
-@pytest.fixture(autouse=True)
-def quick_pilot(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Make the pilot run so short that it can be repeated."""
-    monkeypatch.setattr("dglm.annealing._PILOT_TEMPERATURES", 5)
-    monkeypatch.setattr("dglm.annealing._PILOT_WARM_UP", 10)
+pytestmark = pytest.mark.usefixtures("quick_pilot")
 
 
 class Simulation:
@@ -87,16 +83,12 @@ def test_the_gap_and_its_error_are_over_images(model: GenerativeModel) -> None:
     assert bounds.gap_standard_error == pytest.approx(float(difference.std() / 5**0.5))
 
 
-def test_gradient_evaluations_are_counted_and_reported(model: GenerativeModel) -> None:
-    rows, reported = [], []
-
-    def count(decoder: nn.Module, arguments: tuple[Tensor], output: Tensor) -> None:
-        if output.requires_grad:
-            output.register_hook(lambda gradient: rows.append(len(gradient)))
-
-    model.decoder.register_forward_hook(count)
+def test_gradient_evaluations_are_counted_and_reported(
+    model: GenerativeModel, gradients: list[int]
+) -> None:
+    reported: list[int] = []
     bounds = bidirectional_bounds(model, 5, 3, 4, 2, progress=reported.append)
-    assert bounds.gradient_evaluations == sum(rows) == sum(reported)
+    assert bounds.gradient_evaluations == sum(gradients) == sum(reported)
 
 
 @pytest.mark.parametrize("num_images", [1, 0])

@@ -13,9 +13,9 @@ from torch import Tensor, nn
 from torch.distributions import Bernoulli, Normal
 
 import dglm
-from dglm import DGLM, Encoder, GenerativeModel
+from dglm import DGLM, AISSettings, Encoder, GenerativeModel, estimate_log_likelihood
 from dglm.module import SAMPLER_GRADIENT_NORM, Stream
-from samplers import HMC, L2HMC, Kernel, State, seeded_generator
+from samplers import HMC, L2HMC, Kernel, State, mixed_seed, seeded_generator
 
 BuildDGLM = Callable[..., DGLM]
 Gradients = dict[str, Tensor]
@@ -317,13 +317,16 @@ def test_the_step_size_of_hmc_follows_its_acceptance(
 @pytest.mark.parametrize("kind", WITH_KERNEL)
 @pytest.mark.parametrize("num_mh_steps", [1, 3])
 def test_gradients_per_update_counts_the_gradients_of_the_chain(
-    build_dglm: BuildDGLM, images: Tensor, kind: str, num_mh_steps: int
+    build_dglm: BuildDGLM,
+    images: Tensor,
+    gradients: list[int],
+    kind: str,
+    num_mh_steps: int,
 ) -> None:
-    module, calls = build_dglm(kind, num_mh_steps=num_mh_steps), []
-    module.model.decoder.register_forward_hook(lambda *arguments: calls.append(1))
+    module = build_dglm(kind, num_mh_steps=num_mh_steps)
     q = module.posterior(images)
     module.chain(images, q, q.sample())
-    assert module.gradients_per_update == len(calls)
+    assert module.gradients_per_update == len(gradients)
 
 
 def test_a_vae_takes_no_gradients_of_the_energy(build_dglm: BuildDGLM, images: Tensor) -> None:
@@ -331,20 +334,6 @@ def test_a_vae_takes_no_gradients_of_the_energy(build_dglm: BuildDGLM, images: T
     assert module.gradients_per_update == 0
     with pytest.raises(ValueError, match="a VAE has no kernel"):
         module.chain(images, module.posterior(images), torch.zeros(7, 3))
-
-
-@pytest.mark.parametrize("kind", WITH_KERNEL)
-def test_a_chain_tells_log_joint_from_start_to_end(
-    build_dglm: BuildDGLM, images: Tensor, kind: str
-) -> None:
-    module = build_dglm(kind)
-    q = module.posterior(images)
-    start = q.sample()
-    chain = module.chain(images, q, start)
-    assert chain.log_joint.shape == (4, 7)
-    assert not chain.log_joint.requires_grad
-    for row, z in ((0, start), (-1, chain.state.position)):
-        torch.testing.assert_close(chain.log_joint[row], module.model.log_joint(images, z).detach())
 
 
 @pytest.mark.parametrize("num_mh_steps", [0, -1])
@@ -504,6 +493,67 @@ def test_validation_logs_what_a_chain_does(build_dglm: BuildDGLM, kind: str) -> 
             expected["divergence"].append(0.0)
     for name, values in expected.items():
         assert metrics[f"validation/{name}"] == pytest.approx(sum(values) / STEPS), name
+
+
+# Log-likelihood
+
+
+def estimate(module: DGLM, batches: Batches) -> dict[str, float]:
+    trainer = make_trainer(devices=1)
+    (metrics,) = trainer.test(module, batches, verbose=False)
+    return metrics  # type: ignore[return-value]
+
+
+@pytest.mark.usefixtures("quick_pilot")
+@pytest.mark.parametrize("start", ["prior", "encoder"])
+def test_testing_estimates_the_log_likelihood_by_ais(build_dglm: BuildDGLM, start: str) -> None:
+    module, reported = build_dglm("hmc"), []
+    module.ais = AISSettings(4, 5, 2, start=start, schedule="linear", seed=3)  # type: ignore[arg-type]
+    module.test_progress = reported.append
+    metrics, estimates = estimate(module, Batches()), []
+    for index, x in enumerate(Batches()):
+        q = module.encoder if start == "encoder" else "prior"
+        seed = mixed_seed(3, index, 0)
+        estimates.append(estimate_log_likelihood(module.model, x, 4, 5, 2, q, seed, "linear"))  # type: ignore[arg-type]
+    for found, parts in zip(
+        module.test_result[:4], list(zip(*estimates, strict=True))[:4], strict=True
+    ):
+        torch.testing.assert_close(found, torch.cat(parts))
+    cost = sum(estimate.gradient_evaluations for estimate in estimates)
+    assert module.test_result.gradient_evaluations == sum(reported) == cost
+    log_likelihood = torch.cat([estimate.log_likelihood for estimate in estimates])
+    assert metrics["test/log_likelihood"] == pytest.approx(float(log_likelihood.mean()))
+    error = log_likelihood.std() / len(log_likelihood) ** 0.5
+    assert metrics["test/standard_error"] == pytest.approx(float(error))
+
+
+@pytest.mark.usefixtures("quick_pilot")
+def test_estimates_of_an_earlier_run_are_kept(build_dglm: BuildDGLM) -> None:
+    def fresh() -> DGLM:
+        module = build_dglm("vae")
+        module.ais = AISSettings(2, 3, 1)
+        return module
+
+    whole, resumed, reported = fresh(), fresh(), []
+    estimate(whole, Batches())
+    estimates = {
+        index: estimate_log_likelihood(whole.model, x, 2, 3, 1, seed=mixed_seed(0, index, 0))
+        for index, x in enumerate(Batches())
+    }
+    resumed.test_results = {1: estimates[1]}
+    resumed.test_progress = reported.append
+    estimate(resumed, Batches())
+    assert torch.equal(resumed.test_result.log_weights, whole.test_result.log_weights)
+    assert sum(reported) == sum(estimates[index].gradient_evaluations for index in (0, 2))
+
+
+@pytest.mark.usefixtures("quick_pilot")
+def test_testing_again_on_other_images_estimates_again(build_dglm: BuildDGLM) -> None:
+    module = build_dglm("vae")
+    module.ais = AISSettings(2, 3, 1)
+    first, others = Batches(1), Batches(1)
+    others.batches = tuple(1 - x for x in first.batches)
+    assert estimate(module, first) != estimate(module, others)
 
 
 # Checkpoints

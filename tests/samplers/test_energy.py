@@ -54,6 +54,13 @@ def test_evaluates_where_gradients_are_off(mode: type) -> None:
         torch.testing.assert_close(found, wanted.detach(), check_stride=False)
 
 
+@torch.inference_mode()
+def test_energy_may_hold_tensors_made_in_inference_mode() -> None:
+    precision, position = PRECISION.clone(), torch.randn(4, 2)
+    state = evaluate(lambda z: 0.5 * (z @ precision * z).sum(dim=-1), position)
+    torch.testing.assert_close(state.gradient, position @ PRECISION)
+
+
 @pytest.mark.parametrize("requires_grad", [False, True])
 def test_nothing_extra_is_kept_of_a_plain_energy(requires_grad: bool) -> None:
     assert evaluate(quadratic, torch.randn(4, 2, requires_grad=requires_grad)).extra == ()

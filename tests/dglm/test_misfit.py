@@ -1,0 +1,64 @@
+import pytest
+import torch
+from torch import Tensor
+
+from dglm import Decoder, GenerativeModel
+from dglm.misfit import Misfit
+from samplers import evaluate
+
+
+@pytest.fixture(params=[(1,), (5,), (7, 6, 5)], ids=str)
+def deep(request: pytest.FixtureRequest) -> GenerativeModel:
+    model = GenerativeModel(Decoder(3, 9, request.param), 3)
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.normal_(std=1.5)
+    return model
+
+
+def by_autograd(misfit: Misfit, z: Tensor) -> tuple[Tensor, Tensor]:
+    state = evaluate(misfit.__call__, z)
+    return state.energy, state.gradient
+
+
+@pytest.mark.parametrize("distance", [1.0, 30.0, 1e4])
+def test_the_gradient_by_hand_is_that_of_autograd(deep: GenerativeModel, distance: float) -> None:
+    # So far out softplus and sigmoid saturate on both sides. torch's softplus is linear above 20,
+    # where that by hand is exact: they differ by up to exp(-20) = 2e-9.
+    z, x = distance * torch.randn(20, 3), torch.rand(20, 9)
+    misfit = deep.misfit(x)
+    for _ in range(2):  # the second time in the buffers of the first
+        with torch.no_grad():
+            found = misfit.evaluate(z)
+        energy, gradient = by_autograd(misfit, z)
+        torch.testing.assert_close(found.energy, energy, rtol=1e-8, atol=1e-7)
+        scale = gradient.abs().max()
+        torch.testing.assert_close(found.gradient / scale, gradient / scale, rtol=0, atol=1e-8)
+
+
+def test_a_state_keeps_its_numbers_when_the_next_is_evaluated(deep: GenerativeModel) -> None:
+    misfit = deep.misfit(torch.rand(4, 9))
+    with torch.no_grad():
+        state = misfit.evaluate(torch.randn(4, 3))
+        energy, gradient = state.energy.clone(), state.gradient.clone()
+        misfit.evaluate(torch.randn(4, 3))
+    assert torch.equal(state.energy, energy)
+    assert torch.equal(state.gradient, gradient)
+
+
+def test_where_it_is_differentiated_again_autograd_takes_the_gradient(
+    deep: GenerativeModel,
+) -> None:
+    z = torch.randn(2, 3, requires_grad=True)
+    misfit = deep.misfit(torch.rand(2, 9))
+    assert torch.autograd.gradcheck(lambda z: misfit.evaluate(z).gradient, z)
+
+
+def test_another_number_of_chains_is_no_surprise(deep: GenerativeModel) -> None:
+    x = torch.rand(1, 9)
+    misfit = deep.misfit(x)
+    with torch.no_grad():
+        for rows in (3, 5, 1):
+            z = torch.randn(rows, 3)
+            found = misfit.evaluate(z)
+            torch.testing.assert_close(found.gradient, by_autograd(misfit, z)[1])
