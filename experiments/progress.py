@@ -21,7 +21,7 @@ def progress_columns() -> Progress:
     """Return an empty bar in the style of all commands."""
     return Progress(
         TextColumn("{task.description}"),
-        BarColumn(bar_width=20),
+        BarColumn(bar_width=10),
         MofNCompleteColumn(),
         TimeElapsedColumn(),
         TextColumn("left"),
@@ -65,7 +65,7 @@ class TrainingProgress(Callback):
         if trainer.global_step % _STATUS_EVERY == 0:
             metrics = trainer.progress_bar_metrics
             named = {name.split("/")[-1]: value for name, value in metrics.items()}
-            status = " ".join(f"{name} {value:.4g}" for name, value in named.items())
+            status = " ".join(f"{name} {value:.3g}" for name, value in named.items())
             self.progress.update(self.task, status=status)
         self.progress.update(self.task, completed=trainer.global_step)
 

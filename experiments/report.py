@@ -120,6 +120,8 @@ def posterior_figures(dglm: DGLM, images: Tensor) -> dict[str, float]:
     measured["log_joint_long_chain"] = long_chain_log_joint(
         dglm.model, images, z, generator=generator
     )
+    if "log_joint_kernel" in measured:
+        measured["log_joint_gain"] = measured["log_joint_kernel"] - log_joint_q
     for name, values in measured.items():
         figures[name], figures[f"{name}_standard_error"] = mean_and_error(values)
     return figures
@@ -172,6 +174,7 @@ def print_summary(summary: dict[str, Any], folder: Path) -> None:
         "log_elbo": "evidence lower bound",
         "log_joint_q": "log p(x, z), z from q",
         "log_joint_kernel": "log p(x, z), z from the kernel",
+        "log_joint_gain": "  of which the kernel's gain, paired",
         "log_joint_long_chain": "log p(x, z), z from a long HMC chain",
     }
     for key, label in labels.items():

@@ -143,7 +143,7 @@ TARGETS = {
 }
 
 
-@pytest.fixture(params=TARGETS.values(), ids=TARGETS.keys())
+@pytest.fixture(params=list(TARGETS.values()), ids=list(TARGETS))
 def target(request: pytest.FixtureRequest) -> Target:
     return request.param()
 
