@@ -34,9 +34,26 @@ class AnnealedEnergy:
     def __init__(self, misfit: Energy, start: DiagonalGaussian) -> None:
         self.misfit = misfit
         self.start = start
-        self.precision = (-2 * start.log_std).exp()
         self.prior = DiagonalGaussian(*map(torch.zeros_like, start))
+        self._precision = (-2 * start.log_std).exp()
         self.beta = 0.0
+
+    @property
+    def beta(self) -> float:
+        """The inverse temperature β."""
+        return self._beta
+
+    @beta.setter
+    def beta(self, beta: float) -> None:
+        # The Gaussian part of U_β is ½ zᵀA z - bᵀz + c with a diagonal A: its coefficients are
+        # the same for all leapfrogs at one temperature.
+        self._beta = beta
+        mean = self.start.mean
+        self._curvature = (1 - beta) * self._precision + beta
+        self._slope = (1 - beta) * mean * self._precision
+        at_zero = -self.start.log_prob(torch.zeros_like(mean))
+        prior_at_zero = -self.prior.log_prob(torch.zeros_like(mean))
+        self._constant = (1 - beta) * at_zero + beta * prior_at_zero
 
     def evaluate(self, position: Tensor) -> State:
         """Return the state at ``position`` (B, D) for the present β: one gradient evaluation."""
@@ -56,9 +73,10 @@ class AnnealedEnergy:
         return prior.log_prob(z) - misfit - start.log_prob(z)
 
     def _combine(self, z: Tensor, misfit: Tensor, misfit_gradient: Tensor) -> State:
-        start_energy, start_force = -self.start.log_prob(z), (z - self.start.mean) * self.precision
-        energy = (1 - self.beta) * start_energy + self.beta * (misfit - self.prior.log_prob(z))
-        gradient = (1 - self.beta) * start_force + self.beta * (misfit_gradient + z)
+        pull = torch.addcmul(-self._slope, self._curvature, z)
+        quadratic = 0.5 * torch.linalg.vecdot(z, pull - self._slope)
+        energy = torch.add(quadratic + self._constant, misfit, alpha=self._beta)
+        gradient = torch.add(pull, misfit_gradient, alpha=self._beta)
         return State(z, energy, gradient, (misfit, misfit_gradient))
 
 

@@ -53,17 +53,25 @@ def evaluate(energy: Energy, position: Tensor) -> State:
         return energy.evaluate(position)
     # torch.func.grad is what works inside a compiled region and in inference mode;
     # elsewhere autograd.grad is two to three times faster.
-    if torch.compiler.is_compiling() or torch.is_inference_mode_enabled():
-        gradient, value = torch.func.grad_and_value(lambda z: _summed(energy, z), has_aux=True)(
-            position
-        )
-        return State(position, value[1], gradient)
+    if torch.compiler.is_compiling():
+        return _by_transform(energy, position)
+    if torch.is_inference_mode_enabled():
+        # Inside inference mode torch 2.11 returns zeros for the gradient, without a word.
+        with torch.inference_mode(False), torch.no_grad():
+            return _by_transform(energy, position.clone())
     differentiable = torch.is_grad_enabled() and position.requires_grad
     with torch.enable_grad():
         leaf = position if differentiable else position.detach().requires_grad_()
         total, value = _summed(energy, leaf)
         (gradient,) = torch.autograd.grad(total, leaf, create_graph=differentiable)
     return State(position, value if differentiable else value.detach(), gradient)
+
+
+def _by_transform(energy: Callable[[Tensor], Tensor], position: Tensor) -> State:
+    gradient, (_, value) = torch.func.grad_and_value(lambda z: _summed(energy, z), has_aux=True)(
+        position
+    )
+    return State(position, value, gradient)
 
 
 def _summed(energy: Callable[[Tensor], Tensor], position: Tensor) -> tuple[Tensor, Tensor]:
