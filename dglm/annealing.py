@@ -41,14 +41,15 @@ class AnnealedEnergy:
     @property
     def beta(self) -> float:
         """The inverse temperature β."""
-        return self._beta
+        return float(self._beta)
 
     @beta.setter
     def beta(self, beta: float) -> None:
         # The Gaussian part of U_β is ½ zᵀA z - bᵀz + c with a diagonal A: its coefficients are
-        # the same for all leapfrogs at one temperature.
-        self._beta = beta
+        # the same for all leapfrogs at one temperature. Tensors all, β too: a compiled kernel
+        # would be compiled again for each new number.
         mean = self.start.mean
+        self._beta = torch.tensor(beta, dtype=mean.dtype, device=mean.device)
         self._curvature = (1 - beta) * self._precision + beta
         self._slope = (1 - beta) * mean * self._precision
         at_zero = -self.start.log_prob(torch.zeros_like(mean))
@@ -75,8 +76,8 @@ class AnnealedEnergy:
     def _combine(self, z: Tensor, misfit: Tensor, misfit_gradient: Tensor) -> State:
         pull = torch.addcmul(-self._slope, self._curvature, z)
         quadratic = 0.5 * torch.linalg.vecdot(z, pull - self._slope)
-        energy = torch.add(quadratic + self._constant, misfit, alpha=self._beta)
-        gradient = torch.add(pull, misfit_gradient, alpha=self._beta)
+        energy = torch.addcmul(quadratic + self._constant, self._beta, misfit)
+        gradient = torch.addcmul(pull, self._beta, misfit_gradient)
         return State(z, energy, gradient, (misfit, misfit_gradient))
 
 
@@ -146,7 +147,7 @@ def anneal(
         log_weight += changes[index] * energy.slope(state)
         state = energy.at(beta, state)
         kernel.log_step_size.copy_(log_step_sizes[index])
-        state, info = kernel.step(state, energy, kernel.noise(state, generator))
+        state, (info,) = kernel(state, energy, [kernel.noise(state, generator)])
         acceptance += info.acceptance
         progress(kernel.num_leapfrogs)
     log_weight += changes[-1] * energy.slope(state)

@@ -7,7 +7,7 @@ from torch import Tensor
 
 from dglm.gaussian import DiagonalGaussian
 from dglm.model import GenerativeModel
-from samplers import Kernel, State, reciprocal_jump_loss, squared_jump
+from samplers import Kernel, State, leaf, reciprocal_jump_loss, squared_jump
 
 
 class Chain(NamedTuple):
@@ -49,11 +49,12 @@ def run_chain(
     """
     variance = q.variance().detach()
     energy, context = model.energy(x), kernel.embed(x)
-    state = kernel.init(start.detach(), energy)
+    state = leaf(kernel.init(start.detach(), energy))
     energies, infos, jumps = [state.energy], [], []
     for _ in range(num_mh_steps):
         origin = state.position
-        state, info = kernel.step(state, energy, kernel.noise(state, generator), context)
+        noise = kernel.noise(state, generator)
+        state, (info,) = kernel(state, energy, [noise], context)
         energies.append(state.energy)
         infos.append(info)
         jumps.append(squared_jump(origin, info, variance))

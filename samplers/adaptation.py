@@ -1,17 +1,155 @@
-"""Adaptation of a kernel's step size."""
+"""Adaptation of a kernel to its target: step size and mass, frozen before the draws that count."""
+
+import math
+from typing import Literal, NamedTuple
 
 import torch
 from torch import Tensor
 
-from samplers.hmc import HMC
+from samplers.energy import Energy, State
+from samplers.kernel import Kernel
+from samplers.moments import Moments
+from samplers.preconditioned import Preconditioned
+from samplers.random import seeded_generator
+
+Mass = Literal["unit", "diagonal", "dense"]
 
 TARGET_ACCEPTANCE = 0.65
 """The acceptance at which HMC moves farthest for its cost in high dimensions."""
 
+_WINDOWS = (0.15, 0.1, 0.2, 0.4, 0.15)
+"""Shares of the warm-up; the mass is set after each of the inner ones, from its draws alone."""
+_PRIOR_DRAWS, _PRIOR_VARIANCE = 5, 1e-3
+
+
+class Adapted(NamedTuple):
+    """What a warm-up leaves."""
+
+    kernel: Kernel
+    """Frozen; wrapped in :class:`samplers.Preconditioned` where its mass was adapted."""
+    position: Tensor
+    """Where the chains are, (B, D)."""
+
+
+class DualAveraging:
+    r"""The step size that reaches a target acceptance, by Nesterov's dual averaging.
+
+    .. math::
+        \bar H_t &= \bigl(1 - \tfrac{1}{t + t_0}\bigr) \bar H_{t-1} + \tfrac{A^* - A_t}{t + t_0},
+        \quad \log ε_t = \log 10 ε_0 - \tfrac{\sqrt t}{γ} \bar H_t, \\
+        \log \bar ε_t &= t^{-κ} \log ε_t + (1 - t^{-κ}) \log \bar ε_{t-1}
+
+    with γ = 0.05, t₀ = 10 and κ = 0.75.
+
+    Arguments:
+        log_step_size: log ε₀.
+        target: A*, in (0, 1).
+
+    References:
+        The No-U-Turn Sampler (Hoffman and Gelman, 2014), Section 3.2.
+    """
+
+    def __init__(self, log_step_size: Tensor, target: float) -> None:
+        self.centre = log_step_size.detach() + math.log(10)
+        self.target = target
+        self.count = 0
+        self.shortfall = torch.zeros_like(self.centre)
+        self.average = torch.zeros_like(self.centre)
+
+    def update(self, acceptance: Tensor) -> Tensor:
+        """Return the next log ε after a step with acceptance probabilities (B,)."""
+        self.count += 1
+        share = 1 / (self.count + 10)
+        missing = self.target - acceptance.nan_to_num(0.0, 0.0, 0.0).mean()
+        self.shortfall = torch.lerp(self.shortfall, missing.to(self.shortfall), share)
+        log_step_size = self.centre - math.sqrt(self.count) / 0.05 * self.shortfall
+        self.average = torch.lerp(self.average, log_step_size, self.count**-0.75)
+        return log_step_size
+
+
+@torch.no_grad()
+def adapt(
+    kernel: Kernel,
+    energy: Energy,
+    position: Tensor,
+    num_steps: int = 500,
+    *,
+    mass: Mass = "unit",
+    target: float = TARGET_ACCEPTANCE,
+    generator: torch.Generator | None = None,
+) -> Adapted:
+    """Warm chains up: step size by dual averaging, mass from the draws of all chains.
+
+    Works for any kernel, a learned one too: with a mass it runs in whitened coordinates. Neither
+    changes after the warm-up, so that draws from the returned kernel are exact.
+
+    Arguments:
+        kernel: Its step size is set in place.
+        energy: U, from (B, D) to (B,).
+        position: Where the chains start, (B, D).
+        num_steps: Steps of the warm-up, at least 20.
+        mass: "unit", "diagonal" or "dense": the inverse of the draws' variances or covariance.
+        target: Acceptance probability to reach.
+        generator: Of the noise; without one, seed 0.
+
+    Raises:
+        ValueError: An argument is out of range.
+
+    References:
+        The windows follow Stan's (Stan Reference Manual, "HMC algorithm parameters"), the draws
+        of many chains pooled in place of one chain's.
+    """
+    if num_steps < 20:
+        raise ValueError(f"num_steps must be at least 20, got {num_steps}")
+    if mass not in ("unit", "diagonal", "dense"):
+        raise ValueError(f"mass must be 'unit', 'diagonal' or 'dense', got {mass!r}")
+    if not 0 < target < 1:
+        raise ValueError(f"target must lie between 0 and 1, got {target}")
+    generator = generator or seeded_generator(position.device, 0)
+    state = kernel.init(position, energy)
+    moving: Kernel = kernel
+    for index, share in enumerate(_WINDOWS):
+        steps = round(share * num_steps)
+        state, moments = _window(moving, energy, state, steps, target, generator)
+        if mass != "unit" and 0 < index < len(_WINDOWS) - 1:
+            factor = _factor(moments, steps * len(position), mass)
+            moving = Preconditioned(kernel, moments.mean, factor).to(position.device)
+            kernel.log_step_size.fill_(0.0)
+    return Adapted(moving, state.position)
+
+
+def _window(
+    kernel: Kernel,
+    energy: Energy,
+    state: State,
+    num_steps: int,
+    target: float,
+    generator: torch.Generator,
+) -> tuple[State, Moments]:
+    """Adapt the step size for some steps; return the moments of their draws."""
+    averaging = DualAveraging(kernel.log_step_size, target)
+    moments = Moments.of(state.position)
+    for count in range(1, num_steps + 1):
+        state, info = kernel.step(state, energy, kernel.noise(state, generator))
+        kernel.log_step_size.copy_(averaging.update(info.acceptance))
+        moments = moments.mixed(Moments.of(state.position), 1 / count)
+    kernel.log_step_size.copy_(averaging.average)
+    return state, moments
+
+
+def _factor(moments: Moments, count: int, mass: Mass) -> Tensor:
+    """Return L of the draws' covariance, shrunk a little toward a small multiple of identity."""
+    weight = _PRIOR_DRAWS / (count + _PRIOR_DRAWS)
+    if mass == "diagonal":
+        return ((1 - weight) * moments.covariance.diagonal() + weight * _PRIOR_VARIANCE).sqrt()
+    identity = torch.eye(len(moments.mean)).to(moments.covariance)
+    shrunk = (1 - weight) * moments.covariance + weight * _PRIOR_VARIANCE * identity
+    return torch.linalg.cholesky(shrunk)
+
 
 @torch.no_grad()
 def track_acceptance(
-    kernel: HMC, acceptance: Tensor, target: float = TARGET_ACCEPTANCE, gain: float = 0.05
+    kernel: Kernel, acceptance: Tensor, target: float = TARGET_ACCEPTANCE, gain: float = 0.05
 ) -> None:
     r"""Move the step size toward a target acceptance, in place.
 

@@ -67,6 +67,19 @@ def evaluate(energy: Energy, position: Tensor) -> State:
     return State(position, value if differentiable else value.detach(), gradient)
 
 
+def leaf(state: State) -> State:
+    """Cut a state off from what it was computed from; let it require gradients where enabled.
+
+    A state does after a differentiable step; where the first one did not, the compiler would
+    compile a step twice.
+    """
+    differentiable = torch.is_grad_enabled()
+    position, energy, gradient = (
+        field.detach().requires_grad_(differentiable) for field in state[:3]
+    )
+    return State(position, energy, gradient, state.extra)
+
+
 def _by_transform(energy: Callable[[Tensor], Tensor], position: Tensor) -> State:
     gradient, (_, value) = torch.func.grad_and_value(lambda z: _summed(energy, z), has_aux=True)(
         position

@@ -36,17 +36,10 @@ class HMC(Kernel):
         torch.Size([4])
     """
 
-    log_step_size: Tensor
-
     def __init__(self, num_leapfrogs: int = 5, step_size: float = 0.1) -> None:
         super().__init__()
         self.num_leapfrogs = num_leapfrogs
         self.register_buffer("log_step_size", initial_log_step_size(num_leapfrogs, step_size))
-
-    @property
-    def step_size(self) -> Tensor:
-        """The step size ε, a 0-d tensor."""
-        return self.log_step_size.exp()
 
     def integrate(
         self,
@@ -57,9 +50,9 @@ class HMC(Kernel):
         context: Tensor | None = None,
     ) -> tuple[State, Tensor, Tensor]:
         """Take ``num_leapfrogs`` leapfrogs, which preserve volume: log|det J| = 0."""
-        step_size = self.step_size.to(momentum.dtype)
+        step_size = direction[:, None] * self.step_size.to(momentum.dtype)
         for _ in range(self.num_leapfrogs):
-            state, momentum = leapfrog(state, momentum, direction, energy, step_size)
+            state, momentum = leapfrog(state, momentum, energy, step_size)
         return state, momentum, torch.zeros_like(state.energy)
 
 

@@ -1,7 +1,8 @@
 """The kernel contract: what every Markov chain Monte Carlo transition here takes and returns."""
 
 from abc import ABC, abstractmethod
-from typing import NamedTuple
+from collections.abc import Sequence
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -11,6 +12,9 @@ from samplers.random import standard_normal
 
 DIVERGENCE_THRESHOLD = 1000.0
 """A rise of the energy beyond this many nats is a failed integration, not a bad proposal."""
+
+_INDUCTOR = {"realize_reads_threshold": 1, "realize_opcount_threshold": 4}
+# Otherwise the compiler inlines the recurrence of elementwise energies, and takes minutes.
 
 
 class Noise(NamedTuple):
@@ -46,10 +50,13 @@ class Kernel(nn.Module, ABC):
 
     num_leapfrogs: int
 
+    log_step_size: Tensor
+    """log ε: a parameter where it is learned, a buffer where it is adapted."""
+
     @property
-    @abstractmethod
     def step_size(self) -> Tensor:
         """The step size ε of the leapfrog integrator, a 0-d tensor."""
+        return self.log_step_size.exp()
 
     @abstractmethod
     def integrate(
@@ -83,6 +90,36 @@ class Kernel(nn.Module, ABC):
             for _ in range(2)
         )
         return Noise(momentum, torch.where(coin < 0.5, -1.0, 1.0).to(coin), uniform)
+
+    def forward(
+        self,
+        state: State,
+        energy: Energy,
+        noises: Sequence[Noise],
+        context: Tensor | None = None,
+    ) -> tuple[State, list[Info]]:
+        """Take one :meth:`step` for each noise: what :meth:`compile` makes one compiled region.
+
+        Returns:
+            The last state, and one Info a step.
+        """
+        infos = []
+        for noise in noises:
+            state, info = self.step(state, energy, noise, context)
+            infos.append(info)
+        return state, infos
+
+    def compile(self, **options: Any) -> None:
+        """Compile :meth:`forward` at its next call, which takes a while, by ``torch.compile``.
+
+        Calls of one shape, number of steps and class of energy share a compilation; numbers that
+        the energy holds must be tensors to change without a new one. Parameters and ``state_dict``
+        stay as they are.
+
+        Arguments:
+            options: Of ``torch.compile``.
+        """
+        super().compile(**{"fullgraph": True, "dynamic": False, "options": _INDUCTOR} | options)
 
     def step(
         self, state: State, energy: Energy, noise: Noise, context: Tensor | None = None

@@ -50,6 +50,7 @@ class L2HMC(Kernel):
     """
 
     mask: Tensor
+    times: Tensor
 
     def __init__(
         self,
@@ -79,11 +80,7 @@ class L2HMC(Kernel):
             else None
         )
         self.register_buffer("mask", random_halves(num_leapfrogs, dim))
-
-    @property
-    def step_size(self) -> Tensor:
-        """The step size ε, a 0-d tensor."""
-        return self.log_step_size.exp()
+        self.register_buffer("times", time_encoding(num_leapfrogs), persistent=False)
 
     def embed(self, observations: Tensor) -> Tensor | None:
         """Return the embedding (B, hidden) of observations (B, N); None without an embedding."""
@@ -110,31 +107,40 @@ class L2HMC(Kernel):
         log_determinant = torch.zeros_like(state.energy)
         for step in range(self.num_leapfrogs):
             reverse = self.num_leapfrogs - 1 - step
-            time = torch.where(forward, self._time(step, momentum), self._time(reverse, momentum))
-
-            def momentum_update(position: Tensor, gradient: Tensor, time: Tensor = time) -> Update:
-                return self.momentum_network(position, gradient, time, context)
-
-            def position_update(fixed: Tensor, momentum: Tensor, time: Tensor = time) -> Update:
-                return self.position_network(fixed, momentum, time, context)
-
-            state, momentum, change = augmented_leapfrog(
-                state,
-                momentum,
-                direction,
-                energy,
-                step_size,
-                torch.where(forward, self.mask[step], ~self.mask[reverse]),
-                momentum_update,
-                position_update,
+            time = torch.where(forward, self.times[step], self.times[reverse]).to(momentum)
+            mask = torch.where(forward, self.mask[step], ~self.mask[reverse])
+            state, momentum, change = self._leapfrog(
+                state, momentum, direction, energy, step_size, mask, time, context
             )
             log_determinant = log_determinant + change
         return state, momentum, log_determinant
 
-    def _time(self, step: int, like: Tensor) -> Tensor:
-        """Return τ = (cos 2πt/M, sin 2πt/M)."""
-        angle = 2 * math.pi * step / self.num_leapfrogs
-        return like.new_tensor([math.cos(angle), math.sin(angle)])
+    def _leapfrog(
+        self,
+        state: State,
+        momentum: Tensor,
+        direction: Tensor,
+        energy: Energy,
+        step_size: Tensor,
+        mask: Tensor,
+        time: Tensor,
+        context: Tensor | None,
+    ) -> tuple[State, Tensor, Tensor]:
+        def momentum_update(position: Tensor, gradient: Tensor) -> Update:
+            return self.momentum_network(position, gradient, time, context)
+
+        def position_update(fixed: Tensor, momentum: Tensor) -> Update:
+            return self.position_network(fixed, momentum, time, context)
+
+        return augmented_leapfrog(
+            state, momentum, direction, energy, step_size, mask, momentum_update, position_update
+        )
+
+
+def time_encoding(num_leapfrogs: int) -> Tensor:
+    """Return τ(t) = (cos 2πt/M, sin 2πt/M) for t = 0 … M - 1, (M, 2)."""
+    angles = 2 * math.pi * torch.arange(num_leapfrogs) / num_leapfrogs
+    return torch.stack([angles.cos(), angles.sin()], dim=-1)
 
 
 def random_halves(num_leapfrogs: int, dim: int) -> Tensor:

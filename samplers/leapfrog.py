@@ -21,24 +21,22 @@ class Update(NamedTuple):
 
 
 def leapfrog(
-    state: State, momentum: Tensor, direction: Tensor, energy: Energy, step_size: Tensor
+    state: State, momentum: Tensor, energy: Energy, step_size: Tensor
 ) -> tuple[State, Tensor]:
     r"""Take one leapfrog of Hamiltonian dynamics.
 
-    .. math:: v' = v - d\tfrac{ε}{2} ∂U(x), \quad x' = x + d ε v', \quad
-        v'' = v' - d\tfrac{ε}{2} ∂U(x')
+    .. math:: v' = v - \tfrac{ε}{2} ∂U(x), \quad x' = x + ε v', \quad
+        v'' = v' - \tfrac{ε}{2} ∂U(x')
 
     Arguments:
         state: Position, energy and gradient of the chains; the gradient is not evaluated again.
         momentum: v, (B, D).
-        direction: d, ±1, (B,).
         energy: U, from (B, D) to (B,).
-        step_size: ε, 0-d or (B, 1).
+        step_size: ε, 0-d or (B, 1); negative for a chain that goes backward in time.
     """
-    signed_step = direction[:, None] * step_size
-    momentum = torch.addcmul(momentum, signed_step, state.gradient, value=-0.5)
-    end = evaluate(energy, torch.addcmul(state.position, signed_step, momentum))
-    momentum = torch.addcmul(momentum, signed_step, end.gradient, value=-0.5)
+    momentum = torch.addcmul(momentum, step_size, state.gradient, value=-0.5)
+    end = evaluate(energy, torch.addcmul(state.position, step_size, momentum))
+    momentum = torch.addcmul(momentum, step_size, end.gradient, value=-0.5)
     return end, momentum
 
 

@@ -45,7 +45,7 @@ def test_affine_backward_inverts_forward() -> None:
 
 def test_leapfrog_by_hand(start: State, energy: Callable[[Tensor], Tensor]) -> None:
     momentum, step_size = torch.randn(4, 3), torch.tensor(0.3)
-    end, end_momentum = leapfrog(start, momentum, SIGNS, energy, step_size)
+    end, end_momentum = leapfrog(start, momentum, energy, SIGNS[:, None] * step_size)
     signed = SIGNS[:, None] * 0.3
     half = momentum - signed / 2 * evaluate(energy, start.position).gradient
     position = start.position + signed * half
@@ -60,8 +60,8 @@ def test_leapfrog_backward_is_forward_with_the_momentum_flipped(
     start: State, energy: Energy
 ) -> None:
     momentum, step_size = torch.randn(4, 3), torch.tensor(0.3)
-    end, end_momentum = leapfrog(start, momentum, -torch.ones(4), energy, step_size)
-    mirror, mirror_momentum = leapfrog(start, -momentum, torch.ones(4), energy, step_size)
+    end, end_momentum = leapfrog(start, momentum, energy, -step_size)
+    mirror, mirror_momentum = leapfrog(start, -momentum, energy, step_size)
     torch.testing.assert_close(end.position, mirror.position)
     torch.testing.assert_close(end_momentum, -mirror_momentum)
 
@@ -69,7 +69,7 @@ def test_leapfrog_backward_is_forward_with_the_momentum_flipped(
 def test_augmented_leapfrog_without_updates_is_the_leapfrog(start: State, energy: Energy) -> None:
     momentum, step_size = torch.randn(4, 3), torch.full((4, 1), 0.3)
     mask = torch.rand(4, 3) < 0.5
-    plain, plain_momentum = leapfrog(start, momentum, SIGNS, energy, step_size)
+    plain, plain_momentum = leapfrog(start, momentum, energy, SIGNS[:, None] * step_size)
     end, end_momentum, log_determinant = augmented_leapfrog(
         start, momentum, SIGNS, energy, step_size, mask, no_update, no_update
     )

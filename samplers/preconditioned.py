@@ -1,0 +1,108 @@
+"""A kernel in whitened coordinates: diagonal or dense mass for HMC, and the same for L2HMC."""
+
+import torch
+from torch import Tensor
+
+from samplers.energy import Energy, State, evaluate
+from samplers.kernel import Kernel
+
+
+class Preconditioned(Kernel):
+    r"""Any kernel, run in the coordinates w = L⁻¹(x - μ).
+
+    For HMC, x = μ + L w makes momenta N(0, I) in w what momenta with the mass matrix (L Lᵀ)⁻¹ are
+    in x: with L Lᵀ the covariance of the target, all directions are equally wide. A learned kernel
+    sees a target whose location and widths are gone.
+
+    Arguments:
+        kernel: What moves in w.
+        location: μ, (D,).
+        factor: L: standard deviations (D,), or a lower triangular matrix (D, D).
+
+    Raises:
+        ValueError: The shapes do not fit, or a diagonal element of L is not positive.
+
+    References:
+        MCMC using Hamiltonian dynamics (Neal, 2011), Section 4.1.
+    """
+
+    location: Tensor
+    factor: Tensor
+
+    def __init__(self, kernel: Kernel, location: Tensor, factor: Tensor) -> None:
+        super().__init__()
+        dim = len(location)
+        if factor.shape not in ((dim,), (dim, dim)):
+            raise ValueError(
+                f"the factor must have shape ({dim},) or ({dim}, {dim}), got {tuple(factor.shape)}"
+            )
+        diagonal = factor if factor.dim() == 1 else factor.diagonal()
+        if not (diagonal > 0).all():
+            raise ValueError("the diagonal of the factor must be positive")
+        self.kernel = kernel
+        self.num_leapfrogs = kernel.num_leapfrogs
+        self.register_buffer("location", location.clone())
+        self.register_buffer("factor", factor.clone())
+
+    @property
+    def log_step_size(self) -> Tensor:  # type: ignore[override]
+        """Log ε, in the coordinates w."""
+        return self.kernel.log_step_size
+
+    def embed(self, observations: Tensor) -> Tensor | None:
+        """Return the context of the kernel inside."""
+        return self.kernel.embed(observations)
+
+    def integrate(
+        self,
+        state: State,
+        momentum: Tensor,
+        direction: Tensor,
+        energy: Energy,
+        context: Tensor | None = None,
+    ) -> tuple[State, Tensor, Tensor]:
+        """Follow the kernel's trajectory in w; volumes there are those in x up to a constant."""
+        whitened = _Whitened(energy, self.location, self.factor)
+        start = State(
+            whitened.into(state.position), state.energy, whitened.pull(state.gradient), state.extra
+        )
+        end, momentum, log_determinant = self.kernel.integrate(
+            start, momentum, direction, whitened, context
+        )
+        gradient = whitened.push(end.gradient)
+        state = State(whitened.out_of(end.position), end.energy, gradient, end.extra)
+        return state, momentum, log_determinant
+
+
+class _Whitened:
+    """U as a function of w."""
+
+    def __init__(self, energy: Energy, location: Tensor, factor: Tensor) -> None:
+        self.energy = energy
+        self.location = location
+        self.factor = factor
+
+    def evaluate(self, position: Tensor) -> State:
+        state = evaluate(self.energy, self.out_of(position))
+        return State(position, state.energy, self.pull(state.gradient), state.extra)
+
+    def into(self, x: Tensor) -> Tensor:
+        """Return w = L⁻¹(x - μ)."""
+        centred = x - self.location
+        if self.factor.dim() == 1:
+            return centred / self.factor
+        return torch.linalg.solve_triangular(self.factor.T, centred, upper=True, left=False)
+
+    def out_of(self, w: Tensor) -> Tensor:
+        """Return x = μ + L w."""
+        return self.location + (w * self.factor if self.factor.dim() == 1 else w @ self.factor.T)
+
+    def pull(self, gradient: Tensor) -> Tensor:
+        """Return the gradient in w, Lᵀ ∂U."""
+        return gradient * self.factor if self.factor.dim() == 1 else gradient @ self.factor
+
+    def push(self, gradient: Tensor) -> Tensor:
+        """Return the gradient in x, L⁻ᵀ of that in w."""
+        if self.factor.dim() == 1:
+            return gradient / self.factor
+        return torch.linalg.solve_triangular(self.factor, gradient, upper=False, left=False)

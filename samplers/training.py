@@ -1,0 +1,251 @@
+"""Training of a learned sampler on any energy: Algorithm 1 of the L2HMC paper."""
+
+from collections.abc import Callable
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any, Literal, NamedTuple
+
+import torch
+from torch import Tensor
+
+from samplers.energy import Energy, State, evaluate, leaf
+from samplers.kernel import Info, Kernel
+from samplers.moments import Moments
+from samplers.objective import reciprocal_jump_loss
+from samplers.random import seeded_generator
+
+Initial = Callable[[int, torch.Generator], Tensor]
+"""Draws n points from the distribution that chains start from, (n, D)."""
+
+_START_STREAM, _ITERATION_STREAM = 0, 1
+_DECAY_INTERVAL = 1000
+_SAVE_INTERVAL = 500
+_SLOWEST_MOMENTS = 0.01
+
+
+@dataclass(frozen=True)
+class TrainingSettings:
+    """How a sampler is trained.
+
+    Args:
+        num_iterations: Updates of the sampler's parameters.
+        num_chains: Persistent chains.
+        jump_scale: λ, the length that counts as a good jump.
+        initial_weight: λ_b, the weight of the loss at fresh draws of the initial distribution, as
+            many as there are persistent chains; 0 for none.
+        metric: What jumps are measured in: plain distance, which the widest axes dominate; running
+            standard deviations; or the running covariance.
+        initial_temperature: The energy is divided by a temperature that falls geometrically from
+            here to 1 over the first ``annealing_iterations``.
+        annealing_iterations: 0 for no annealing.
+        learning_rate: Adam's.
+        learning_rate_decay: Its factor over each 1,000 iterations.
+        seed: All randomness is a function of (seed, iteration).
+    """
+
+    num_iterations: int = 5000
+    num_chains: int = 200
+    jump_scale: float = 1.0
+    initial_weight: float = 0.0
+    metric: Literal["plain", "deviation", "covariance"] = "plain"
+    initial_temperature: float = 1.0
+    annealing_iterations: int = 0
+    learning_rate: float = 1e-3
+    learning_rate_decay: float = 0.96
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        """Check the numbers.
+
+        Raises:
+            ValueError: A number is out of range.
+        """
+        for name in ("num_iterations", "num_chains"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"{name} must be at least 1, got {getattr(self, name)}")
+        for name in ("jump_scale", "initial_temperature", "learning_rate", "learning_rate_decay"):
+            if not getattr(self, name) > 0:
+                raise ValueError(f"{name} must be positive, got {getattr(self, name)}")
+        for name in ("initial_weight", "annealing_iterations", "seed"):
+            if getattr(self, name) < 0:
+                raise ValueError(f"{name} must not be negative, got {getattr(self, name)}")
+
+    def temperature(self, iteration: int) -> float:
+        """Return T at an iteration: T₀^(1 - i/n) for i < n, then 1."""
+        if iteration >= self.annealing_iterations:
+            return 1.0
+        return self.initial_temperature ** (1 - iteration / self.annealing_iterations)
+
+
+class TrainingHistory(NamedTuple):
+    """Means over the chains at each iteration, (iterations,) each, on the CPU."""
+
+    loss: Tensor
+    """ℓ_λ of the persistent chains plus λ_b times that of the fresh ones."""
+    acceptance: Tensor
+    """Acceptance probability."""
+    jump: Tensor
+    """Expected squared jump δA, in the units of the metric."""
+    diverging: Tensor
+    """Share of the steps that failed."""
+    step_size: Tensor
+    """ε."""
+    skipped: Tensor
+    """1 where the gradient was not finite, so that the parameters were left alone."""
+
+
+def train_sampler(
+    kernel: Kernel,
+    energy: Energy,
+    initial: Initial,
+    settings: TrainingSettings | None = None,
+    *,
+    checkpoint: Path | None = None,
+    progress: Callable[[int], None] = lambda iterations: None,
+) -> TrainingHistory:
+    r"""Train a kernel on a target by Algorithm 1.
+
+    Each iteration moves persistent chains by one step, started where the last one left them, and
+    descends
+
+    .. math:: E_p[ℓ_λ(δA)] + λ_b E_q[ℓ_λ(δA)]
+
+    over them (p) and over chains that start at fresh draws of the initial distribution (q).
+
+    Arguments:
+        kernel: Its parameters are trained in place; compile it first for a long training.
+        energy: U, from (B, D) to (B,).
+        initial: Draws the points that chains start from.
+        settings: How to train; by default the paper's way.
+        checkpoint: A file to save into every 500 iterations and to go on from, where it exists;
+            the resumed training repeats the uninterrupted one.
+        progress: Called with the iterations done since the last call.
+
+    Raises:
+        ValueError: The checkpoint is of a training with other settings.
+
+    References:
+        Generalizing Hamiltonian Monte Carlo with Neural Networks (Levy, Hoffman and
+        Sohl-Dickstein, 2018), Algorithm 1.
+    """
+    training = _Training(kernel, energy, initial, settings or TrainingSettings())
+    if checkpoint is not None and checkpoint.exists():
+        training.load(checkpoint)
+    progress(len(training.history))
+    while len(training.history) < training.settings.num_iterations:
+        training.iterate()
+        progress(1)
+        count = len(training.history)
+        last = count == training.settings.num_iterations
+        if checkpoint is not None and (last or count % _SAVE_INTERVAL == 0):
+            training.save(checkpoint)
+    return TrainingHistory(*torch.stack(training.history).T)
+
+
+class _Training:
+    """Algorithm 1 between two iterations."""
+
+    def __init__(
+        self, kernel: Kernel, energy: Energy, initial: Initial, settings: TrainingSettings
+    ) -> None:
+        self.kernel, self.initial, self.settings = kernel, initial, settings
+        self.energy = _TemperedEnergy(energy)
+        self.optimizer = torch.optim.Adam(kernel.parameters(), lr=settings.learning_rate)
+        self.history: list[Tensor] = []
+        parameter = next(kernel.parameters())
+        self.device = parameter.device
+        generator = seeded_generator(self.device, settings.seed, _START_STREAM)
+        self.position = initial(settings.num_chains, generator).to(parameter)
+        self.moments = Moments.of(self.position)
+
+    def iterate(self) -> None:
+        """Move the chains by one step and the parameters by one update."""
+        iteration, settings = len(self.history), self.settings
+        generator = seeded_generator(self.device, settings.seed, _ITERATION_STREAM, iteration)
+        self.energy.temperature.fill_(settings.temperature(iteration))
+        for group in self.optimizer.param_groups:
+            decay = settings.learning_rate_decay ** (iteration / _DECAY_INTERVAL)
+            group["lr"] = settings.learning_rate * decay
+        start = self.position
+        if settings.initial_weight > 0:
+            fresh = self.initial(settings.num_chains, generator).to(start)
+            start = torch.cat([start, fresh])
+        state = leaf(self.kernel.init(start, self.energy))
+        noise = self.kernel.noise(state, generator)
+        after, (info,) = self.kernel(state, self.energy, [noise])
+        jump = self._squared_jump(start, info)
+        losses = reciprocal_jump_loss(jump, info.acceptance, settings.jump_scale)
+        loss = losses[: settings.num_chains].mean()
+        if settings.initial_weight > 0:
+            loss = loss + settings.initial_weight * losses[settings.num_chains :].mean()
+        skipped = self._update(loss)
+        self.position = after.position[: settings.num_chains].detach()
+        weight = max(1 / (iteration + 2), _SLOWEST_MOMENTS)
+        self.moments = self.moments.mixed(Moments.of(self.position), weight)
+        step_size = self.kernel.step_size
+        record = loss, info.acceptance, jump * info.acceptance, info.diverging, step_size, skipped
+        self.history.append(torch.stack([each.detach().float().mean() for each in record]).cpu())
+
+    def _squared_jump(self, start: Tensor, info: Info) -> Tensor:
+        """Return δ, (B,), in the units of the metric."""
+        jump = info.proposal - start
+        covariance = self.moments.covariance
+        if self.settings.metric == "deviation":
+            jump = jump / covariance.diagonal().sqrt()
+        elif self.settings.metric == "covariance":
+            factor = torch.linalg.cholesky(covariance)
+            jump = torch.linalg.solve_triangular(factor.T, jump, upper=True, left=False)
+        return jump.square().sum(dim=-1)
+
+    def _update(self, loss: Tensor) -> Tensor:
+        """Take one step of Adam, but not where the gradient is not finite."""
+        self.optimizer.zero_grad()
+        loss.backward()
+        gradients = [each.grad for each in self.kernel.parameters() if each.grad is not None]
+        finite = torch.stack([gradient.isfinite().all() for gradient in gradients]).all()
+        if finite:
+            self.optimizer.step()
+        return ~finite
+
+    def save(self, path: Path) -> None:
+        """Write all that the rest of the training depends on; the file is replaced at once."""
+        content = {
+            "settings": asdict(self.settings),
+            "kernel": self.kernel.state_dict(),
+            "optimizer": self.optimizer.state_dict(),
+            "position": self.position,
+            "moments": tuple(self.moments),
+            "history": torch.stack(self.history),
+        }
+        temporary = path.with_suffix(".tmp")
+        torch.save(content, temporary)
+        temporary.replace(path)
+
+    def load(self, path: Path) -> None:
+        """Go on from a file that :meth:`save` wrote."""
+        content: dict[str, Any] = torch.load(path, map_location=self.device, weights_only=True)
+        if content["settings"] != asdict(self.settings):
+            raise ValueError(
+                f"{path} is of a training with other settings, {content['settings']}; remove it "
+                "or train into another file"
+            )
+        self.kernel.load_state_dict(content["kernel"])
+        self.optimizer.load_state_dict(content["optimizer"])
+        self.position = content["position"]
+        self.moments = Moments(*content["moments"])
+        self.history = list(content["history"].cpu())
+
+
+class _TemperedEnergy:
+    """U/T, the temperature a tensor, so that a compiled kernel stays compiled as it falls."""
+
+    def __init__(self, energy: Energy) -> None:
+        self.energy = energy
+        self.temperature = torch.ones(())
+
+    def evaluate(self, position: Tensor) -> State:
+        temperature = self.temperature.to(position)
+        state = evaluate(self.energy, position)
+        return State(
+            position, state.energy / temperature, state.gradient / temperature, state.extra
+        )
