@@ -105,12 +105,19 @@ def resumed_arguments(arguments: list[str]) -> list[str]:
     Raises:
         CommandError: --resume names no folder with a config.yaml.
     """
+    folder = option_value(arguments, "--resume")
+    if folder is None:
+        return arguments
+    config = Path(folder) / "config.yaml"
+    if not config.is_file():
+        raise CommandError(f"--resume {folder}: there is no {config}; name a run folder")
+    return ["--config", str(config), *arguments]
+
+
+def option_value(arguments: list[str], name: str) -> str | None:
+    """Return the value of an option before the arguments are parsed; None where it is missing."""
     for index, argument in enumerate(arguments):
         option, _, value = argument.partition("=")
-        if option == "--resume":
-            folder = value or " ".join(arguments[index + 1 : index + 2])
-            config = Path(folder) / "config.yaml"
-            if not config.is_file():
-                raise CommandError(f"--resume {folder}: there is no {config}; name a run folder")
-            return ["--config", str(config), *arguments]
-    return arguments
+        if option == name:
+            return value or " ".join(arguments[index + 1 : index + 2])
+    return None

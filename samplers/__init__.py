@@ -1,7 +1,9 @@
 """Markov chain Monte Carlo on any differentiable energy: HMC and the learned L2HMC."""
 
 from samplers.adaptation import Adapted, DualAveraging, Mass, adapt, track_acceptance
-from samplers.chains import Chains, sample
+from samplers.chains import Chains, Snapshot, sample, sample_chunks
+from samplers.densities import Gaussian, GaussianMixture, Target
+from samplers.diagnostics import ESSPerStep, Summary, autocorrelation, ess_per_step, summarise
 from samplers.energy import Energy, EnergyWithGradient, State, evaluate, leaf
 from samplers.hmc import HMC
 from samplers.kernel import Info, Kernel, Noise
@@ -10,33 +12,59 @@ from samplers.moments import Moments
 from samplers.objective import reciprocal_jump_loss, squared_jump
 from samplers.preconditioned import Preconditioned
 from samplers.random import mixed_seed, seeded_generator
+from samplers.targets import (
+    TARGETS,
+    Banana,
+    Funnel,
+    RoughWell,
+    ill_conditioned_gaussian,
+    strongly_correlated_gaussian,
+)
+from samplers.tempering import parallel_tempering
 from samplers.training import TrainingHistory, TrainingSettings, train_sampler
 
 __all__ = [
     "HMC",
     "L2HMC",
+    "TARGETS",
     "Adapted",
+    "Banana",
     "Chains",
     "DualAveraging",
+    "ESSPerStep",
     "Energy",
     "EnergyWithGradient",
+    "Funnel",
+    "Gaussian",
+    "GaussianMixture",
     "Info",
     "Kernel",
     "Mass",
     "Moments",
     "Noise",
     "Preconditioned",
+    "RoughWell",
+    "Snapshot",
     "State",
+    "Summary",
+    "Target",
     "TrainingHistory",
     "TrainingSettings",
     "adapt",
+    "autocorrelation",
+    "ess_per_step",
     "evaluate",
+    "ill_conditioned_gaussian",
     "leaf",
     "mixed_seed",
+    "parallel_tempering",
     "reciprocal_jump_loss",
     "sample",
+    "sample_chunks",
     "seeded_generator",
     "squared_jump",
+    "strongly_correlated_gaussian",
+    "summarise",
     "track_acceptance",
     "train_sampler",
 ]

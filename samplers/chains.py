@@ -1,13 +1,18 @@
-"""Long chains: many draws of a kernel."""
+"""Long chains: many draws of a kernel, chunk by chunk, that can stop and go on."""
 
-from typing import NamedTuple
+from collections.abc import Callable, Iterator
+from typing import NamedTuple, TypedDict
 
+import numpy as np
 import torch
 from torch import Tensor
 
-from samplers.energy import Energy
+from samplers.energy import Energy, State
 from samplers.kernel import Kernel
 from samplers.random import seeded_generator
+
+CHUNK_SIZE = 100
+"""Draws that wait on the device until they move to the CPU together."""
 
 
 class Chains(NamedTuple):
@@ -18,12 +23,37 @@ class Chains(NamedTuple):
     energy: Tensor
     """U at the draws in nats, (chain, draw)."""
     acceptance: Tensor
-    """Acceptance probabilities, (chain, draw)."""
+    """Mean acceptance probability of the steps since the draw before, (chain, draw)."""
     diverging: Tensor
-    """Whether the step failed, (chain, draw), boolean."""
+    """Whether one of these steps failed, (chain, draw), boolean."""
+
+    def export(self) -> dict[str, dict[str, np.ndarray]]:
+        """Return the chains in ArviZ's schema: ``arviz.from_dict(chains.export())``.
+
+        The schema's ``energy`` is that of position and momentum; U is its ``-lp``.
+        """
+        return {
+            "posterior": {"position": self.draws.numpy()},
+            "sample_stats": {
+                "lp": -self.energy.numpy(),
+                "acceptance_rate": self.acceptance.numpy(),
+                "diverging": self.diverging.numpy(),
+            },
+        }
 
 
-@torch.no_grad()
+class Snapshot(TypedDict):
+    """What chains need to go on, bit for bit: a plain dictionary of tensors, for ``torch.save``."""
+
+    position: Tensor
+    energy: Tensor
+    gradient: Tensor
+    extra: tuple[Tensor, ...]
+    """As in :class:`samplers.State`, which these four are."""
+    generator: Tensor
+    """The state of the generator of the noise."""
+
+
 def sample(
     kernel: Kernel,
     energy: Energy,
@@ -33,6 +63,7 @@ def sample(
     thin: int = 1,
     context: Tensor | None = None,
     generator: torch.Generator | None = None,
+    progress: Callable[[int], object] | None = None,
 ) -> Chains:
     """Run every chain for ``num_draws * thin`` steps and keep each ``thin``-th state.
 
@@ -41,23 +72,117 @@ def sample(
         energy: U, from (chain, dim) to (chain,).
         position: Where the chains start, (chain, dim).
         num_draws: Draws to keep of each chain.
-        thin: Steps from one kept draw to the next. Statistics are those of the kept steps.
+        thin: Steps from one kept draw to the next.
         context: As returned by ``kernel.embed``.
         generator: Of the noise; without one, seed 0.
+        progress: Called now and then with the number of draws made so far.
 
     Raises:
-        ValueError: A count is below 1, or the energy is not finite where a chain starts.
+        ValueError: A count is below 1, or the energy or its gradient is not finite where a chain
+            starts.
+    """
+    chunks, done = [], 0
+    for chunk, _ in sample_chunks(
+        kernel, energy, position, num_draws, thin=thin, context=context, generator=generator
+    ):
+        chunks.append(chunk)
+        done += chunk.draws.shape[1]
+        if progress is not None:
+            progress(done)
+    return Chains(*(torch.cat(field, dim=1) for field in zip(*chunks, strict=True)))
+
+
+def sample_chunks(
+    kernel: Kernel,
+    energy: Energy,
+    start: Tensor | Snapshot,
+    num_draws: int,
+    *,
+    chunk_size: int = CHUNK_SIZE,
+    thin: int = 1,
+    context: Tensor | None = None,
+    generator: torch.Generator | None = None,
+) -> Iterator[tuple[Chains, Snapshot]]:
+    """Run chains as :func:`sample` does, at constant memory: yield the draws in chunks.
+
+    With every chunk comes a snapshot of the chains at its end. A run that starts from it, in
+    another process too, repeats what the uninterrupted one would have drawn::
+
+        for chunk, snapshot in sample_chunks(kernel, energy, start, 100_000):
+            total += chunk.draws.sum(dim=1)
+            torch.save(snapshot, path)
+
+    Arguments:
+        kernel: HMC, L2HMC or another kernel; it is not adapted.
+        energy: U, from (chain, dim) to (chain,).
+        start: Where the chains start, (chain, dim), or a snapshot, of this very energy.
+        num_draws: Draws of each chain, from the start on, in all chunks together.
+        chunk_size: Draws of each chain in a chunk; fewer in the last one.
+        thin: Steps from one kept draw to the next.
+        context: As returned by ``kernel.embed``.
+        generator: Of the noise; without one, seed 0. A snapshot brings its own.
+
+    Raises:
+        ValueError: A count is below 1, the energy or its gradient is not finite where a chain
+            starts, or there is a generator beside a snapshot.
     """
     if num_draws < 1 or thin < 1:
         raise ValueError(f"num_draws and thin must be at least 1, got {num_draws} and {thin}")
-    generator = generator or seeded_generator(position.device, 0)
+    if chunk_size < 1:
+        raise ValueError(f"chunk_size must be at least 1, got {chunk_size}")
+    if isinstance(start, Tensor):
+        state = _finite_start(kernel, energy, start)
+        generator = generator or seeded_generator(start.device, 0)
+    elif generator is None:
+        state = State(start["position"], start["energy"], start["gradient"], start["extra"])
+        generator = torch.Generator(state.position.device)
+        generator.set_state(start["generator"].cpu())
+    else:
+        raise ValueError("a snapshot brings its own generator: pass one of the two")
+    sizes = [chunk_size] * (num_draws // chunk_size)
+    sizes += [num_draws % chunk_size] if num_draws % chunk_size else []
+    return _chunks(kernel, energy, state, sizes, thin, context, generator)
+
+
+@torch.no_grad()
+def _chunks(
+    kernel: Kernel,
+    energy: Energy,
+    state: State,
+    sizes: list[int],
+    thin: int,
+    context: Tensor | None,
+    generator: torch.Generator,
+) -> Iterator[tuple[Chains, Snapshot]]:
+    like = state
+    for size in sizes:
+        kept = []
+        for _ in range(size):
+            noises = [kernel.noise(like, generator) for _ in range(thin)]
+            state, infos = kernel(state, energy, noises, context)
+            acceptance = torch.stack([info.acceptance for info in infos]).mean(dim=0)
+            diverging = torch.stack([info.diverging for info in infos]).any(dim=0)
+            kept.append((state.position, state.energy, acceptance, diverging))
+        chains = Chains(*(torch.stack(field, dim=1).cpu() for field in zip(*kept, strict=True)))
+        yield (
+            chains,
+            Snapshot(
+                position=state.position,
+                energy=state.energy,
+                gradient=state.gradient,
+                extra=state.extra,
+                generator=generator.get_state(),
+            ),
+        )
+
+
+@torch.no_grad()
+def _finite_start(kernel: Kernel, energy: Energy, position: Tensor) -> State:
     state = kernel.init(position, energy)
-    if not state.energy.isfinite().all():
-        count = int((~state.energy.isfinite()).sum())
-        raise ValueError(f"the energy is not finite at the start of {count} of the chains")
-    kept = []
-    for _ in range(num_draws):
-        for _ in range(thin):
-            state, info = kernel.step(state, energy, kernel.noise(state, generator), context)
-        kept.append(Chains(state.position, state.energy, info.acceptance, info.diverging))
-    return Chains(*(torch.stack(field, dim=1).cpu() for field in zip(*kept, strict=True)))
+    finite = state.energy.isfinite() & state.gradient.isfinite().all(dim=-1)
+    if not finite.all():
+        raise ValueError(
+            "the energy or its gradient is not finite at the start of "
+            f"{int((~finite).sum())} of the chains"
+        )
+    return state

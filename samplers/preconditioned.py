@@ -44,6 +44,10 @@ class Preconditioned(Kernel):
         self.register_buffer("location", location.clone())
         self.register_buffer("factor", factor.clone())
 
+    def around(self, kernel: Kernel) -> "Preconditioned":
+        """Return another kernel in these same coordinates."""
+        return Preconditioned(kernel, self.location, self.factor)
+
     @property
     def log_step_size(self) -> Tensor:  # type: ignore[override]
         """Log ε, in the coordinates w."""

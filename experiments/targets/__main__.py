@@ -1,0 +1,193 @@
+"""Train L2HMC on a target whose answers are known and compare it with Hamiltonian Monte Carlo.
+
+Each target has a shipped configuration, configs/targets/TARGET.yaml; options on the command line
+come after it.
+"""
+
+import json
+import sys
+import time
+from functools import partial
+from pathlib import Path
+
+import torch
+from jsonargparse import ArgumentParser
+from rich.console import Console
+
+from experiments.command import (
+    ConfigFile,
+    create_run,
+    option_value,
+    resumed_arguments,
+    run_command,
+)
+from experiments.progress import counted
+from experiments.targets.figures import draw_figures
+from experiments.targets.measure import Cost, Measured, Reference
+from experiments.targets.nuts import nuts_is_installed, run_nuts
+from experiments.targets.options import PAPER, Compare
+from experiments.targets.table import markdown
+from experiments.targets.tuning import WARM_UP_GRADIENTS, baselines, whitened
+from samplers import (
+    L2HMC,
+    TARGETS,
+    Chains,
+    Kernel,
+    Target,
+    parallel_tempering,
+    sample,
+    seeded_generator,
+    train_sampler,
+)
+
+_START_STREAM, _DRAWS_STREAM, _TEMPERING_STREAM, _WHITENING_STREAM = range(4)
+
+
+def main(arguments: list[str] | None = None) -> None:
+    """Compare, as the arguments say; by default those of the command line."""
+    given = sys.argv[1:] if arguments is None else arguments
+    chosen = option_value(given, "--target")
+    for name in PAPER if chosen == "all" else [chosen]:
+        options, saved = parse(given, name)
+        compare(options, saved)
+
+
+def parse(arguments: list[str], target: str | None) -> tuple[Compare, str]:
+    """Return the options for a target, and as the YAML that a run keeps."""
+    parser = ArgumentParser(
+        prog="python -m experiments.targets",
+        description=__doc__,
+        exit_on_error=False,
+        allow_abbrev=False,
+    )
+    parser.add_argument("-c", "--config", action=ConfigFile, help="Configuration file.")
+    parser.add_class_arguments(Compare)
+    parser.link_arguments("seed", "training.seed")
+    shipped = [] if target is None else ["--config", f"targets/{target}", *arguments]
+    named = [] if target is None else ["--target", target]
+    config = parser.parse_args(resumed_arguments([*shipped, *named] if shipped else arguments))
+    parsed = parser.instantiate(config).as_dict()
+    del parsed["config"]
+    return Compare(**parsed), parser.dump(config)
+
+
+def compare(options: Compare, saved: str) -> None:
+    """Train, measure every sampler, write the table and the pictures."""
+    if options.resume is None:
+        folder = create_run(options.output, f"targets/{options.target}")
+        (folder / "config.yaml").write_text(saved)
+    else:
+        folder = Path(options.resume)
+    target = TARGETS[options.target]().float()
+    start = target.sample(options.num_chains, seeded_generator("cpu", options.seed, _START_STREAM))
+    measure = partial(_measured, target, start, options)
+    kernel, cost = train(target, start, options, folder, whiten=False)
+    lines = [measure("L2HMC", f"ε {float(kernel.step_size):.3g}", kernel, *cost)]
+    if options.whitened:
+        other, cost = train(target, start, options, folder, whiten=True)
+        lines.append(measure("L2HMC, whitened", f"ε {float(other.step_size):.3g}", other, *cost))
+    leapfrogs = options.sampler.num_leapfrogs
+    for name, tuned in baselines(
+        target, start, leapfrogs, options.step_sizes, options.seed
+    ).items():
+        lines.append(measure(name, tuned.settings, tuned.kernel, tuned.gradients, tuned.seconds))
+    lines += others(target, start, options)
+    rows = [
+        {**line.row, "target": options.target, "seed": options.seed, "machine": "CPU"}
+        for line in lines
+    ]
+    (folder / "results.json").write_text(json.dumps(rows, indent=2) + "\n")
+    (folder / "table.md").write_text(markdown(rows))
+    draw_figures(folder, target, kernel, lines)
+    console = Console()
+    console.print(markdown(rows), highlight=False, soft_wrap=True)
+    for path in sorted(folder.iterdir()):
+        console.print(f"  {path}", highlight=False, soft_wrap=True)
+
+
+def train(
+    target: Target, start: torch.Tensor, options: Compare, folder: Path, whiten: bool
+) -> tuple[Kernel, tuple[int, float]]:
+    """Return a trained kernel, and its training's gradients over all chains and seconds."""
+    began = time.perf_counter()
+    sampler, training = options.sampler, options.training
+    torch.manual_seed(options.seed)
+    kernel: Kernel = L2HMC(
+        target.dim,
+        sampler.num_leapfrogs,
+        sampler.step_size,
+        hidden=sampler.hidden,
+        head_scale=sampler.head_scale,
+    )
+    gradients = 0
+    if whiten:
+        generator = seeded_generator("cpu", options.seed, _WHITENING_STREAM)
+        kernel = whitened(target, start, "dense", generator).around(kernel)
+        gradients = WARM_UP_GRADIENTS * len(start)
+
+    def initial(count: int, generator: torch.Generator) -> torch.Tensor:
+        return sampler.initial_scale * torch.randn(count, target.dim, generator=generator)
+
+    name = "training-whitened" if whiten else "training"
+    with counted(f"{options.target}, {name}", training.num_iterations, options.quiet) as progress:
+        history = train_sampler(
+            kernel,
+            target,
+            initial,
+            training,
+            checkpoint=folder / "checkpoints" / f"{name}.pt",
+            progress=progress,
+        )
+    chains = training.num_chains * (2 if training.initial_weight > 0 else 1)
+    gradients += training.num_iterations * (sampler.num_leapfrogs + 1) * chains
+    if history.diverging.mean() > 0.01:
+        share = float(history.diverging.mean())
+        print(f"{share:.1%} of the training's steps diverged: try a smaller --sampler.step_size")
+    return kernel, (gradients, time.perf_counter() - began)
+
+
+def others(target: Target, start: torch.Tensor, options: Compare) -> list[Measured]:
+    """Return parallel tempering and blackjax's NUTS, where asked for and installed."""
+    lines, reference = [], Reference(target)
+    if options.temperatures:
+        began = time.perf_counter()
+        leapfrogs = options.sampler.num_leapfrogs
+        chains = parallel_tempering(
+            target,
+            start,
+            options.num_steps,
+            torch.tensor(options.temperatures),
+            num_leapfrogs=leapfrogs,
+            generator=seeded_generator("cpu", options.seed, _TEMPERING_STREAM),
+        )
+        count = len(options.temperatures)
+        cost = Cost(count * leapfrogs, time.perf_counter() - began)
+        settings = f"{count} temperatures to {options.temperatures[-1]:g}"
+        lines.append(reference.measure("Parallel tempering", settings, chains, cost))
+    if nuts_is_installed():
+        chains, cost, settings = run_nuts(target, start, options.num_steps, options.seed)
+        lines.append(reference.measure("NUTS, blackjax", settings, chains, cost))
+    return lines
+
+
+def _measured(
+    target: Target,
+    start: torch.Tensor,
+    options: Compare,
+    name: str,
+    settings: str,
+    kernel: Kernel,
+    training_gradients: int,
+    training_seconds: float,
+) -> Measured:
+    """Run a kernel from exact draws and measure it."""
+    generator = seeded_generator("cpu", options.seed, _DRAWS_STREAM)
+    began = time.perf_counter()
+    chains: Chains = sample(kernel, target, start, options.num_steps, generator=generator)
+    seconds = time.perf_counter() - began
+    cost = Cost(kernel.num_leapfrogs, seconds, training_gradients, training_seconds)
+    return Reference(target).measure(name, settings, chains, cost)
+
+
+if __name__ == "__main__":
+    run_command(main)

@@ -1,0 +1,104 @@
+"""NUTS of blackjax as an outside reference, where the extra ``bench`` is installed."""
+
+import importlib.util
+import time
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from experiments.targets.measure import Cost
+from samplers import Chains
+from samplers.densities import Gaussian, GaussianMixture, Target
+from samplers.targets import Banana, Funnel, RoughWell
+
+_WARM_UP_STEPS = 1000
+
+
+def nuts_is_installed() -> bool:
+    """Whether blackjax is there."""
+    return importlib.util.find_spec("blackjax") is not None
+
+
+def run_nuts(target: Target, start: Tensor, num_steps: int, seed: int) -> tuple[Chains, Cost, str]:
+    """Sample with blackjax's NUTS, its window adaptation run on one chain beforehand.
+
+    Compiling counts neither as training nor as sampling time: the run is timed the second time.
+
+    Raises:
+        ValueError: The density in JAX differs from the target's.
+    """
+    import blackjax
+    import jax
+
+    log_density = _log_density(target)
+    position = jax.numpy.asarray(start.numpy())
+    _check(log_density, target, start)
+    warm_up_key, run_key = jax.random.split(jax.random.key(seed))
+    began = time.perf_counter()
+    warm_up = blackjax.window_adaptation(blackjax.nuts, log_density)
+    (_, parameters), trace = warm_up.run(warm_up_key, position[0], _WARM_UP_STEPS)
+    gradients = int(trace.info.num_integration_steps.sum())
+    warm_up_seconds = time.perf_counter() - began
+    nuts = blackjax.nuts(log_density, **parameters)
+
+    @jax.jit
+    def run(state: Any, key: Any) -> Any:
+        def step(state: Any, key: Any) -> Any:
+            state, info = jax.vmap(nuts.step)(jax.random.split(key, len(position)), state)
+            kept = info.acceptance_rate, info.is_divergent, info.num_integration_steps
+            return state, (state.position, -state.logdensity, *kept)
+
+        return jax.lax.scan(step, state, jax.random.split(key, num_steps))[1]
+
+    state = jax.vmap(nuts.init)(position)
+    jax.block_until_ready(run(state, run_key))
+    began = time.perf_counter()
+    fields = jax.block_until_ready(run(state, run_key))
+    seconds = time.perf_counter() - began
+    *kept, integration_steps = (torch.from_numpy(np.array(field)) for field in fields)
+    chains = Chains(*(field.transpose(0, 1) for field in kept))
+    cost = Cost(float(integration_steps.float().mean()), seconds, gradients, warm_up_seconds)
+    return chains, cost, f"ε {float(parameters['step_size']):.3g}, adapted diagonal mass"
+
+
+def _check(log_density: Callable[[Any], Any], target: Target, start: Tensor) -> None:
+    import jax
+
+    there = torch.from_numpy(np.array(jax.vmap(log_density)(start.numpy())))
+    difference = -there - target(start)
+    if (difference - difference.mean()).abs().max() > 1e-3 * target(start).abs().max():
+        raise ValueError(f"the density of {type(target).__name__} in JAX is another one")
+
+
+def _log_density(target: Target) -> Callable[[Any], Any]:
+    """Return log p of one point, for JAX."""
+    import jax.numpy as jnp
+    from jax.scipy.special import logsumexp
+
+    if isinstance(target, Gaussian):
+        precision = jnp.asarray(torch.linalg.inv(target.covariance).float().numpy())
+        mean = jnp.asarray(target.mean.float().numpy())
+        return lambda x: -0.5 * (x - mean) @ precision @ (x - mean)
+    if isinstance(target, GaussianMixture):
+        means, variances = target.centres.float().numpy(), target.variances.float().numpy()
+        constant = target.weights.log().numpy() - 0.5 * target.dim * np.log(variances)
+        return lambda x: logsumexp(constant - 0.5 * jnp.square(x - means).sum(axis=-1) / variances)
+    if isinstance(target, RoughWell):
+        return lambda x: -jnp.sum(0.5 * x**2 + target.amplitude * jnp.cos(x / target.width))
+    if isinstance(target, Funnel):
+        return lambda x: (
+            -(
+                x[0] ** 2 / 18
+                + 0.5 * (target.dim - 1) * x[0]
+                + 0.5 * jnp.exp(-x[0]) * (x[1:] @ x[1:])
+            )
+        )
+    if isinstance(target, Banana):
+        variance, curvature = target.variance, target.curvature
+        return lambda x: (
+            -0.5 * x[0] ** 2 / variance - 0.5 * (x[1] - curvature * (x[0] ** 2 - variance)) ** 2
+        )
+    raise ValueError(f"there is no JAX version of {type(target).__name__}")

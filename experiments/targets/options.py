@@ -1,0 +1,72 @@
+"""The options of the comparison."""
+
+from dataclasses import dataclass, field
+from typing import Literal
+
+from samplers import TrainingSettings
+
+TargetName = Literal[
+    "icg",
+    "scg",
+    "scg_notebook",
+    "mog",
+    "mog_unequal",
+    "rough_well",
+    "rough_well_release",
+    "funnel",
+    "banana",
+]
+PAPER = ("icg", "scg", "mog", "rough_well")
+"""The targets of the paper's table."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class SamplerOptions:
+    """The learned sampler.
+
+    Args:
+        num_leapfrogs: Leapfrogs of a proposal.
+        step_size: Step size at the start.
+        hidden: Units in each hidden layer of its networks.
+        head_scale: Factor on the initial weights of the networks' last layers.
+        initial_scale: Chains start from a normal distribution of this standard deviation.
+    """
+
+    num_leapfrogs: int = 10
+    step_size: float = 0.1
+    hidden: int = 10
+    head_scale: float = 0.001
+    initial_scale: float = 1.0
+
+
+@dataclass(frozen=True, kw_only=True)
+class Compare:
+    """What is compared on which target.
+
+    Args:
+        target: The target; all for each of the paper's table in turn.
+        seed: Seed of all randomness.
+        sampler: The learned sampler.
+        training: How it is trained.
+        whitened: Also train a sampler in the coordinates that a warm-up of HMC has whitened.
+        step_sizes: The grid on which HMC is tuned.
+        temperatures: Of parallel tempering; none leaves it out.
+        num_chains: Chains of the comparison, from exact draws.
+        num_steps: Steps of each chain.
+        output: Run folder; runs/targets/TARGET-NNN if null.
+        resume: Run folder to go on with.
+        quiet: Show no progress bars.
+    """
+
+    target: TargetName | Literal["all"] = "scg"
+    seed: int = 0
+    sampler: SamplerOptions = field(default_factory=SamplerOptions)
+    training: TrainingSettings = field(default_factory=TrainingSettings)
+    whitened: bool = False
+    step_sizes: list[float] = field(default_factory=lambda: [0.05, 0.1, 0.15, 0.2, 0.5, 1.0, 1.4])
+    temperatures: list[float] = field(default_factory=list)
+    num_chains: int = 200
+    num_steps: int = 2000
+    output: str | None = None
+    resume: str | None = None
+    quiet: bool = False

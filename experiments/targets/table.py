@@ -1,0 +1,61 @@
+"""The table of the comparison, of one run or, as a command, of all runs in a folder."""
+
+import json
+from collections import defaultdict
+from pathlib import Path
+from statistics import median
+from typing import Any
+
+from jsonargparse import ArgumentParser
+
+from experiments.command import CommandError, run_command
+
+PAPER_ESS = {"icg": 0.783, "rough_well": 0.625, "scg": 0.497, "mog": 0.0324}
+"""The paper's effective sample sizes of L2HMC per step (Table 1)."""
+
+_COLUMNS = {
+    "ess": "ESS/step",
+    "ess_cut": "with the 0.05 cut",
+    "ess_squares": "ESS of x²/step",
+    "min_coordinate_ess": "worst coordinate",
+    "ess_per_gradient": "ESS/gradient",
+    "ess_squares_per_gradient": "x²/gradient",
+    "min_coordinate_ess_per_gradient": "worst/gradient",
+    "ess_per_second": "ESS/s",
+    "acceptance": "acceptance",
+}
+
+
+def markdown(rows: list[dict[str, Any]]) -> str:
+    """Return a table: a line for each target and sampler, medians over seeds, all seeds' ESS."""
+    groups: dict[tuple[str, str], list[dict[str, Any]]] = defaultdict(list)
+    for row in rows:
+        groups[row["target"], row["sampler"]].append(row)
+    header = ["target", "sampler", "settings", *_COLUMNS.values(), "ESS/step by seed"]
+    lines = ["| " + " | ".join(header) + " |", "|" + "---|" * len(header)]
+    for (target, sampler), group in groups.items():
+        numbers = [f"{median(row[key] for row in group):.3g}" for key in _COLUMNS]
+        seeds = ", ".join(
+            f"{row['ess']:.3g} ± {row['ess_standard_error']:.2g}"
+            for row in sorted(group, key=lambda row: row["seed"])
+        )
+        settings = group[0]["settings"] if len(group) == 1 else ""
+        lines.append("| " + " | ".join([target, sampler, settings, *numbers, seeds]) + " |")
+    return "\n".join(lines) + "\n"
+
+
+def main(arguments: list[str] | None = None) -> None:
+    """Print the table of all finished runs."""
+    parser = ArgumentParser(
+        prog="python -m experiments.targets.table", description=__doc__, exit_on_error=False
+    )
+    parser.add_argument("--runs", default="runs/targets", help="Folder of the runs.")
+    folder = Path(parser.parse_args(arguments).runs)
+    files = sorted(folder.glob("*/results.json"))
+    if not files:
+        raise CommandError(f"there is no finished run in {folder}")
+    print(markdown([row for file in files for row in json.loads(file.read_text())]), end="")
+
+
+if __name__ == "__main__":
+    run_command(main)
