@@ -3,7 +3,14 @@
 from samplers.adaptation import track_acceptance
 from samplers.chains import Chains, Snapshot, sample, sample_chunks
 from samplers.densities import Gaussian, GaussianMixture, Target
-from samplers.diagnostics import ESSPerStep, Summary, autocorrelation, ess_per_step, summarise
+from samplers.diagnostics import (
+    RELEASE_CUTOFF,
+    ESSPerStep,
+    Summary,
+    autocorrelation,
+    ess_per_step,
+    summarise,
+)
 from samplers.energy import Energy, EnergyWithGradient, State, evaluate
 from samplers.hmc import HMC
 from samplers.kernel import Info, Kernel, Noise
@@ -22,6 +29,7 @@ from samplers.targets import (
 __all__ = [
     "HMC",
     "L2HMC",
+    "RELEASE_CUTOFF",
     "TARGETS",
     "Banana",
     "Chains",
