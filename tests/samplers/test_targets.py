@@ -82,10 +82,11 @@ def test_exact_draws_have_the_stated_moments_or_quantiles(target: Target, draws:
 
 
 def test_draws_belong_to_the_energy(target: Target, draws: Tensor) -> None:
-    """Stein's identity, E f(xᵢ) ∂ⱼU = E f'(xᵢ) where i = j, else 0, for a bounded f."""
+    """Stein's identity, E f(xᵢ) ∂ⱼU = E f'(xᵢ) where i = j, else 0, for f = 1 and a bounded f."""
     scale = draws.std(dim=0)
     bounded = torch.tanh((draws - target.mean) / scale)
     gradient = evaluate(target, draws).gradient
+    assert_mean_zero(gradient)
     assert_mean_zero(bounded * gradient - (1 - bounded.square()) / scale)
     products = bounded.mT @ gradient / COUNT
     error = (bounded.square().mT @ gradient.square()).sqrt() / COUNT
