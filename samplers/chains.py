@@ -74,7 +74,7 @@ def sample(
         num_draws: Draws to keep of each chain.
         thin: Steps from one kept draw to the next.
         context: As returned by ``kernel.embed``.
-        generator: Of the noise; without one, seed 0.
+        generator: Of the noise; without one, a fixed stream of its own.
         progress: Called now and then with the number of draws made so far.
 
     Raises:
@@ -120,7 +120,7 @@ def sample_chunks(
         chunk_size: Draws of each chain in a chunk; fewer in the last one.
         thin: Steps from one kept draw to the next.
         context: As returned by ``kernel.embed``.
-        generator: Of the noise; without one, seed 0. A snapshot brings its own.
+        generator: Of the noise; without one, a fixed stream. A snapshot brings its own.
 
     Raises:
         ValueError: A count is below 1, the energy or its gradient is not finite where a chain
@@ -132,7 +132,8 @@ def sample_chunks(
         raise ValueError(f"chunk_size must be at least 1, got {chunk_size}")
     if isinstance(start, Tensor):
         state = _finite_start(kernel, energy, start)
-        generator = generator or seeded_generator(start.device, 0)
+        # The empty key: no seed that the start may have been drawn with gives this stream.
+        generator = generator or seeded_generator(start.device)
     elif generator is None:
         state = State(start["position"], start["energy"], start["gradient"], start["extra"])
         generator = torch.Generator(state.position.device)

@@ -138,7 +138,11 @@ class GaussianMixture(Target):
 
     def forward(self, position: Tensor) -> Tensor:
         """Return U at positions (B, D), in nats, (B,)."""
-        return -self._log_parts(position).logsumexp(dim=-1)
+        parts = self._log_parts(position)
+        # Far away the parts are large, and the logarithm of a sum of exponentials near them is
+        # rounded so that the weights in its gradient no longer sum to one: take it near zero.
+        largest = parts.detach().amax(dim=-1, keepdim=True)
+        return -((parts - largest).logsumexp(dim=-1) + largest[:, 0])
 
     def responsibilities(self, position: Tensor) -> Tensor:
         """Return p(k | x), the probabilities of the components given x, (B, K).

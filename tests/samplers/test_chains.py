@@ -1,12 +1,21 @@
 from collections.abc import Callable
 from typing import NamedTuple
 
+import numpy as np
 import pytest
 import torch
 from arviz_stats.base import array_stats
 from torch import Tensor
 
-from samplers import HMC, L2HMC, Chains, Energy, Kernel, sample, seeded_generator
+from samplers import (
+    HMC,
+    L2HMC,
+    Chains,
+    Energy,
+    Kernel,
+    sample,
+    seeded_generator,
+)
 
 
 @pytest.fixture
@@ -43,8 +52,18 @@ def test_draws_are_those_of_single_steps(kernel: HMC, energy: Energy) -> None:
 def test_thinning_keeps_every_so_many_steps(kernel: HMC, energy: Energy) -> None:
     every = sample(kernel, energy, torch.zeros(5, 3), 12)
     third = sample(kernel, energy, torch.zeros(5, 3), 4, thin=3)
-    for all_steps, kept in zip(every, third, strict=True):
-        assert torch.equal(all_steps[:, 2::3], kept)
+    assert torch.equal(every.draws[:, 2::3], third.draws)
+    assert torch.equal(every.energy[:, 2::3], third.energy)
+    torch.testing.assert_close(every.acceptance.unflatten(1, (4, 3)).mean(dim=2), third.acceptance)
+
+
+def test_thinning_hides_no_divergence(energy: Energy, plant: Callable[..., Energy]) -> None:
+    rows = torch.tensor([True, False, True, False])
+    broken = plant(energy, "nan", rows, 2)  # Call 0 is the start, 2 the second of three steps.
+    chains = sample(HMC(1, 0.5), broken, torch.zeros(4, 3), 2, thin=3)
+    assert torch.equal(chains.diverging[:, 0], rows)
+    assert not chains.diverging[:, 1].any()
+    assert chains.draws.isfinite().all()
 
 
 def test_generator_determines_the_draws(kernel: HMC, energy: Energy) -> None:
@@ -52,8 +71,18 @@ def test_generator_determines_the_draws(kernel: HMC, energy: Energy) -> None:
         torch.rand(1)  # The global generator plays no part.
         return sample(kernel, energy, torch.zeros(5, 3), 4, generator=generator).draws
 
-    assert torch.equal(draws(None), draws(seeded_generator("cpu", 0)))
+    assert torch.equal(draws(None), draws(None))
+    assert torch.equal(draws(seeded_generator("cpu", 1)), draws(seeded_generator("cpu", 1)))
     assert not torch.equal(draws(None), draws(seeded_generator("cpu", 1)))
+
+
+def test_default_noise_is_not_what_a_seeded_start_was_drawn_from(kernel: HMC) -> None:
+    """Momenta equal to the standardized positions would bias the draws."""
+    generator = seeded_generator("cpu", 0)
+    start = torch.randn(20_000, 2, generator=generator)
+    chains = sample(kernel, lambda x: 0.5 * x.square().sum(dim=-1), start, 1)
+    squared = chains.draws[:, 0].square() - 1
+    assert (squared.mean(dim=0).abs() < 5 * squared.std(dim=0) / 20_000**0.5).all()
 
 
 def test_one_generator_goes_on_where_it_stopped(kernel: HMC, energy: Energy) -> None:
@@ -100,6 +129,35 @@ def test_start_of_non_finite_energy_is_refused(kernel: HMC, broken: float) -> No
     start = torch.tensor([[1.0], [-1.0], [2.0]])
     with pytest.raises(ValueError, match="not finite at the start of 2 of the chains"):
         sample(kernel, energy, start, 3)
+
+
+def test_start_of_non_finite_gradient_is_refused(kernel: HMC) -> None:
+    with pytest.raises(ValueError, match="gradient is not finite at the start of 1 of the chains"):
+        sample(kernel, lambda x: x.abs().sqrt().sum(dim=-1), torch.tensor([[1.0], [0.0]]), 3)
+
+
+def test_progress_is_told(kernel: HMC, energy: Energy) -> None:
+    told: list[int] = []
+    sample(kernel, energy, torch.zeros(2, 3), 250, progress=told.append)
+    assert told == [100, 200, 250]
+
+
+def test_export_follows_the_schema_of_arviz(kernel: HMC, energy: Energy) -> None:
+    chains = sample(kernel, energy, torch.zeros(5, 3), 7)
+    exported = chains.export()
+    assert set(exported) == {"posterior", "sample_stats"}
+    statistics = exported["sample_stats"]
+    assert set(statistics) == {"lp", "acceptance_rate", "diverging"}
+    assert statistics["diverging"].dtype == bool
+    for values, field in (
+        (exported["posterior"]["position"], chains.draws),
+        (statistics["lp"], -chains.energy),
+        (statistics["acceptance_rate"], chains.acceptance),
+        (statistics["diverging"], chains.diverging),
+    ):
+        assert isinstance(values, np.ndarray)
+        assert values.shape[:2] == (5, 7)
+        assert (values == field.numpy()).all()
 
 
 class Target(NamedTuple):

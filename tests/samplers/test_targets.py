@@ -1,0 +1,306 @@
+import math
+from collections.abc import Callable
+
+import pytest
+import torch
+from torch import Tensor
+
+from samplers import (
+    HMC,
+    L2HMC,
+    TARGETS,
+    Banana,
+    Funnel,
+    Gaussian,
+    GaussianMixture,
+    Kernel,
+    RoughWell,
+    Target,
+    evaluate,
+    ill_conditioned_gaussian,
+    mixed_seed,
+    sample,
+    seeded_generator,
+    strongly_correlated_gaussian,
+)
+
+COUNT = 10_000
+STEP_SIZES = {
+    "icg": 0.03,
+    "scg": 0.05,
+    "scg_notebook": 0.15,
+    "mog": 0.2,
+    "mog_unequal": 0.2,
+    "rough_well": 0.3,
+    "rough_well_release": 0.01,
+    "funnel": 0.06,
+    "banana": 0.3,
+}
+
+
+@pytest.fixture(params=list(TARGETS))
+def name(request: pytest.FixtureRequest) -> str:
+    return request.param
+
+
+@pytest.fixture
+def target(name: str) -> Target:
+    return TARGETS[name]()
+
+
+@pytest.fixture
+def draws(target: Target) -> Tensor:
+    return target.sample(COUNT, seeded_generator("cpu", 0))
+
+
+def features(target: Target, draws: Tensor) -> Tensor:
+    """Return the functions of the draws, (B, F), whose means under the target are known."""
+    if isinstance(target, Funnel):
+        levels = torch.tensor([0.05, 0.25, 0.5, 0.75, 0.95])
+        below = (draws[:, None] <= target.quantiles(levels)).to(draws)
+        return (below - levels[:, None]).flatten(1)
+    centred = draws - target.mean
+    row, column = torch.triu_indices(target.dim, target.dim)
+    products = centred[:, row] * centred[:, column] - target.covariance[row, column]
+    found = [centred, products]
+    if isinstance(target, GaussianMixture):
+        found.append(target.responsibilities(draws) - target.weights)
+    return torch.cat(found, dim=1)
+
+
+def assert_mean_zero(values: Tensor) -> None:
+    """The rows are independent, so that their number is the effective sample size."""
+    standard_error = values.std(dim=0) / len(values) ** 0.5
+    assert len(values) >= 2000
+    assert (standard_error > 0).all()
+    assert (values.mean(dim=0).abs() < 5 * standard_error).all()
+
+
+def test_exact_draws_have_the_stated_moments_or_quantiles(target: Target, draws: Tensor) -> None:
+    assert draws.shape == (COUNT, target.dim)
+    assert_mean_zero(features(target, draws))
+
+
+def test_draws_belong_to_the_energy(target: Target, draws: Tensor) -> None:
+    """Stein's identity, E f(xᵢ) ∂ⱼU = E f'(xᵢ) where i = j, else 0, for f = 1 and a bounded f."""
+    scale = draws.std(dim=0)
+    bounded = torch.tanh((draws - target.mean) / scale)
+    gradient = evaluate(target, draws).gradient
+    assert_mean_zero(gradient)
+    assert_mean_zero(bounded * gradient - (1 - bounded.square()) / scale)
+    products = bounded.mT @ gradient / COUNT
+    error = (bounded.square().mT @ gradient.square()).sqrt() / COUNT
+    off_diagonal = ~torch.eye(target.dim, dtype=torch.bool)
+    assert (products.abs() < 5 * error)[off_diagonal].all()
+
+
+@pytest.mark.parametrize(
+    ("name", "limits"),
+    [
+        ("mog", ((-6.0, 6.0), (-4.0, 4.0))),
+        ("mog_unequal", ((-18.0, 12.0), (-14.0, 14.0))),
+        ("banana", ((-80.0, 80.0), (-15.0, 200.0))),
+    ],
+)
+def test_energy_has_the_stated_moments_by_quadrature(
+    target: Target, limits: tuple[tuple[float, float], ...]
+) -> None:
+    axes = [torch.linspace(*limit, 1000) for limit in limits]
+    points = torch.cartesian_prod(*axes)
+    probability = (-target(points)).softmax(dim=0)
+    means = probability @ features(target, points)
+    torch.testing.assert_close(means, torch.zeros_like(means), rtol=0, atol=1e-9)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_energy_follows_the_type_of_the_positions(target: Target, dtype: torch.dtype) -> None:
+    draws = target.sample(200, seeded_generator("cpu", 0), dtype)
+    assert draws.dtype == dtype
+    state, exact = evaluate(target, draws), evaluate(target, draws.double())
+    assert state.energy.dtype == state.gradient.dtype == dtype
+    torch.testing.assert_close(state.energy.double(), exact.energy, rtol=1e-4, atol=1e-4)
+    # The ripple of the release turns 10⁴ times within one unit: its phase has few digits left.
+    spread = exact.gradient.std()
+    assert ((state.gradient - exact.gradient).abs() < 3e-3 * spread).all()
+
+
+def test_default_type_and_stream_of_the_draws(target: Target) -> None:
+    first, again = (target.sample(5, seeded_generator("cpu", 3)) for _ in range(2))
+    assert first.dtype == torch.get_default_dtype()
+    assert torch.equal(first, again)
+    assert not torch.equal(first, target.sample(5, seeded_generator("cpu", 4)))
+    torch.manual_seed(mixed_seed(3))
+    assert torch.equal(first, target.sample(5))
+
+
+def test_gradient_is_that_of_finite_differences(target: Target) -> None:
+    points = target.sample(3, seeded_generator("cpu", 1)).requires_grad_()
+    assert torch.autograd.gradcheck(target, points, eps=1e-7, atol=1e-4)
+
+
+def test_compiles_into_one_graph(target: Target) -> None:
+    torch.compiler.reset()
+    points = target.sample(4, seeded_generator("cpu", 1))
+    compiled = torch.compile(
+        lambda position: tuple(evaluate(target, position))[:3], fullgraph=True, backend="eager"
+    )
+    torch.testing.assert_close(compiled(points), tuple(evaluate(target, points))[:3])
+
+
+def test_transformed_gradient_is_that_of_autograd(target: Target) -> None:
+    points = target.sample(4, seeded_generator("cpu", 1))
+    gradient = torch.func.grad(lambda position: target(position).sum())(points)
+    torch.testing.assert_close(gradient, evaluate(target, points).gradient)
+
+
+@pytest.mark.parametrize("kind", ["hmc", "untrained l2hmc"])
+def test_kernels_leave_the_target_invariant(
+    kind: str, name: str, target: Target, draws: Tensor, random_l2hmc: Callable[..., L2HMC]
+) -> None:
+    kernel: Kernel = HMC(5, STEP_SIZES[name])
+    if kind != "hmc":
+        kernel = random_l2hmc(target.dim, 2, seed=1, step_size=STEP_SIZES[name])
+    chains = sample(kernel, target, draws, 1, thin=3)
+    assert 0.3 < chains.acceptance.mean() < 0.999
+    end = chains.draws[:, 0]
+    assert ((end - draws).square().sum(dim=-1) > 0).double().mean() > 0.5
+    assert_mean_zero(features(target, end))
+    assert_mean_zero(features(target, end) - features(target, draws))
+
+
+@pytest.mark.parametrize("kind", ["hmc", "untrained l2hmc"])
+@pytest.mark.parametrize("mode", [0, 1])
+def test_chains_from_one_mode_end_with_the_weights(
+    kind: str, mode: int, random_l2hmc: Callable[..., L2HMC]
+) -> None:
+    target = GaussianMixture([[-1.0, 0.0], [1.0, 0.5]], [0.3, 0.15], [0.3, 0.7])
+    kernel: Kernel = HMC(5, 0.3)
+    if kind != "hmc":
+        kernel = random_l2hmc(2, 3, seed=1, step_size=0.3)
+    start = target.centres[mode].expand(2000, 2)
+    assert (target.responsibilities(start)[:, mode] > 0.95).all()
+    chains = sample(kernel, target, start, 1, thin=120)
+    assert_mean_zero(features(target, chains.draws[:, 0]))
+
+
+def test_ill_conditioned_gaussian_has_log_spaced_variances() -> None:
+    target = ill_conditioned_gaussian()
+    variances = target.covariance.diag()
+    assert torch.equal(target.covariance, variances.diag())
+    torch.testing.assert_close(variances[[0, -1]], torch.tensor([1e-2, 1e2]))
+    torch.testing.assert_close(variances.log().diff(), torch.full((49,), math.log(1e4) / 49))
+    point = torch.randn(1, 50)
+    torch.testing.assert_close(target(point), 0.5 * (point.square() / variances).sum(dim=-1))
+
+
+@pytest.mark.parametrize("small", [1e-2, 0.1])
+def test_strongly_correlated_gaussian_is_rotated_by_45_degrees(small: float) -> None:
+    target = strongly_correlated_gaussian(small)
+    along, across = torch.tensor([[3.0, 3.0]]), torch.tensor([[0.3, -0.3]])
+    torch.testing.assert_close(target(along), torch.tensor([0.5 * 18 / 100]))
+    torch.testing.assert_close(target(across), torch.tensor([0.5 * 0.18 / small]))
+
+
+def test_gaussian_is_that_of_torch() -> None:
+    factor = torch.randn(3, 3)
+    target = Gaussian(torch.randn(3), factor @ factor.mT)
+    reference = torch.distributions.MultivariateNormal(target.mean, target.covariance)
+    points = torch.randn(6, 3)
+    difference = target(points) + reference.log_prob(points)
+    torch.testing.assert_close(difference, difference[:1].expand(6))
+
+
+def test_mixture_is_that_of_torch() -> None:
+    centres, variances = torch.randn(3, 2), torch.tensor([0.5, 1.0, 3.0])
+    weights = torch.tensor([0.2, 0.5, 0.3])
+    target = GaussianMixture(centres, variances, weights)
+    parts = torch.distributions.Independent(
+        torch.distributions.Normal(centres, variances.sqrt()[:, None]), 1
+    )
+    reference = torch.distributions.MixtureSameFamily(
+        torch.distributions.Categorical(weights), parts
+    )
+    points = torch.randn(6, 2)
+    difference = target(points) + reference.log_prob(points)
+    torch.testing.assert_close(difference, difference[:1].expand(6))
+    torch.testing.assert_close(target.mean, reference.mean)
+    torch.testing.assert_close(target.covariance.diag(), reference.variance)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_mixture_is_finite_far_away(dtype: torch.dtype) -> None:
+    target = TARGETS["mog"]()
+    state = evaluate(target, torch.tensor([[-1e8, 3.0], [1e4, -1e6]], dtype=dtype))
+    assert state.energy.isfinite().all()
+    expected = torch.tensor([[-(1e8 - 2) / 0.1, 30.0], [(1e4 - 2) / 0.1, -1e7]], dtype=dtype)
+    torch.testing.assert_close(state.gradient, expected)
+
+
+def test_modes_of_the_mixtures_are_apart() -> None:
+    for name in ("mog", "mog_unequal"):
+        target = TARGETS[name]()
+        line = torch.stack([torch.linspace(-4, 4, 2001), torch.zeros(2001)], dim=1)
+        between = target(line).max() - target(target.centres)
+        assert (between > 7).all()
+
+
+@pytest.mark.parametrize(
+    ("amplitude", "width"), [(1e-2, 1e-2), (1.0, 0.5), (0.5, 0.2), (3.0, 1.0), (2.0, 4.0)]
+)
+def test_rough_well_has_the_variance_of_brute_force(amplitude: float, width: float) -> None:
+    target = RoughWell(1, amplitude, width)
+    points = torch.linspace(-12, 12, 200_001)[:, None]
+    probability = (-target(points)).softmax(dim=0)
+    variance = probability @ points[:, 0].square()
+    torch.testing.assert_close(target.covariance, variance.reshape(1, 1), rtol=1e-10, atol=0)
+
+
+@pytest.mark.parametrize(("amplitude", "width"), [(1.0, 0.5), (3.0, 1.0)])
+def test_deep_wells_are_drawn_exactly(amplitude: float, width: float) -> None:
+    target = RoughWell(2, amplitude, width)
+    assert abs(target.covariance[0, 0] - 1) > 0.1
+    draws = target.sample(COUNT, seeded_generator("cpu", 0))
+    assert_mean_zero(features(target, draws))
+    # The depth of the wells, which moments hardly see.
+    points = torch.linspace(-12, 12, 200_001)[:, None]
+    probability = (-RoughWell(1, amplitude, width)(points)).softmax(dim=0)
+    assert_mean_zero(torch.cos(draws / width) - probability @ torch.cos(points[:, 0] / width))
+
+
+def test_ripples_of_the_paper_and_of_the_release() -> None:
+    point = torch.tensor([[0.3, -1.1]])
+    for name, width in (("rough_well", 1e-2), ("rough_well_release", 1e-4)):
+        expected = 0.5 * (0.09 + 1.21) + 1e-2 * torch.cos(point / width).sum(dim=-1)
+        torch.testing.assert_close(TARGETS[name]()(point), expected)
+
+
+def test_quantiles_of_the_funnel_by_symmetry() -> None:
+    quantiles = Funnel(3).quantiles(torch.tensor([0.25, 0.5, 0.75]))
+    assert torch.equal(quantiles[1], torch.zeros(3))
+    torch.testing.assert_close(quantiles[0], -quantiles[2])
+    torch.testing.assert_close(quantiles[2, 0], torch.tensor(3 * 0.6744897501960817))
+
+
+def test_banana_by_hand() -> None:
+    target = Banana(variance=4.0, curvature=0.5)
+    # The ridge bends through x₂ = b (x₁² - σ²).
+    points = torch.tensor([[0.0, -2.0], [2.0, 0.0], [2.0, 1.0]])
+    torch.testing.assert_close(target(points), torch.tensor([0.0, 0.5, 1.0]))
+
+
+@pytest.mark.parametrize(
+    ("build", "message"),
+    [
+        (lambda: Gaussian(torch.zeros(2), torch.tensor([[1.0, 2.0], [2.0, 1.0]])), "positive"),
+        (lambda: Gaussian(torch.zeros(2), torch.tensor([[1.0, 0.5], [0.0, 1.0]])), "symmetric"),
+        (lambda: GaussianMixture([[0.0]], [-1.0]), "must be positive"),
+        (lambda: GaussianMixture([[0.0], [1.0]], [1.0, 1.0], [0.3, 0.3]), "sum to one"),
+        (lambda: RoughWell(amplitude=0.0), "amplitude and width must be positive"),
+        (lambda: RoughWell(width=-1.0), "amplitude and width must be positive"),
+        (lambda: Funnel(1), "at least 2 dimensions"),
+        (lambda: Banana(variance=0.0), "variance must be positive"),
+    ],
+)
+def test_impossible_parameters_are_refused(build: Callable[[], Target], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        build()
