@@ -10,6 +10,7 @@ from dglm.likelihoods import Bernoulli, Gaussian, Likelihood
 from dglm.model import GenerativeModel
 from dglm.module import DGLM
 from dglm.networks import Decoder, Encoder
+from dglm.safeguard import Safeguard, TrainingFailed
 
 __all__ = [
     "DGLM",
@@ -26,6 +27,8 @@ __all__ = [
     "ImportanceResult",
     "KernelSteps",
     "Likelihood",
+    "Safeguard",
+    "TrainingFailed",
     "bidirectional_bounds",
     "estimate_log_likelihood",
     "importance_weighted_bound",

@@ -6,7 +6,7 @@ from enum import IntEnum
 from typing import Any
 
 import torch
-from lightning.pytorch import LightningModule
+from lightning.pytorch import Callback, LightningModule
 from torch import Tensor, nn
 
 from dglm.ais import AISResult, AISSettings, estimate_log_likelihood, gather, join
@@ -14,6 +14,7 @@ from dglm.architecture import Description, build, describe
 from dglm.chain import Chain, run_chain
 from dglm.gaussian import DiagonalGaussian
 from dglm.model import GenerativeModel
+from dglm.safeguard import Safeguard
 from samplers import (
     HMC,
     Kernel,
@@ -89,6 +90,8 @@ class DGLM(LightningModule):
         self.seed = seed
         self.ais = AISSettings()
         """How :meth:`test_step` estimates; set it before ``trainer.test``."""
+        self.safeguard = Safeguard()
+        """Counts skipped updates and divergences."""
         self.test_results: dict[int, AISResult] = {}
         """Estimates of this process, by batch; a caller may fill in those of an earlier run."""
         self.test_progress: Callable[[int], None] = lambda gradients: None
@@ -246,12 +249,16 @@ class DGLM(LightningModule):
         error = log_likelihood.std() / len(log_likelihood) ** 0.5
         self.log("test/standard_error", error, rank_zero_only=True)
 
+    def configure_callbacks(self) -> list[Callback]:
+        """Have every Trainer skip what is not finite."""
+        return [self.safeguard]
+
     def configure_optimizers(self) -> torch.optim.Optimizer:
-        """Return Adam with one parameter group for each part of the model."""
+        """Return Adam, which can skip a step, with a parameter group for each part of the model."""
         parts = [self.encoder, self.model, self.kernel or nn.Module()]
         groups = [list(part.parameters()) for part in parts]
         return torch.optim.Adam(
-            [{"params": group} for group in groups if group], lr=self.learning_rate
+            [{"params": group} for group in groups if group], lr=self.learning_rate, fused=True
         )
 
     def configure_gradient_clipping(self, *arguments: Any, **options: Any) -> None:

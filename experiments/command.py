@@ -14,6 +14,7 @@ from lightning.pytorch.utilities.exceptions import MisconfigurationException
 from lightning.pytorch.utilities.rank_zero import rank_zero_only
 
 from data import DataError
+from dglm import TrainingFailed
 
 CONFIGS = Path(__file__).parent / "configs"
 _FOLDER_VARIABLE = "L2HMC_DGLM_RUN_FOLDER"
@@ -51,6 +52,7 @@ def run_command(main: Callable[[], None]) -> None:
         DataError,
         MisconfigurationException,
         OSError,
+        TrainingFailed,
         ValueError,
     ) as error:
         sys.exit(f"error: {' '.join(str(error).split())}")

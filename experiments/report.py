@@ -15,6 +15,7 @@ from data import BINARIZATION_SEED, ImageDataModule
 from dglm import DGLM, AISSettings, inpaint
 from dglm.ais import check_counts
 from dglm.posterior import long_chain_log_joint
+from dglm.safeguard import DIVERGENCE_BOUND, divergence_warning
 from experiments.figures import save_rows, save_samples, top_half_hidden
 from experiments.scoring import check_error_bars, mean_and_error, score, score_summary
 from samplers import seeded_generator
@@ -88,6 +89,7 @@ def report(
         "training_gradient_evaluations": (
             updates * dglm.gradients_per_update * data.batch_size * trainer.world_size
         ),
+        **training_faults(dglm, data.batch_size * trainer.world_size),
         "split": "test",
         "binarization": f"fixed, seed {BINARIZATION_SEED}",
         **score_summary(result, options.settings),
@@ -96,6 +98,17 @@ def report(
     (folder / "summary.json").write_text(json.dumps(summary, indent=2) + "\n")
     draw(dglm, images, options.num_sweeps, folder)
     print_summary(summary, folder)
+
+
+def training_faults(dglm: DGLM, batch_size: int) -> dict[str, float]:
+    """Sum up what training skipped and how often its chains diverged."""
+    counts = dglm.safeguard
+    faults: dict[str, float] = {"skipped_updates": counts.skipped}
+    if dglm.kernel is not None:
+        transitions = counts.updates * batch_size * dglm.num_mh_steps
+        faults["training_divergence"] = counts.divergence
+        faults["training_divergences"] = round(counts.divergence * transitions)
+    return faults
 
 
 def posterior_figures(dglm: DGLM, images: Tensor) -> dict[str, float]:
@@ -186,7 +199,18 @@ def print_summary(summary: dict[str, Any], folder: Path) -> None:
     if "kernel_acceptance" in summary:
         console.print(
             f"kernel: acceptance {summary['kernel_acceptance']:.2f}, "
-            f"step size {summary['kernel_step_size']:.3f}",
+            f"step size {summary['kernel_step_size']:.3f}; "
+            f"diverged: {summary['training_divergence']:.2%} of the transitions in training, "
+            f"{summary['kernel_divergence']:.2%} on test images",
+            highlight=False,
+        )
+        worst = max(summary["training_divergence"], summary["kernel_divergence"])
+        if worst > DIVERGENCE_BOUND:
+            console.print(f"warning: {divergence_warning(worst)}", highlight=False)
+    if summary["skipped_updates"]:
+        console.print(
+            f"warning: {summary['skipped_updates']} of {summary['updates']} updates were skipped, "
+            "as their loss or gradient was not finite: try a lower learning rate",
             highlight=False,
         )
     console.print(f"{summary['num_images']} test images of {summary['dataset']}", highlight=False)

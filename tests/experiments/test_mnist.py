@@ -71,6 +71,19 @@ def test_a_run_leaves_all_its_files(kernel: str, small: Arguments, tmp_path: Pat
     assert dglm.hparams["num_mh_steps"] == 2
 
 
+def test_divergences_are_summed_up(
+    small: Arguments, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    main(small(tmp_path / "run", kernel="hmc", model__step_size=30))
+    found = summary(tmp_path / "run")
+    assert found["training_divergence"] > 0.01
+    assert found["training_divergences"] == round(found["training_divergence"] * 4 * 20 * 2)
+    assert found["skipped_updates"] == 0
+    printed = " ".join(capsys.readouterr().out.split())
+    assert f"{found['training_divergence']:.2%} of the transitions in training" in printed
+    assert "diverged, more than 1%: try a smaller step size" in printed
+
+
 def test_the_same_seed_gives_the_same_summary(small: Arguments, tmp_path: Path) -> None:
     for name, seed in (("one", 3), ("two", 3), ("three", 4)):
         main(small(tmp_path / name, seed=seed))
