@@ -56,6 +56,8 @@ class AISSettings:
             num_temperatures=self.num_temperatures,
             num_leapfrogs=self.num_leapfrogs,
         )
+        if self.seed < 0:
+            raise ValueError(f"seed must be 0 or more, got {self.seed}")
 
 
 class AISResult(NamedTuple):

@@ -28,11 +28,18 @@ class ConfigFile(ActionConfigFile):
     """The option --config: a configuration file, or the name of one that the package ships."""
 
     def __call__(self, parser: Any, config: Any, values: Any, option: str | None = None) -> None:
-        """Read the file into the configuration."""
+        """Read the file into the configuration.
+
+        Raises:
+            CommandError: The file cannot be read, or says something that cannot be.
+        """
         shipped = CONFIGS / f"{values}.yaml"
         if isinstance(values, str) and not Path(values).exists() and shipped.exists():
             values = str(shipped)
-        super().__call__(parser, config, values, option)
+        try:
+            super().__call__(parser, config, values, option)
+        except (ArgumentError, OSError, TypeError, ValueError) as error:
+            raise CommandError(f"--config {values}: {error}") from error
 
 
 def run_command(main: Callable[[], None]) -> None:

@@ -15,6 +15,7 @@ from lightning.pytorch.loggers import CSVLogger, TensorBoardLogger
 from lightning.pytorch.utilities.rank_zero import rank_zero_only
 
 from data import ImageDataModule
+from experiments.checkpoints import check_same_model, read_checkpoint
 from experiments.command import (
     CommandError,
     ConfigFile,
@@ -87,7 +88,6 @@ class MnistCLI(LightningCLI):
             self._save_config()
         else:
             self.folder = Path(self.config.resume)
-            keep_metrics(self.folder)
         loggers = [
             CSVLogger(self.folder, name="", version=""),
             TensorBoardLogger(self.folder, name="", version=""),
@@ -102,9 +102,19 @@ class MnistCLI(LightningCLI):
         if self.config.data.validation == 0:
             kwargs["limit_val_batches"] = 0
         chosen = self.config_init.trainer.callbacks or []
-        return super().instantiate_trainer(
-            logger=loggers, callbacks=[*chosen, *callbacks], **kwargs
-        )
+        try:
+            return super().instantiate_trainer(
+                logger=loggers, callbacks=[*chosen, *callbacks], **kwargs
+            )
+        except Exception:
+            self.remove_unused_folder()
+            raise
+
+    @rank_zero_only
+    def remove_unused_folder(self) -> None:
+        """Leave no folder behind where training could not even start."""
+        if self.config.resume is None:
+            shutil.rmtree(self.folder)
 
     @rank_zero_only
     def _save_config(self) -> None:
@@ -138,18 +148,27 @@ def main(arguments: list[str] | None = None) -> None:
 
 
 def train(cli: MnistCLI) -> None:
-    """Fit the model; leave no folder behind where training could not even start."""
-    resuming = cli.config.resume is not None
-    checkpoint = cli.folder / "checkpoints" / "last.ckpt"
-    if resuming and not checkpoint.exists():
-        raise CommandError(f"there is no {checkpoint} to resume from; start the run again")
-    path = checkpoint if resuming else None
+    """Fit the model, or go on with it."""
+    checkpoint = resumed_checkpoint(cli) if cli.config.resume is not None else None
     try:
-        cli.trainer.fit(cli.model, cli.datamodule, ckpt_path=path, weights_only=True)
+        cli.trainer.fit(cli.model, cli.datamodule, ckpt_path=checkpoint, weights_only=True)
     except Exception:
-        if not resuming and cli.trainer.global_step == 0 and cli.trainer.is_global_zero:
-            shutil.rmtree(cli.folder)
+        if cli.trainer.global_step == 0:
+            cli.remove_unused_folder()
         raise
+
+
+def resumed_checkpoint(cli: MnistCLI) -> Path:
+    """Return the checkpoint to go on from, if it is one of this model on these data."""
+    checkpoint = cli.folder / "checkpoints" / "last.ckpt"
+    if not checkpoint.exists():
+        raise CommandError(f"there is no {checkpoint} to resume from; start the run again")
+    content = read_checkpoint(checkpoint)
+    check_same_model(cli.folder, content["hyper_parameters"], dict(cli.model.hparams))
+    cli.datamodule.setup()
+    cli.datamodule.check_resumable(content["ImageDataModule"])
+    keep_metrics(cli.folder)
+    return checkpoint
 
 
 if __name__ == "__main__":

@@ -11,7 +11,6 @@ import torch
 import yaml
 
 from dglm import DGLM
-from experiments.command import run_command
 from experiments.mnist import main
 
 Arguments = Callable[..., list[str]]
@@ -35,17 +34,6 @@ REQUIRED = {
 
 def summary(folder: Path) -> dict[str, object]:
     return json.loads((folder / "summary.json").read_text())
-
-
-def refusal(arguments: list[str]) -> str:
-    """Run the command, which must refuse in one line; return the line."""
-    with pytest.raises(SystemExit) as stopped:
-        run_command(lambda: main(arguments))
-    message = stopped.value.code
-    assert isinstance(message, str)  # a string is printed to stderr and gives exit status 1
-    assert message.startswith("error: ")
-    assert "\n" not in message
-    return message
 
 
 @pytest.mark.parametrize("kernel", ["none", "hmc", "l2hmc"])
@@ -144,56 +132,6 @@ def test_as_a_process_with_a_wrong_option(tmp_path: Path) -> None:
     assert finished.stderr.count("\n") == 1
     assert "data.nam" in finished.stderr
     assert not list(tmp_path.iterdir())
-
-
-@pytest.mark.parametrize(
-    ("option", "value", "named"),
-    [
-        ("data__name", "imagenet", "imagenet"),
-        ("kernel", "gibbs", "gibbs"),
-        ("trainer__max_steps", "many", "many"),
-        ("data__batch_size", 0, "batch size"),
-        ("data__batch_size", 500, "500"),
-        ("model__num_mh_steps", 0, "num_mh_steps"),
-        ("model__num_leapfrogs", 0, "num_leapfrogs"),
-        ("model__step_size", -1, "step_size"),
-        ("evaluation__num_images", 0, "num_images"),
-        ("evaluation__num_chains", 1, "num_chains"),
-        ("config", "no_such_config", "no_such_config"),
-        ("resume", "no_such_run", "no_such_run"),
-        ("seed", -1, "seed"),
-    ],
-)
-def test_a_wrong_option_is_named(
-    option: str, value: object, named: str, small: Arguments, tmp_path: Path
-) -> None:
-    message = refusal(small(tmp_path / "run", **{option: value}))
-    assert named in message
-    assert not (tmp_path / "run" / "checkpoints" / "last.ckpt").exists()
-
-
-def test_a_truncated_file_is_named(root: Path, small: Arguments, tmp_path: Path) -> None:
-    folder = tmp_path / "datasets" / "MNIST" / "raw"
-    folder.mkdir(parents=True)
-    for path in (root / "MNIST" / "raw").iterdir():
-        (folder / path.name).write_bytes(path.read_bytes())
-    damaged = folder / "train-images-idx3-ubyte.gz"
-    damaged.write_bytes(damaged.read_bytes()[:1000])
-    message = refusal(small(tmp_path / "run", data__root=tmp_path / "datasets"))
-    assert str(damaged) in message
-
-
-def test_a_run_folder_that_exists_is_left_alone(small: Arguments, tmp_path: Path) -> None:
-    folder = tmp_path / "run"
-    folder.mkdir()
-    (folder / "precious").write_text("mine")
-    assert str(folder) in refusal(small(folder))
-    assert [path.name for path in folder.iterdir()] == ["precious"]
-
-
-def test_a_run_folder_that_cannot_be_made_is_named(small: Arguments, tmp_path: Path) -> None:
-    (tmp_path / "file").write_text("")
-    assert "file" in refusal(small(tmp_path / "file" / "run"))
 
 
 def test_a_run_without_output_takes_the_next_number(
