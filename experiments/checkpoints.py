@@ -1,4 +1,4 @@
-"""Checkpoints of trained models."""
+"""Checkpoints of trained models: reading them."""
 
 import pickle
 import zipfile

@@ -3,9 +3,11 @@
 import itertools
 import logging
 import os
+import signal
 import sys
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -17,11 +19,26 @@ from data import DataError
 from dglm import TrainingFailed
 
 CONFIGS = Path(__file__).parent / "configs"
+STOP_SIGNALS = (signal.SIGINT, signal.SIGTERM)
 _FOLDER_VARIABLE = "L2HMC_DGLM_RUN_FOLDER"
 
 
 class CommandError(Exception):
     """Something that the user of a command can put right."""
+
+
+class Stopped(SystemExit):
+    """SIGINT or SIGTERM: the user, or a scheduler, wants the command to end.
+
+    Arguments:
+        number: The signal.
+        hint: What to do to go on.
+    """
+
+    def __init__(self, number: int, hint: str = "nothing was saved") -> None:
+        super().__init__(128 + number)
+        self.number = number
+        self.hint = hint
 
 
 class ConfigFile(ActionConfigFile):
@@ -43,16 +60,22 @@ class ConfigFile(ActionConfigFile):
 
 
 def run_command(main: Callable[[], None]) -> None:
-    """Run a command; turn what the user can put right into one line and exit status 1."""
+    """Run a command; turn what the user can put right into one line and exit status 1.
+
+    SIGINT and SIGTERM end it with one line, too, and with 130 and 143.
+    """
     for name in ("lightning.pytorch", "lightning.fabric"):
         logging.getLogger(name).setLevel(logging.WARNING)
     # A run folder holds more than the logs, and nothing that a run wrote is deleted.
     warnings.filterwarnings("ignore", ".*directory .* exists and is not empty.*")
     warnings.filterwarnings("ignore", ".*LeafSpec.*", FutureWarning)  # Lightning's own
     try:
-        main()
-    except KeyboardInterrupt:
-        sys.exit("stopped")
+        with _stopped_by_signals():
+            main()
+    except Stopped as stopped:
+        if rank_zero_only.rank == 0:  # type: ignore[attr-defined]
+            print(f"{signal.Signals(stopped.number).name}: {stopped.hint}", file=sys.stderr)
+        raise
     except (
         ArgumentError,
         CommandError,
@@ -63,6 +86,21 @@ def run_command(main: Callable[[], None]) -> None:
         ValueError,
     ) as error:
         sys.exit(f"error: {' '.join(str(error).split())}")
+
+
+def stop(number: int, frame: object = None) -> None:
+    """Raise Stopped: the handler of SIGINT and SIGTERM."""
+    raise Stopped(number)
+
+
+@contextmanager
+def _stopped_by_signals() -> Iterator[None]:
+    former = {number: signal.signal(number, stop) for number in STOP_SIGNALS}
+    try:
+        yield
+    finally:
+        for number, handler in former.items():
+            signal.signal(number, handler)
 
 
 def create_run(output: str | None, prefix: str) -> Path:

@@ -22,7 +22,7 @@ from data import BINARIZATION_SEED, ImageDataModule, Name, check_heldout
 from dglm import DGLM, AISResult, AISSettings, bidirectional_bounds, importance_weighted_bound
 from dglm.ais import check_counts, gradient_evaluations
 from experiments.checkpoints import load_checkpoint
-from experiments.command import CommandError, ConfigFile, first_free, run_command
+from experiments.command import CommandError, ConfigFile, Stopped, first_free, run_command
 from experiments.progress import counted
 from experiments.scoring import (
     KeepResults,
@@ -153,10 +153,14 @@ def evaluate(options: Evaluate) -> None:
     data = held_out(options, trained)
     images = data.heldout(options.split)[: options.num_images]
     trainer = Trainer(**asdict(options.trainer), logger=False, enable_progress_bar=False)
-    points = [
-        (settings, scored(trainer, dglm, images, settings, options, output))
-        for settings in options.settings()
-    ]
+    try:
+        points = [
+            (settings, scored(trainer, dglm, images, settings, options, output))
+            for settings in options.settings()
+        ]
+    except Stopped as stopped:
+        stopped.hint = "finished batches are kept; the same command goes on after them"
+        raise
     if not trainer.is_global_zero:
         return
     settings, result = points[-1]

@@ -9,7 +9,6 @@ from pathlib import Path
 from typing import Any
 
 from lightning.pytorch import Callback, Trainer
-from lightning.pytorch.callbacks import ModelCheckpoint
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
 from lightning.pytorch.loggers import CSVLogger, TensorBoardLogger
 from lightning.pytorch.utilities.rank_zero import rank_zero_only
@@ -19,6 +18,7 @@ from experiments.checkpoints import check_same_model, read_checkpoint
 from experiments.command import (
     CommandError,
     ConfigFile,
+    Stopped,
     create_run,
     keep_metrics,
     resumed_arguments,
@@ -27,6 +27,7 @@ from experiments.command import (
 from experiments.models import KernelName, build_dglm
 from experiments.progress import TrainingProgress
 from experiments.report import Evaluation, report
+from experiments.saving import LastTwo, SaveCheckpoints, last_checkpoint
 
 TRAINER_DEFAULTS: dict[str, Any] = {
     "max_epochs": -1,
@@ -92,19 +93,18 @@ class MnistCLI(LightningCLI):
             CSVLogger(self.folder, name="", version=""),
             TensorBoardLogger(self.folder, name="", version=""),
         ]
-        callbacks: list[Callback] = [
-            ModelCheckpoint(
-                self.folder / "checkpoints", filename="last", enable_version_counter=False
-            )
-        ]
+        callbacks: list[Callback] = [SaveCheckpoints(self.folder)]
         if not self.config.quiet:
             callbacks.append(TrainingProgress())
         if self.config.data.validation == 0:
             kwargs["limit_val_batches"] = 0
-        chosen = self.config_init.trainer.callbacks or []
+        chosen = self.config_init.trainer
         try:
             return super().instantiate_trainer(
-                logger=loggers, callbacks=[*chosen, *callbacks], **kwargs
+                logger=loggers,
+                callbacks=[*(chosen.callbacks or []), *callbacks],
+                plugins=[*(chosen.plugins or []), LastTwo()],
+                **kwargs,
             )
         except Exception:
             self.remove_unused_folder()
@@ -142,9 +142,14 @@ def main(arguments: list[str] | None = None) -> None:
         auto_configure_optimizers=False,
         load_from_checkpoint_support=False,
     )
-    train(cli)
-    options = cli.config_init.evaluation
-    report(cli.model, cli.datamodule, cli.trainer, options, cli.folder, cli.config.quiet)
+    try:
+        train(cli)
+        options = cli.config_init.evaluation
+        report(cli.model, cli.datamodule, cli.trainer, options, cli.folder, cli.config.quiet)
+    except Stopped as stopped:
+        if last_checkpoint(cli.folder).exists():
+            stopped.hint = f"go on with python -m experiments.mnist --resume {cli.folder}"
+        raise
 
 
 def train(cli: MnistCLI) -> None:
@@ -152,7 +157,7 @@ def train(cli: MnistCLI) -> None:
     checkpoint = resumed_checkpoint(cli) if cli.config.resume is not None else None
     try:
         cli.trainer.fit(cli.model, cli.datamodule, ckpt_path=checkpoint, weights_only=True)
-    except Exception:
+    except (Exception, Stopped):
         if cli.trainer.global_step == 0:
             cli.remove_unused_folder()
         raise
@@ -160,7 +165,7 @@ def train(cli: MnistCLI) -> None:
 
 def resumed_checkpoint(cli: MnistCLI) -> Path:
     """Return the checkpoint to go on from, if it is one of this model on these data."""
-    checkpoint = cli.folder / "checkpoints" / "last.ckpt"
+    checkpoint = last_checkpoint(cli.folder)
     if not checkpoint.exists():
         raise CommandError(f"there is no {checkpoint} to resume from; start the run again")
     content = read_checkpoint(checkpoint)

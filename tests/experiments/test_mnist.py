@@ -111,6 +111,7 @@ def test_a_resumed_run_ends_where_the_uninterrupted_one_does(
 def test_training_without_validation_images(small: Arguments, tmp_path: Path) -> None:
     main(small(tmp_path / "run", data__validation=0))
     assert summary(tmp_path / "run")["training_images"] == 400
+    assert (tmp_path / "run" / "checkpoints" / "last.ckpt").exists()
 
 
 def test_as_a_process_with_a_shipped_configuration(small: Arguments, tmp_path: Path) -> None:
