@@ -9,11 +9,12 @@ import torch
 from lightning.pytorch import Callback, LightningModule
 from torch import Tensor, nn
 
-from dglm.ais import AISResult, AISSettings, estimate_log_likelihood, gather, join
+from dglm.ais import AISResult, AISSettings, estimate_log_likelihood, gather
 from dglm.architecture import Description, build, describe
 from dglm.chain import Chain, run_chain
 from dglm.gaussian import DiagonalGaussian
 from dglm.model import GenerativeModel
+from dglm.precision import check_precision, full_precision
 from dglm.safeguard import Safeguard
 from samplers import (
     HMC,
@@ -113,8 +114,9 @@ class DGLM(LightningModule):
         return self.num_mh_steps * self.kernel.num_leapfrogs + 1
 
     def posterior(self, x: Tensor) -> DiagonalGaussian:
-        """Return q(z|x) for observations (B, N)."""
-        return DiagonalGaussian(*self.encoder(x))
+        """Return q(z|x) for observations (B, N), in their precision."""
+        mean, log_std = self.encoder(x)
+        return DiagonalGaussian(mean.to(x.dtype), log_std.to(x.dtype))
 
     @torch.no_grad()
     def posterior_samples(
@@ -154,6 +156,7 @@ class DGLM(LightningModule):
         z = self.posterior_samples(x, num_mh_steps, generator)
         return self.model.likelihood.mean(self.model.decoder(z))
 
+    @full_precision
     def chain(
         self,
         x: Tensor,
@@ -175,6 +178,10 @@ class DGLM(LightningModule):
             raise ValueError("a VAE has no kernel to run: build the DGLM with one")
         steps = self.num_mh_steps if num_mh_steps is None else num_mh_steps
         return run_chain(self.model, self.kernel, x, q, start, steps, generator)
+
+    def setup(self, stage: str) -> None:
+        """Refuse a precision in which chains would not be exact."""
+        check_precision(self.trainer.precision)
 
     def training_step(self, x: Tensor, batch_index: int) -> Tensor:
         """Return the sum of the losses; each reaches parameters that the others do not."""
@@ -205,6 +212,7 @@ class DGLM(LightningModule):
             track_acceptance(self.kernel, acceptance)
         return (chain.loss - elbo - log_joint).mean()
 
+    @full_precision
     def validation_step(self, x: Tensor, batch_index: int) -> None:
         """Log the bound, and how far the kernel carries log p(x, z) from q's value."""
         generator = self._generator(Stream.VALIDATION, batch_index)
@@ -221,6 +229,7 @@ class DGLM(LightningModule):
                 divergence=chain.diverging,
             )
 
+    @full_precision
     def test_step(self, x: Tensor, batch_index: int) -> None:
         """Estimate the log-likelihood of a batch by annealed importance sampling.
 
@@ -241,8 +250,7 @@ class DGLM(LightningModule):
 
     def on_test_epoch_end(self) -> None:
         """Put the estimates of all batches and processes together and log their mean."""
-        own = join([self.test_results[index] for index in sorted(self.test_results)])
-        self.test_result = gather(own)
+        self.test_result = gather([self.test_results[index] for index in sorted(self.test_results)])
         self.test_results = {}  # the next test may be of other images
         log_likelihood = self.test_result.log_likelihood
         self.log("test/log_likelihood", log_likelihood.mean(), rank_zero_only=True)
