@@ -3,6 +3,7 @@
 from dglm.ais import AISResult, AISSettings, estimate_log_likelihood
 from dglm.bidirectional import BidirectionalBounds, bidirectional_bounds
 from dglm.chain import Chain
+from dglm.exactness import WatchExactness
 from dglm.gaussian import DiagonalGaussian
 from dglm.importance import ImportanceResult, importance_weighted_bound
 from dglm.inpainting import KernelSteps, inpaint
@@ -29,6 +30,7 @@ __all__ = [
     "Likelihood",
     "Safeguard",
     "TrainingFailed",
+    "WatchExactness",
     "bidirectional_bounds",
     "estimate_log_likelihood",
     "importance_weighted_bound",

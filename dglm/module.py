@@ -33,6 +33,7 @@ class Stream(IntEnum):
 
     TRAINING = 0
     VALIDATION = 1
+    EXACTNESS = 2
 
 
 class DGLM(LightningModule):

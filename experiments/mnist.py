@@ -14,6 +14,7 @@ from lightning.pytorch.loggers import CSVLogger, TensorBoardLogger
 from lightning.pytorch.utilities.rank_zero import rank_zero_only
 
 from data import ImageDataModule
+from dglm import WatchExactness
 from experiments.checkpoints import check_same_model, read_checkpoint
 from experiments.command import (
     CommandError,
@@ -93,7 +94,7 @@ class MnistCLI(LightningCLI):
             CSVLogger(self.folder, name="", version=""),
             TensorBoardLogger(self.folder, name="", version=""),
         ]
-        callbacks: list[Callback] = [SaveCheckpoints(self.folder)]
+        callbacks: list[Callback] = [WatchExactness(), SaveCheckpoints(self.folder)]
         if not self.config.quiet:
             callbacks.append(TrainingProgress())
         if self.config.data.validation == 0:

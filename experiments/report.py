@@ -14,6 +14,7 @@ from torch import Tensor
 from data import BINARIZATION_SEED, ImageDataModule
 from dglm import DGLM, AISSettings, inpaint
 from dglm.ais import check_counts
+from dglm.exactness import EXACTNESS_BOUND, exactness_errors, exactness_warning
 from dglm.posterior import long_chain_log_joint
 from dglm.safeguard import DIVERGENCE_BOUND, divergence_warning
 from experiments.figures import save_rows, save_samples, top_half_hidden
@@ -101,11 +102,11 @@ def report(
 
 
 def training_faults(dglm: DGLM, batch_size: int) -> dict[str, float]:
-    """Sum up what training skipped and how often its chains diverged."""
+    """Sum up what training skipped, how often its chains diverged."""
     counts = dglm.safeguard
     faults: dict[str, float] = {"skipped_updates": counts.skipped}
     if dglm.kernel is not None:
-        transitions = counts.updates * batch_size * dglm.num_mh_steps
+        transitions = counts.updates * dglm.num_mh_steps * batch_size
         faults["training_divergence"] = counts.divergence
         faults["training_divergences"] = round(counts.divergence * transitions)
     return faults
@@ -130,6 +131,9 @@ def posterior_figures(dglm: DGLM, images: Tensor) -> dict[str, float]:
         )
         figures["kernel_divergence"] = float(chain.diverging.mean())
         figures["kernel_step_size"] = float(dglm.kernel.step_size.detach())
+        figures["kernel_round_trip_error"], figures["kernel_log_det_error"] = exactness_errors(
+            dglm, images, 0
+        ).tolist()
     measured["log_joint_long_chain"] = long_chain_log_joint(
         dglm.model, images, z, generator=generator
     )
@@ -204,15 +208,26 @@ def print_summary(summary: dict[str, Any], folder: Path) -> None:
             f"{summary['kernel_divergence']:.2%} on test images",
             highlight=False,
         )
-        worst = max(summary["training_divergence"], summary["kernel_divergence"])
-        if worst > DIVERGENCE_BOUND:
-            console.print(f"warning: {divergence_warning(worst)}", highlight=False)
-    if summary["skipped_updates"]:
-        console.print(
-            f"warning: {summary['skipped_updates']} of {summary['updates']} updates were skipped, "
-            "as their loss or gradient was not finite: try a lower learning rate",
-            highlight=False,
-        )
+    for warning in warnings(summary):
+        console.print(f"warning: {warning}", highlight=False)
     console.print(f"{summary['num_images']} test images of {summary['dataset']}", highlight=False)
     for path in sorted(folder.iterdir()):
         console.print(f"  {path}", highlight=False, soft_wrap=True)
+
+
+def warnings(summary: dict[str, Any]) -> list[str]:
+    """Return what a reader of the results should know about their soundness."""
+    found = []
+    if summary["skipped_updates"]:
+        found.append(
+            f"{summary['skipped_updates']} of {summary['updates']} updates were skipped, as their "
+            "loss or gradient was not finite: try a lower learning rate"
+        )
+    if "kernel_acceptance" in summary:
+        share = max(summary["training_divergence"], summary["kernel_divergence"])
+        if share > DIVERGENCE_BOUND:
+            found.append(divergence_warning(share))
+        errors = summary["kernel_round_trip_error"], summary["kernel_log_det_error"]
+        if max(errors) > EXACTNESS_BOUND:
+            found.append(exactness_warning(*errors))
+    return found

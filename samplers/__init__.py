@@ -3,6 +3,7 @@
 from samplers.adaptation import track_acceptance
 from samplers.chains import Chains, sample
 from samplers.energy import Energy, EnergyWithGradient, State, evaluate
+from samplers.exactness import RoundTrip, round_trip
 from samplers.hmc import HMC
 from samplers.kernel import Info, Kernel, Noise
 from samplers.l2hmc import L2HMC
@@ -18,10 +19,12 @@ __all__ = [
     "Info",
     "Kernel",
     "Noise",
+    "RoundTrip",
     "State",
     "evaluate",
     "mixed_seed",
     "reciprocal_jump_loss",
+    "round_trip",
     "sample",
     "seeded_generator",
     "squared_jump",

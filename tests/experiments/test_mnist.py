@@ -51,6 +51,8 @@ def test_a_run_leaves_all_its_files(kernel: str, small: Arguments, tmp_path: Pat
     if kernel != "none":
         gain = found["log_joint_kernel"] - found["log_joint_q"]  # type: ignore[operator]
         assert found["log_joint_gain"] == pytest.approx(gain, abs=1e-4)
+        assert 0 < found["kernel_round_trip_error"] < 1e-3
+        assert found["kernel_log_det_error"] < 1e-3
     assert all(math.isfinite(v) for v in found.values() if isinstance(v, float))
     for name in ("samples", "reconstructions", "inpainting"):
         picture = plt.imread(folder / f"{name}.png")
