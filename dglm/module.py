@@ -197,6 +197,7 @@ class DGLM(LightningModule):
         learned = any(parameter.requires_grad for parameter in self.kernel.parameters())
         with torch.set_grad_enabled(learned):
             chain = self.chain(x, q, z, generator)
+        self.safeguard.note_divergence(chain.diverging)
         log_joint = self.model.log_joint(x, chain.state.position.detach())
         self._log(
             "train",

@@ -31,6 +31,11 @@ class Safeguard(Callback):
         TrainingFailed: :data:`PATIENCE` updates in a row were skipped.
     """
 
+    _recent: Tensor  # updates, skipped ones and diverged shares since the last look, (3,)
+    _in_a_row: Tensor  # skipped ones, 0-d
+    _broken_loss: Tensor  # losses of the present update that are not finite, 0-d
+    _diverging: Tensor  # diverged share of the present update, 0-d
+
     def __init__(self) -> None:
         self.updates = 0
         """Optimizer steps so far, over all of a resumed run."""
@@ -38,9 +43,7 @@ class Safeguard(Callback):
         """How many of them were skipped."""
         self._diverged = 0.0  # sum over the updates of the share of diverged transitions
         self._warned = False
-        # On the device: updates, skipped and diverged since the last look; skipped in a row; and
-        # whether a loss of the present update was not finite.
-        self._recent, self._in_a_row, self._broken_loss = torch.zeros(3), *torch.zeros(2)
+        self._reset(torch.device("cpu"))
 
     @property
     def divergence(self) -> float:
@@ -49,8 +52,14 @@ class Safeguard(Callback):
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Start counting on the device; a run that is resumed has its patience back."""
-        self._recent = torch.zeros(3, device=pl_module.device)
-        self._in_a_row, self._broken_loss = torch.zeros(2, device=pl_module.device)
+        self._reset(pl_module.device)
+
+    def note_divergence(self, diverging: Tensor) -> None:
+        """Take down the share of diverged transitions of each chain of a training step, (B,).
+
+        Rather than the logged metric, which Lightning waits for.
+        """
+        self._diverging = self._diverging + diverging.mean()
 
     def on_before_backward(
         self, trainer: Trainer, pl_module: LightningModule, loss: Tensor
@@ -65,14 +74,15 @@ class Safeguard(Callback):
         gradients = [p.grad for p in pl_module.parameters() if p.grad is not None]
         finite = torch.nn.utils.get_total_norm(gradients).isfinite()
         broken = self._broken_loss + ~finite
-        diverging = trainer.callback_metrics.get("train/divergence", torch.zeros_like(broken))
+        diverging = (self._diverging / trainer.accumulate_grad_batches).to(broken)
         broken, diverging = trainer.strategy.reduce(
-            torch.stack([broken, diverging.to(broken)]), reduce_op="mean"
+            torch.stack([broken, diverging]), reduce_op="mean"
         )
         skip = (broken > 0) | (self._in_a_row >= PATIENCE)
         self._in_a_row = torch.where(skip, self._in_a_row + 1, 0.0)
         self._recent += torch.stack([torch.ones_like(diverging), skip.to(diverging), diverging])
         self._broken_loss.zero_()
+        self._diverging = torch.zeros_like(diverging)
         # How gradient scalers tell a fused optimizer, which then changes nothing on the device.
         optimizer.found_inf = skip.float()  # type: ignore[attr-defined]
 
@@ -94,6 +104,12 @@ class Safeguard(Callback):
         """Go on counting."""
         self.updates, self.skipped = state_dict["updates"], state_dict["skipped"]
         self._diverged = state_dict["diverged"]
+
+    def _reset(self, device: torch.device) -> None:
+        self._recent = torch.zeros(3, device=device)
+        self._in_a_row = torch.zeros((), device=device)
+        self._broken_loss = torch.zeros((), device=device)
+        self._diverging = torch.zeros((), device=device)
 
     def _look(self) -> None:
         self._collect()

@@ -107,8 +107,8 @@ def training_faults(dglm: DGLM, batch_size: int) -> dict[str, float]:
     faults: dict[str, float] = {"skipped_updates": counts.skipped}
     if dglm.kernel is not None:
         transitions = counts.updates * dglm.num_mh_steps * batch_size
-        faults["training_divergence"] = counts.divergence
         faults["training_divergences"] = round(counts.divergence * transitions)
+        faults["training_divergence"] = faults["training_divergences"] / max(transitions, 1)
     return faults
 
 

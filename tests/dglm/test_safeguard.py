@@ -259,3 +259,22 @@ def test_counts_survive_a_checkpoint(
     expected = sum(recorder.divergences) / 7
     assert expected > 0
     assert second.safeguard.divergence == pytest.approx(expected)
+
+
+def test_the_host_waits_for_no_update() -> None:
+    trainer, module = (
+        Trainer(logger=False, accelerator="cpu"),
+        DGLM(GenerativeModel(nn.Linear(2, 6), 2), Encoder(6, 2, (4,))),
+    )
+    module.to("meta")  # where a number cannot be asked for
+    optimizer = module.configure_optimizers()
+    for parameter in module.parameters():
+        parameter.grad = torch.zeros_like(parameter)
+    guard = module.safeguard
+    guard.on_train_start(trainer, module)
+    guard.note_divergence(torch.zeros(8, device="meta"))
+    guard.on_before_backward(trainer, module, torch.zeros((), device="meta"))
+    guard.on_before_optimizer_step(trainer, module, optimizer)
+    assert optimizer.found_inf.device.type == "meta"  # type: ignore[attr-defined]
+    with pytest.raises((RuntimeError, NotImplementedError), match="meta"):
+        guard.state_dict()
