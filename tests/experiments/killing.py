@@ -20,8 +20,6 @@ from dglm import DGLM
 from experiments.command import run_command
 from experiments.mnist import main
 
-torch.set_num_threads(1)
-
 _save, _replace = torch.save, Path.replace
 
 
@@ -82,6 +80,7 @@ def run(arguments: list[str], point: str, number: int) -> int:
 
 
 if __name__ == "__main__":
+    torch.set_num_threads(1)
     runs = json.load(sys.stdin)
     print(
         json.dumps([run(arguments, point, signal.Signals[name]) for arguments, point, name in runs])

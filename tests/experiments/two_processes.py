@@ -15,26 +15,32 @@ from dglm import DGLM
 from experiments.command import run_command
 from experiments.mnist import main
 
-torch.set_num_threads(1)
-kept = Path(sys.argv[1])
-rank = os.environ.get("LOCAL_RANK", "0")
-batches: list[Tensor] = []
-training_step = DGLM.training_step
 
+class Recorder:
+    """Keeps the batches of this process, and its weights at the start and at the end."""
 
-def keep(module: LightningModule, name: str) -> None:
-    state = {key: value.clone() for key, value in module.state_dict().items()}
-    torch.save({"state": state, "batches": batches}, kept / f"{name}-{rank}.pt")
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        self.batches: list[Tensor] = []
 
+    def keep(self, module: LightningModule, name: str) -> None:
+        state = {key: value.clone() for key, value in module.state_dict().items()}
+        rank = os.environ.get("LOCAL_RANK", "0")
+        torch.save({"state": state, "batches": self.batches}, self.folder / f"{name}-{rank}.pt")
 
-def recording_step(self: DGLM, x: Tensor, index: int) -> Tensor:
-    batches.append(x.clone())
-    return training_step(self, x, index)
+    def attach(self) -> None:
+        training_step = DGLM.training_step
 
+        def recording_step(module: DGLM, x: Tensor, index: int) -> Tensor:
+            self.batches.append(x.clone())
+            return training_step(module, x, index)
 
-DGLM.on_train_start = lambda self: keep(self, "start")  # type: ignore[method-assign]
-DGLM.on_train_end = lambda self: keep(self, "end")  # type: ignore[method-assign]
-DGLM.training_step = recording_step  # type: ignore[method-assign]
+        DGLM.on_train_start = lambda module: self.keep(module, "start")  # type: ignore[method-assign]
+        DGLM.on_train_end = lambda module: self.keep(module, "end")  # type: ignore[method-assign]
+        DGLM.training_step = recording_step  # type: ignore[method-assign]
+
 
 if __name__ == "__main__":
+    torch.set_num_threads(1)
+    Recorder(Path(sys.argv[1])).attach()
     run_command(lambda: main(sys.argv[2:]))
