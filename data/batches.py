@@ -86,7 +86,16 @@ class EpochBatches:
 
 
 def share(count: int, batch_size: int, rank: int = 0, world_size: int = 1) -> Sequence[Tensor]:
-    """Return batches of indices that, over all processes, cover each image exactly once."""
+    """Return batches of indices that, over all processes, cover each image exactly once.
+
+    Raises:
+        DataError: A process would have no image, while others wait for its result.
+    """
+    if 0 < count < world_size:
+        raise DataError(
+            f"{count} image(s) cannot be shared among {world_size} processes; "
+            "choose more images or fewer processes"
+        )
     own = torch.arange(count)[rank::world_size]
     return own.split(batch_size) if len(own) else ()
 

@@ -178,8 +178,12 @@ class ImageDataModule(LightningDataModule):
             DataError: A run would go on with other images, or be scored on those it has seen.
         """
         check_heldout(state_dict["dataset_name"], self.dataset_name)
-        resuming = self.trainer is not None and self.trainer.state.fn == TrainerFn.FITTING
-        if resuming and state_dict != self.state_dict():
+        if self.trainer is not None and self.trainer.state.fn == TrainerFn.FITTING:
+            self.check_resumable(state_dict)
+
+    def check_resumable(self, state_dict: dict[str, Any]) -> None:
+        """Raise DataError where a run would go on with other images than its own."""
+        if state_dict != self.state_dict():
             raise DataError(
                 f"the run to resume was trained on {state_dict}, but the data are now "
                 f"{self.state_dict()}; resume it with the same data"

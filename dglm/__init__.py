@@ -3,6 +3,7 @@
 from dglm.ais import AISResult, AISSettings, estimate_log_likelihood
 from dglm.bidirectional import BidirectionalBounds, bidirectional_bounds
 from dglm.chain import Chain
+from dglm.exactness import WatchExactness
 from dglm.gaussian import DiagonalGaussian
 from dglm.importance import ImportanceResult, importance_weighted_bound
 from dglm.inpainting import KernelSteps, inpaint
@@ -10,6 +11,7 @@ from dglm.likelihoods import Bernoulli, Gaussian, Likelihood
 from dglm.model import GenerativeModel
 from dglm.module import DGLM
 from dglm.networks import Decoder, Encoder
+from dglm.safeguard import Safeguard, TrainingFailed
 
 __all__ = [
     "DGLM",
@@ -26,6 +28,9 @@ __all__ = [
     "ImportanceResult",
     "KernelSteps",
     "Likelihood",
+    "Safeguard",
+    "TrainingFailed",
+    "WatchExactness",
     "bidirectional_bounds",
     "estimate_log_likelihood",
     "importance_weighted_bound",

@@ -58,6 +58,8 @@ class AISSettings:
             num_temperatures=self.num_temperatures,
             num_leapfrogs=self.num_leapfrogs,
         )
+        if self.seed < 0:
+            raise ValueError(f"seed must be 0 or more, got {self.seed}")
 
 
 class AISResult(NamedTuple):
@@ -191,16 +193,20 @@ def join(results: Sequence[AISResult]) -> AISResult:
     return AISResult(log_likelihood, error, weights, acceptance, cost)
 
 
-def gather(own: AISResult) -> AISResult:
-    """Return the results of all processes, of which process r of W has the images r, r + W, …."""
+def gather(own: Sequence[AISResult]) -> AISResult:
+    """Return the results of all processes as one; process r of W has the images r, r + W, ….
+
+    Arguments:
+        own: Of consecutive images of this process; it may have none.
+    """
     if not (torch.distributed.is_available() and torch.distributed.is_initialized()):
-        return own
+        return join(own)
     world_size = torch.distributed.get_world_size()
-    shares: list[AISResult] = [own] * world_size
+    shares = [own] * world_size
     torch.distributed.all_gather_object(shares, own)
-    joined = join(shares)
+    joined = join([result for share in shares for result in share])
     count = len(joined.log_likelihood)
-    place = torch.cat([torch.arange(rank, count, world_size) for rank in range(world_size)])
+    place = torch.cat([torch.arange(count)[rank::world_size] for rank in range(world_size)])
     log_likelihood, error, weights, acceptance = (part[place.argsort()] for part in joined[:4])
     return AISResult(log_likelihood, error, weights, acceptance, joined.gradient_evaluations)
 

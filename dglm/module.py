@@ -6,14 +6,16 @@ from enum import IntEnum
 from typing import Any
 
 import torch
-from lightning.pytorch import LightningModule
+from lightning.pytorch import Callback, LightningModule
 from torch import Tensor, nn
 
-from dglm.ais import AISResult, AISSettings, estimate_log_likelihood, gather, join
+from dglm.ais import AISResult, AISSettings, estimate_log_likelihood, gather
 from dglm.architecture import Description, build, describe
 from dglm.chain import Chain, run_chain
 from dglm.gaussian import DiagonalGaussian
 from dglm.model import GenerativeModel
+from dglm.precision import check_precision, full_precision
+from dglm.safeguard import Safeguard
 from samplers import (
     HMC,
     Kernel,
@@ -31,6 +33,7 @@ class Stream(IntEnum):
 
     TRAINING = 0
     VALIDATION = 1
+    EXACTNESS = 2
 
 
 class DGLM(LightningModule):
@@ -89,6 +92,8 @@ class DGLM(LightningModule):
         self.seed = seed
         self.ais = AISSettings()
         """How :meth:`test_step` estimates; set it before ``trainer.test``."""
+        self.safeguard = Safeguard()
+        """Counts skipped updates and divergences."""
         self.test_results: dict[int, AISResult] = {}
         """Estimates of this process, by batch; a caller may fill in those of an earlier run."""
         self.test_progress: Callable[[int], None] = lambda gradients: None
@@ -110,8 +115,9 @@ class DGLM(LightningModule):
         return self.num_mh_steps * self.kernel.num_leapfrogs + 1
 
     def posterior(self, x: Tensor) -> DiagonalGaussian:
-        """Return q(z|x) for observations (B, N)."""
-        return DiagonalGaussian(*self.encoder(x))
+        """Return q(z|x) for observations (B, N), in their precision."""
+        mean, log_std = self.encoder(x)
+        return DiagonalGaussian(mean.to(x.dtype), log_std.to(x.dtype))
 
     @torch.no_grad()
     def posterior_samples(
@@ -151,6 +157,7 @@ class DGLM(LightningModule):
         z = self.posterior_samples(x, num_mh_steps, generator)
         return self.model.likelihood.mean(self.model.decoder(z))
 
+    @full_precision
     def chain(
         self,
         x: Tensor,
@@ -173,6 +180,10 @@ class DGLM(LightningModule):
         steps = self.num_mh_steps if num_mh_steps is None else num_mh_steps
         return run_chain(self.model, self.kernel, x, q, start, steps, generator)
 
+    def setup(self, stage: str) -> None:
+        """Refuse a precision in which chains would not be exact."""
+        check_precision(self.trainer.precision)
+
     def training_step(self, x: Tensor, batch_index: int) -> Tensor:
         """Return the sum of the losses; each reaches parameters that the others do not."""
         generator = self._generator(Stream.TRAINING, self.global_step)
@@ -186,6 +197,7 @@ class DGLM(LightningModule):
         learned = any(parameter.requires_grad for parameter in self.kernel.parameters())
         with torch.set_grad_enabled(learned):
             chain = self.chain(x, q, z, generator)
+        self.safeguard.note_divergence(chain.diverging)
         log_joint = self.model.log_joint(x, chain.state.position.detach())
         self._log(
             "train",
@@ -202,6 +214,7 @@ class DGLM(LightningModule):
             track_acceptance(self.kernel, acceptance)
         return (chain.loss - elbo - log_joint).mean()
 
+    @full_precision
     def validation_step(self, x: Tensor, batch_index: int) -> None:
         """Log the bound, and how far the kernel carries log p(x, z) from q's value."""
         generator = self._generator(Stream.VALIDATION, batch_index)
@@ -218,6 +231,7 @@ class DGLM(LightningModule):
                 divergence=chain.diverging,
             )
 
+    @full_precision
     def test_step(self, x: Tensor, batch_index: int) -> None:
         """Estimate the log-likelihood of a batch by annealed importance sampling.
 
@@ -238,20 +252,23 @@ class DGLM(LightningModule):
 
     def on_test_epoch_end(self) -> None:
         """Put the estimates of all batches and processes together and log their mean."""
-        own = join([self.test_results[index] for index in sorted(self.test_results)])
-        self.test_result = gather(own)
+        self.test_result = gather([self.test_results[index] for index in sorted(self.test_results)])
         self.test_results = {}  # the next test may be of other images
         log_likelihood = self.test_result.log_likelihood
         self.log("test/log_likelihood", log_likelihood.mean(), rank_zero_only=True)
         error = log_likelihood.std() / len(log_likelihood) ** 0.5
         self.log("test/standard_error", error, rank_zero_only=True)
 
+    def configure_callbacks(self) -> list[Callback]:
+        """Have every Trainer skip what is not finite."""
+        return [self.safeguard]
+
     def configure_optimizers(self) -> torch.optim.Optimizer:
-        """Return Adam with one parameter group for each part of the model."""
+        """Return Adam, which can skip a step, with a parameter group for each part of the model."""
         parts = [self.encoder, self.model, self.kernel or nn.Module()]
         groups = [list(part.parameters()) for part in parts]
         return torch.optim.Adam(
-            [{"params": group} for group in groups if group], lr=self.learning_rate
+            [{"params": group} for group in groups if group], lr=self.learning_rate, fused=True
         )
 
     def configure_gradient_clipping(self, *arguments: Any, **options: Any) -> None:

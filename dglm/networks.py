@@ -16,6 +16,9 @@ class Decoder(nn.Module):
         hidden: Units in each hidden layer.
         output_scale: Factor on the initial weights of the last layer.
 
+    Raises:
+        ValueError: A size is below 1, or there is no hidden layer.
+
     Shapes: z (B, latent_dim) to logits or means (B, observation_dim).
     """
 
@@ -27,6 +30,7 @@ class Decoder(nn.Module):
         output_scale: float = 0.01,
     ) -> None:
         super().__init__()
+        check_sizes(latent_dim, observation_dim, hidden)
         self.latent_dim = latent_dim
         self.observation_dim = observation_dim
         self.hidden = tuple(hidden)
@@ -49,6 +53,9 @@ class Encoder(nn.Module):
         latent_dim: Length of z.
         hidden: Units in each hidden layer.
 
+    Raises:
+        ValueError: A size is below 1, or there is no hidden layer.
+
     Shapes: x (B, observation_dim) to (mean, log standard deviation), each (B, latent_dim).
     """
 
@@ -56,6 +63,7 @@ class Encoder(nn.Module):
         self, observation_dim: int, latent_dim: int, hidden: Sequence[int] = (1024, 1024)
     ) -> None:
         super().__init__()
+        check_sizes(latent_dim, observation_dim, hidden)
         self.observation_dim = observation_dim
         self.latent_dim = latent_dim
         self.hidden = tuple(hidden)
@@ -75,3 +83,14 @@ def softplus_layers(sizes: Sequence[int]) -> nn.Sequential:
     for inputs, outputs in pairwise(sizes):
         layers += [nn.Linear(inputs, outputs), nn.Softplus()]
     return nn.Sequential(*layers)
+
+
+def check_sizes(latent_dim: int, observation_dim: int, hidden: Sequence[int]) -> None:
+    """Raise ValueError where a network would have no input, no output or no hidden units."""
+    if latent_dim < 1 or observation_dim < 1:
+        raise ValueError(
+            "latent_dim and observation_dim must be at least 1, "
+            f"got {latent_dim} and {observation_dim}"
+        )
+    if len(hidden) == 0 or min(hidden) < 1:
+        raise ValueError(f"hidden must name the units of one layer or more, got {list(hidden)}")

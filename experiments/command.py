@@ -3,9 +3,11 @@
 import itertools
 import logging
 import os
+import signal
 import sys
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -14,8 +16,10 @@ from lightning.pytorch.utilities.exceptions import MisconfigurationException
 from lightning.pytorch.utilities.rank_zero import rank_zero_only
 
 from data import DataError
+from dglm import TrainingFailed
 
 CONFIGS = Path(__file__).parent / "configs"
+STOP_SIGNALS = (signal.SIGINT, signal.SIGTERM)
 _FOLDER_VARIABLE = "L2HMC_DGLM_RUN_FOLDER"
 
 
@@ -23,37 +27,80 @@ class CommandError(Exception):
     """Something that the user of a command can put right."""
 
 
+class Stopped(SystemExit):
+    """SIGINT or SIGTERM: the user, or a scheduler, wants the command to end.
+
+    Arguments:
+        number: The signal.
+        hint: What to do to go on.
+    """
+
+    def __init__(self, number: int, hint: str = "nothing was saved") -> None:
+        super().__init__(128 + number)
+        self.number = number
+        self.hint = hint
+
+
 class ConfigFile(ActionConfigFile):
     """The option --config: a configuration file, or the name of one that the package ships."""
 
     def __call__(self, parser: Any, config: Any, values: Any, option: str | None = None) -> None:
-        """Read the file into the configuration."""
+        """Read the file into the configuration.
+
+        Raises:
+            CommandError: The file cannot be read, or says something that cannot be.
+        """
         shipped = CONFIGS / f"{values}.yaml"
         if isinstance(values, str) and not Path(values).exists() and shipped.exists():
             values = str(shipped)
-        super().__call__(parser, config, values, option)
+        try:
+            super().__call__(parser, config, values, option)
+        except (ArgumentError, OSError, TypeError, ValueError) as error:
+            raise CommandError(f"--config {values}: {error}") from error
 
 
 def run_command(main: Callable[[], None]) -> None:
-    """Run a command; turn what the user can put right into one line and exit status 1."""
+    """Run a command; turn what the user can put right into one line and exit status 1.
+
+    SIGINT and SIGTERM end it with one line, too, and with 130 and 143.
+    """
     for name in ("lightning.pytorch", "lightning.fabric"):
         logging.getLogger(name).setLevel(logging.WARNING)
     # A run folder holds more than the logs, and nothing that a run wrote is deleted.
     warnings.filterwarnings("ignore", ".*directory .* exists and is not empty.*")
     warnings.filterwarnings("ignore", ".*LeafSpec.*", FutureWarning)  # Lightning's own
     try:
-        main()
-    except KeyboardInterrupt:
-        sys.exit("stopped")
+        with _stopped_by_signals():
+            main()
+    except Stopped as stopped:
+        if rank_zero_only.rank == 0:  # type: ignore[attr-defined]
+            print(f"{signal.Signals(stopped.number).name}: {stopped.hint}", file=sys.stderr)
+        raise
     except (
         ArgumentError,
         CommandError,
         DataError,
         MisconfigurationException,
         OSError,
+        TrainingFailed,
         ValueError,
     ) as error:
         sys.exit(f"error: {' '.join(str(error).split())}")
+
+
+def stop(number: int, frame: object = None) -> None:
+    """Raise Stopped: the handler of SIGINT and SIGTERM."""
+    raise Stopped(number)
+
+
+@contextmanager
+def _stopped_by_signals() -> Iterator[None]:
+    former = {number: signal.signal(number, stop) for number in STOP_SIGNALS}
+    try:
+        yield
+    finally:
+        for number, handler in former.items():
+            signal.signal(number, handler)
 
 
 def create_run(output: str | None, prefix: str) -> Path:

@@ -20,9 +20,9 @@ from torch import Tensor
 
 from data import BINARIZATION_SEED, ImageDataModule, Name, check_heldout
 from dglm import DGLM, AISResult, AISSettings, bidirectional_bounds, importance_weighted_bound
-from dglm.ais import gradient_evaluations
+from dglm.ais import check_counts, gradient_evaluations
 from experiments.checkpoints import load_checkpoint
-from experiments.command import CommandError, ConfigFile, first_free, run_command
+from experiments.command import CommandError, ConfigFile, Stopped, first_free, run_command
 from experiments.progress import counted
 from experiments.scoring import (
     KeepResults,
@@ -111,6 +111,9 @@ class Evaluate(AISSettings):
         """
         super().__post_init__()
         check_error_bars(self.num_images, self.num_chains)
+        check_counts(batch_size=self.batch_size)
+        if self.iwae_samples < 0 or self.iwae_samples == 1:
+            raise ValueError(f"iwae_samples must be 0 or at least 2, got {self.iwae_samples}")
         if self.bdmc:
             check_error_bars(self.bdmc_images, self.num_chains)
 
@@ -150,10 +153,14 @@ def evaluate(options: Evaluate) -> None:
     data = held_out(options, trained)
     images = data.heldout(options.split)[: options.num_images]
     trainer = Trainer(**asdict(options.trainer), logger=False, enable_progress_bar=False)
-    points = [
-        (settings, scored(trainer, dglm, images, settings, options, output))
-        for settings in options.settings()
-    ]
+    try:
+        points = [
+            (settings, scored(trainer, dglm, images, settings, options, output))
+            for settings in options.settings()
+        ]
+    except Stopped as stopped:
+        stopped.hint = "finished batches are kept; the same command goes on after them"
+        raise
     if not trainer.is_global_zero:
         return
     settings, result = points[-1]

@@ -9,15 +9,17 @@ from pathlib import Path
 from typing import Any
 
 from lightning.pytorch import Callback, Trainer
-from lightning.pytorch.callbacks import ModelCheckpoint
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
 from lightning.pytorch.loggers import CSVLogger, TensorBoardLogger
 from lightning.pytorch.utilities.rank_zero import rank_zero_only
 
 from data import ImageDataModule
+from dglm import WatchExactness
+from experiments.checkpoints import check_same_model, read_checkpoint
 from experiments.command import (
     CommandError,
     ConfigFile,
+    Stopped,
     create_run,
     keep_metrics,
     resumed_arguments,
@@ -26,6 +28,7 @@ from experiments.command import (
 from experiments.models import KernelName, build_dglm
 from experiments.progress import TrainingProgress
 from experiments.report import Evaluation, report
+from experiments.saving import LastTwo, SaveCheckpoints, last_checkpoint
 
 TRAINER_DEFAULTS: dict[str, Any] = {
     "max_epochs": -1,
@@ -87,24 +90,32 @@ class MnistCLI(LightningCLI):
             self._save_config()
         else:
             self.folder = Path(self.config.resume)
-            keep_metrics(self.folder)
         loggers = [
             CSVLogger(self.folder, name="", version=""),
             TensorBoardLogger(self.folder, name="", version=""),
         ]
-        callbacks: list[Callback] = [
-            ModelCheckpoint(
-                self.folder / "checkpoints", filename="last", enable_version_counter=False
-            )
-        ]
+        callbacks: list[Callback] = [WatchExactness(), SaveCheckpoints(self.folder)]
         if not self.config.quiet:
             callbacks.append(TrainingProgress())
         if self.config.data.validation == 0:
             kwargs["limit_val_batches"] = 0
-        chosen = self.config_init.trainer.callbacks or []
-        return super().instantiate_trainer(
-            logger=loggers, callbacks=[*chosen, *callbacks], **kwargs
-        )
+        chosen = self.config_init.trainer
+        try:
+            return super().instantiate_trainer(
+                logger=loggers,
+                callbacks=[*(chosen.callbacks or []), *callbacks],
+                plugins=[*(chosen.plugins or []), LastTwo()],
+                **kwargs,
+            )
+        except Exception:
+            self.remove_unused_folder()
+            raise
+
+    @rank_zero_only
+    def remove_unused_folder(self) -> None:
+        """Leave no folder behind where training could not even start."""
+        if self.config.resume is None:
+            shutil.rmtree(self.folder)
 
     @rank_zero_only
     def _save_config(self) -> None:
@@ -132,24 +143,38 @@ def main(arguments: list[str] | None = None) -> None:
         auto_configure_optimizers=False,
         load_from_checkpoint_support=False,
     )
-    train(cli)
-    options = cli.config_init.evaluation
-    report(cli.model, cli.datamodule, cli.trainer, options, cli.folder, cli.config.quiet)
+    try:
+        train(cli)
+        options = cli.config_init.evaluation
+        report(cli.model, cli.datamodule, cli.trainer, options, cli.folder, cli.config.quiet)
+    except Stopped as stopped:
+        if last_checkpoint(cli.folder).exists():
+            stopped.hint = f"go on with python -m experiments.mnist --resume {cli.folder}"
+        raise
 
 
 def train(cli: MnistCLI) -> None:
-    """Fit the model; leave no folder behind where training could not even start."""
-    resuming = cli.config.resume is not None
-    checkpoint = cli.folder / "checkpoints" / "last.ckpt"
-    if resuming and not checkpoint.exists():
-        raise CommandError(f"there is no {checkpoint} to resume from; start the run again")
-    path = checkpoint if resuming else None
+    """Fit the model, or go on with it."""
+    checkpoint = resumed_checkpoint(cli) if cli.config.resume is not None else None
     try:
-        cli.trainer.fit(cli.model, cli.datamodule, ckpt_path=path, weights_only=True)
-    except Exception:
-        if not resuming and cli.trainer.global_step == 0 and cli.trainer.is_global_zero:
-            shutil.rmtree(cli.folder)
+        cli.trainer.fit(cli.model, cli.datamodule, ckpt_path=checkpoint, weights_only=True)
+    except (Exception, Stopped):
+        if cli.trainer.global_step == 0:
+            cli.remove_unused_folder()
         raise
+
+
+def resumed_checkpoint(cli: MnistCLI) -> Path:
+    """Return the checkpoint to go on from, if it is one of this model on these data."""
+    checkpoint = last_checkpoint(cli.folder)
+    if not checkpoint.exists():
+        raise CommandError(f"there is no {checkpoint} to resume from; start the run again")
+    content = read_checkpoint(checkpoint)
+    check_same_model(cli.folder, content["hyper_parameters"], dict(cli.model.hparams))
+    cli.datamodule.setup()
+    cli.datamodule.check_resumable(content["ImageDataModule"])
+    keep_metrics(cli.folder)
+    return checkpoint
 
 
 if __name__ == "__main__":

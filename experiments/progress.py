@@ -70,5 +70,9 @@ class TrainingProgress(Callback):
         self.progress.update(self.task, completed=trainer.global_step)
 
     def teardown(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
-        """Take the bar off the terminal, also after an error."""
+        """Take the bar off the terminal."""
+        self.progress.stop()
+
+    def on_exception(self, *arguments: Any) -> None:
+        """Take the bar off the terminal after an error, which skips the teardown."""
         self.progress.stop()

@@ -14,7 +14,9 @@ from torch import Tensor
 from data import BINARIZATION_SEED, ImageDataModule
 from dglm import DGLM, AISSettings, inpaint
 from dglm.ais import check_counts
+from dglm.exactness import EXACTNESS_BOUND, exactness_errors, exactness_warning
 from dglm.posterior import long_chain_log_joint
+from dglm.safeguard import DIVERGENCE_BOUND, divergence_warning
 from experiments.figures import save_rows, save_samples, top_half_hidden
 from experiments.scoring import check_error_bars, mean_and_error, score, score_summary
 from samplers import seeded_generator
@@ -88,6 +90,7 @@ def report(
         "training_gradient_evaluations": (
             updates * dglm.gradients_per_update * data.batch_size * trainer.world_size
         ),
+        **training_faults(dglm, data.batch_size * trainer.world_size),
         "split": "test",
         "binarization": f"fixed, seed {BINARIZATION_SEED}",
         **score_summary(result, options.settings),
@@ -96,6 +99,17 @@ def report(
     (folder / "summary.json").write_text(json.dumps(summary, indent=2) + "\n")
     draw(dglm, images, options.num_sweeps, folder)
     print_summary(summary, folder)
+
+
+def training_faults(dglm: DGLM, batch_size: int) -> dict[str, float]:
+    """Sum up what training skipped, how often its chains diverged."""
+    counts = dglm.safeguard
+    faults: dict[str, float] = {"skipped_updates": counts.skipped}
+    if dglm.kernel is not None:
+        transitions = counts.updates * dglm.num_mh_steps * batch_size
+        faults["training_divergences"] = round(counts.divergence * transitions)
+        faults["training_divergence"] = faults["training_divergences"] / max(transitions, 1)
+    return faults
 
 
 def posterior_figures(dglm: DGLM, images: Tensor) -> dict[str, float]:
@@ -117,6 +131,9 @@ def posterior_figures(dglm: DGLM, images: Tensor) -> dict[str, float]:
         )
         figures["kernel_divergence"] = float(chain.diverging.mean())
         figures["kernel_step_size"] = float(dglm.kernel.step_size.detach())
+        figures["kernel_round_trip_error"], figures["kernel_log_det_error"] = exactness_errors(
+            dglm, images, 0
+        ).tolist()
     measured["log_joint_long_chain"] = long_chain_log_joint(
         dglm.model, images, z, generator=generator
     )
@@ -186,9 +203,31 @@ def print_summary(summary: dict[str, Any], folder: Path) -> None:
     if "kernel_acceptance" in summary:
         console.print(
             f"kernel: acceptance {summary['kernel_acceptance']:.2f}, "
-            f"step size {summary['kernel_step_size']:.3f}",
+            f"step size {summary['kernel_step_size']:.3f}; "
+            f"diverged: {summary['training_divergence']:.2%} of the transitions in training, "
+            f"{summary['kernel_divergence']:.2%} on test images",
             highlight=False,
         )
+    for warning in warnings(summary):
+        console.print(f"warning: {warning}", highlight=False)
     console.print(f"{summary['num_images']} test images of {summary['dataset']}", highlight=False)
     for path in sorted(folder.iterdir()):
         console.print(f"  {path}", highlight=False, soft_wrap=True)
+
+
+def warnings(summary: dict[str, Any]) -> list[str]:
+    """Return what a reader of the results should know about their soundness."""
+    found = []
+    if summary["skipped_updates"]:
+        found.append(
+            f"{summary['skipped_updates']} of {summary['updates']} updates were skipped, as their "
+            "loss or gradient was not finite: try a lower learning rate"
+        )
+    if "kernel_acceptance" in summary:
+        share = max(summary["training_divergence"], summary["kernel_divergence"])
+        if share > DIVERGENCE_BOUND:
+            found.append(divergence_warning(share))
+        errors = summary["kernel_round_trip_error"], summary["kernel_log_det_error"]
+        if max(errors) > EXACTNESS_BOUND:
+            found.append(exactness_warning(*errors))
+    return found

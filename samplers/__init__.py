@@ -5,6 +5,7 @@ from samplers.chains import Chains, Snapshot, sample, sample_chunks
 from samplers.densities import Gaussian, GaussianMixture, Target
 from samplers.diagnostics import ESSPerStep, Summary, autocorrelation, ess_per_step, summarise
 from samplers.energy import Energy, EnergyWithGradient, State, evaluate, leaf
+from samplers.exactness import RoundTrip, round_trip
 from samplers.hmc import HMC
 from samplers.kernel import Info, Kernel, Noise
 from samplers.l2hmc import L2HMC
@@ -44,6 +45,7 @@ __all__ = [
     "Noise",
     "Preconditioned",
     "RoughWell",
+    "RoundTrip",
     "Snapshot",
     "State",
     "Summary",
@@ -59,6 +61,7 @@ __all__ = [
     "mixed_seed",
     "parallel_tempering",
     "reciprocal_jump_loss",
+    "round_trip",
     "sample",
     "sample_chunks",
     "seeded_generator",

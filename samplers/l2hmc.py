@@ -65,6 +65,8 @@ class L2HMC(Kernel):
         super().__init__()
         if dim < 1 or hidden < 1:
             raise ValueError(f"dim and hidden must be at least 1, got {dim} and {hidden}")
+        if min(embedding_hidden, default=1) < 1:
+            raise ValueError(f"embedding_hidden must be at least 1, got {list(embedding_hidden)}")
         self.dim = dim
         self.num_leapfrogs = num_leapfrogs
         self.log_step_size = nn.Parameter(initial_log_step_size(num_leapfrogs, step_size))

@@ -319,6 +319,20 @@ def test_an_infinite_energy_on_the_way_is_no_failure(
 
 
 @torch.no_grad()
+def test_a_position_that_overflows_is_rejected_where_the_energy_stays_finite() -> None:
+    def level(position: Tensor) -> Tensor:
+        return torch.sigmoid(position).sum(dim=-1)
+
+    kernel, position = HMC(1, step_size=1e308), torch.full((2, 1), 1.7e308)
+    noise = Noise(torch.tensor([[1.0], [-1.0]]), torch.ones(2), torch.zeros(2))
+    state, info = kernel.step(kernel.init(position, level), level, noise)
+    assert info.diverging.tolist() == [True, False]
+    assert info.acceptance.tolist() == [0.0, 1.0]
+    assert torch.equal(info.proposal[0], position[0])
+    assert state.position.flatten().tolist() == pytest.approx([1.7e308, 0.7e308])
+
+
+@torch.no_grad()
 def test_chains_never_leave_the_support(build: Build) -> None:
     def half_line(position: Tensor) -> Tensor:
         inside = (position - position.sqrt()).sum(dim=-1)  # NaN outside, as is its gradient

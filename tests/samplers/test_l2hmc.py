@@ -150,6 +150,22 @@ def test_observations_shape_the_proposals(random_l2hmc: BuildL2HMC, energy: Ener
     assert torch.equal(info.proposal[1:], other.proposal[1:])
 
 
+@torch.no_grad()
+@pytest.mark.parametrize("silent", ["position_network", "momentum_network"])
+def test_both_networks_see_the_context(
+    random_l2hmc: BuildL2HMC, energy: Energy, silent: str
+) -> None:
+    kernel = random_l2hmc(3, observation_dim=2, embedding_hidden=(4,))
+    for parameter in kernel.get_submodule(silent).heads.parameters():  # type: ignore[union-attr]
+        parameter.zero_()
+    position, momentum, forward = torch.randn(4, 3), torch.randn(4, 3), torch.ones(4)
+    ends = [
+        kernel.trajectory(position, momentum, forward, energy, kernel.embed(observations))[0]
+        for observations in torch.randn(2, 4, 2)
+    ]
+    assert (ends[0] != ends[1]).all()
+
+
 def test_observations_are_embedded_once_for_all_steps(
     random_l2hmc: BuildL2HMC, energy: Energy
 ) -> None:

@@ -1,0 +1,138 @@
+"""What keeps a training run sound: no non-finite update, and divergences that are counted."""
+
+from typing import Any
+
+import torch
+from lightning.pytorch import Callback, LightningModule, Trainer
+from lightning.pytorch.utilities.rank_zero import rank_zero_warn
+from torch import Tensor
+
+DIVERGENCE_BOUND = 0.01
+"""Share of diverged transitions beyond which a run is warned about."""
+PATIENCE = 10
+"""So many updates in a row that had to be skipped end the run."""
+
+_LOOK_EVERY = 10
+_WARN_FROM = 100
+
+
+class TrainingFailed(RuntimeError):  # noqa: N818 (it is what happened)
+    """Training cannot go on: one update after the other is not finite."""
+
+
+class Safeguard(Callback):
+    """Skips updates whose loss or gradient is not finite, and counts them and the divergences.
+
+    A skipped update leaves the weights and Adam's moments as they were, in all processes alike;
+    after :data:`PATIENCE` in a row nothing is updated any more and the run ends. All of it is
+    computed on the device, which the host waits for once in ten updates only.
+
+    Raises:
+        TrainingFailed: :data:`PATIENCE` updates in a row were skipped.
+    """
+
+    _recent: Tensor  # updates, skipped ones and diverged shares since the last look, (3,)
+    _in_a_row: Tensor  # skipped ones, 0-d
+    _broken_loss: Tensor  # losses of the present update that are not finite, 0-d
+    _diverging: Tensor  # diverged share of the present update, 0-d
+
+    def __init__(self) -> None:
+        self.updates = 0
+        """Optimizer steps so far, over all of a resumed run."""
+        self.skipped = 0
+        """How many of them were skipped."""
+        self._diverged = 0.0  # sum over the updates of the share of diverged transitions
+        self._warned = False
+        self._reset(torch.device("cpu"))
+
+    @property
+    def divergence(self) -> float:
+        """Share of the transitions of training that diverged."""
+        return self._diverged / max(self.updates, 1)
+
+    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Start counting on the device; a run that is resumed has its patience back."""
+        self._reset(pl_module.device)
+
+    def note_divergence(self, diverging: Tensor) -> None:
+        """Take down the share of diverged transitions of each chain of a training step, (B,).
+
+        Rather than the logged metric, which Lightning waits for.
+        """
+        self._diverging = self._diverging + diverging.mean()
+
+    def on_before_backward(
+        self, trainer: Trainer, pl_module: LightningModule, loss: Tensor
+    ) -> None:
+        """Look at the loss, or at those of the batches that one update accumulates."""
+        self._broken_loss += ~loss.detach().isfinite()
+
+    def on_before_optimizer_step(
+        self, trainer: Trainer, pl_module: LightningModule, optimizer: torch.optim.Optimizer
+    ) -> None:
+        """Tell the optimizer to skip an update that is not finite."""
+        gradients = [p.grad for p in pl_module.parameters() if p.grad is not None]
+        finite = torch.nn.utils.get_total_norm(gradients).isfinite()
+        broken = self._broken_loss + ~finite
+        diverging = (self._diverging / trainer.accumulate_grad_batches).to(broken)
+        broken, diverging = trainer.strategy.reduce(
+            torch.stack([broken, diverging]), reduce_op="mean"
+        )
+        skip = (broken > 0) | (self._in_a_row >= PATIENCE)
+        self._in_a_row = torch.where(skip, self._in_a_row + 1, 0.0)
+        self._recent += torch.stack([torch.ones_like(diverging), skip.to(diverging), diverging])
+        self._broken_loss.zero_()
+        self._diverging = torch.zeros_like(diverging)
+        # How gradient scalers tell a fused optimizer, which then changes nothing on the device.
+        optimizer.found_inf = skip.float()  # type: ignore[attr-defined]
+
+    def on_train_batch_end(self, trainer: Trainer, *arguments: Any) -> None:
+        """Look at the counts once in ten updates."""
+        if trainer.global_step % _LOOK_EVERY == 0:
+            self._look()
+
+    def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Count what happened since the last look."""
+        self._collect()
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return the counts, for checkpoints."""
+        self._collect()
+        return {"updates": self.updates, "skipped": self.skipped, "diverged": self._diverged}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Go on counting."""
+        self.updates, self.skipped = state_dict["updates"], state_dict["skipped"]
+        self._diverged = state_dict["diverged"]
+
+    def _reset(self, device: torch.device) -> None:
+        self._recent = torch.zeros(3, device=device)
+        self._in_a_row = torch.zeros((), device=device)
+        self._broken_loss = torch.zeros((), device=device)
+        self._diverging = torch.zeros((), device=device)
+
+    def _look(self) -> None:
+        self._collect()
+        if self._in_a_row >= PATIENCE:
+            raise TrainingFailed(
+                f"the loss or its gradient was not finite in {int(self._in_a_row)} updates in a "
+                "row, which were skipped; start again with a lower learning rate or step size"
+            )
+        if self.updates >= _WARN_FROM and self.divergence > DIVERGENCE_BOUND and not self._warned:
+            rank_zero_warn(divergence_warning(self.divergence))
+            self._warned = True
+
+    def _collect(self) -> None:
+        updates, skipped, diverged = self._recent.tolist()
+        self.updates += int(updates)
+        self.skipped += int(skipped)
+        self._diverged += diverged
+        self._recent.zero_()
+
+
+def divergence_warning(share: float) -> str:
+    """Return what to tell of a share of diverged transitions above the bound, and what to try."""
+    return (
+        f"{share:.1%} of the kernel's transitions diverged, more than {DIVERGENCE_BOUND:.0%}: "
+        "try a smaller step size, fewer leapfrogs or a lower learning rate"
+    )

@@ -1,0 +1,111 @@
+"""Chains and importance weights keep their precision in a Trainer of lower precision."""
+
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import pytest
+import torch
+from lightning.pytorch import Trainer
+from torch import Tensor, nn
+
+from dglm import DGLM, AISSettings, Chain
+from dglm.chain import run_chain
+from samplers import seeded_generator
+
+BuildDGLM = Callable[..., DGLM]
+
+pytestmark = [
+    pytest.mark.filterwarnings("ignore:GPU available but not used"),
+    pytest.mark.filterwarnings("ignore:.*precision.*training.*:UserWarning"),
+]
+
+
+@pytest.fixture(autouse=True)
+def single_precision(double_precision: None) -> None:
+    torch.set_default_dtype(torch.float32)
+
+
+class Batches:
+    """A data loader of two batches of eight binary images."""
+
+    def __iter__(self) -> Iterator[Tensor]:
+        return iter(torch.rand(2, 8, 6, generator=seeded_generator("cpu", 17)).round())
+
+    def __len__(self) -> int:
+        return 2
+
+
+def trainer(precision: Any) -> Trainer:
+    return Trainer(
+        max_steps=2,
+        num_sanity_val_steps=0,
+        accelerator="cpu",
+        precision=precision,
+        logger=False,
+        enable_progress_bar=False,
+        enable_model_summary=False,
+        enable_checkpointing=False,
+    )
+
+
+@pytest.mark.parametrize("kind", ["hmc", "l2hmc"])
+@pytest.mark.parametrize(
+    ("precision", "of_chains", "of_networks"),
+    [
+        ("32-true", torch.float32, torch.float32),
+        ("64-true", torch.float64, torch.float64),
+        ("bf16-mixed", torch.float32, torch.bfloat16),
+    ],
+)
+def test_chains_of_training_and_validation(
+    build_dglm: BuildDGLM,
+    kind: str,
+    precision: str,
+    of_chains: torch.dtype,
+    of_networks: torch.dtype,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    module, chains, outputs = build_dglm(kind), [], []
+
+    def recording(model: nn.Module, kernel: nn.Module, x: Tensor, *arguments: Any) -> Chain:
+        chain = run_chain(model, kernel, x, *arguments)  # type: ignore[arg-type]
+        with torch.no_grad(), torch.autocast("cpu", enabled=False):
+            chains.append((chain, module.model.log_joint(x, chain.state.position)))
+        return chain
+
+    def keep(encoder: nn.Module, inputs: object, output: tuple[Tensor, Tensor]) -> None:
+        if torch.is_grad_enabled():
+            outputs.append(output[0].dtype)
+
+    monkeypatch.setattr("dglm.module.run_chain", recording)
+    module.encoder.register_forward_hook(keep)
+    trainer(precision).fit(module, Batches(), Batches())
+    assert set(outputs) == {of_networks}
+    assert len(chains) == 4
+    for chain, log_joint in chains:
+        assert {part.dtype for part in (*chain.state[:3], chain.loss, chain.acceptance)} == {
+            of_chains
+        }
+        torch.testing.assert_close(chain.log_joint[-1], log_joint, rtol=1e-6, atol=1e-5)
+    assert all(parameter.isfinite().all() for parameter in module.parameters())
+
+
+@pytest.mark.usefixtures("quick_pilot")
+@pytest.mark.parametrize("start", ["prior", "encoder"])
+def test_importance_weights_do_not_know_the_trainer_s_precision(
+    build_dglm: BuildDGLM, start: str
+) -> None:
+    results = []
+    for precision in ("32-true", "bf16-mixed"):
+        module = build_dglm("vae")
+        module.ais = AISSettings(3, 4, 2, start=start)  # type: ignore[arg-type]
+        trainer(precision).test(module, Batches(), verbose=False)
+        results.append(module.test_result.log_weights)
+    assert results[0].dtype == torch.float64
+    assert torch.equal(*results)
+
+
+@pytest.mark.parametrize("precision", ["bf16-true", "16-true"])
+def test_lower_precisions_are_refused(build_dglm: BuildDGLM, precision: str) -> None:
+    with pytest.raises(ValueError, match=f"precision {precision} is too low for exact chains"):
+        trainer(precision).fit(build_dglm("hmc"), Batches(), Batches())

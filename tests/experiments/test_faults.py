@@ -1,0 +1,192 @@
+"""Runs that are killed, stopped or fail: nothing is lost, and they end as if nothing had been."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import pytest
+import torch
+
+from dglm import DGLM
+from experiments import evaluate, mnist
+from experiments.command import run_command
+from experiments.saving import LastTwo, last_checkpoint
+
+Arguments = Callable[..., list[str]]
+
+KILLING = Path(__file__).with_name("killing.py")
+
+
+class Processes(NamedTuple):
+    """What real processes left behind."""
+
+    folder: Path
+    statuses: list[int]
+    """Exit statuses, in order; minus the signal where one ended the process."""
+    errors: str
+    """What they wrote to stderr."""
+
+
+def content(folder: Path) -> dict[str, Any]:
+    return torch.load(folder / "checkpoints" / "last.ckpt", weights_only=True)
+
+
+def leaves(value: Any) -> list[Any]:
+    """Return what is in nested dictionaries and lists, in order."""
+    if isinstance(value, dict):
+        value = list(value.values())
+    if isinstance(value, list):
+        return [leaf for item in value for leaf in leaves(item)]
+    return [value]
+
+
+def check_same_end(one: Path, other: Path) -> None:
+    """Check that two runs ended with the same weights, moments and figures, to the bit."""
+    for part in ("state_dict", "optimizer_states"):
+        pairs = zip(leaves(content(one)[part]), leaves(content(other)[part]), strict=True)
+        for first, second in pairs:
+            assert first is second or torch.equal(*map(torch.as_tensor, (first, second)))
+    first, second = (json.loads((run / "summary.json").read_text()) for run in (one, other))
+    assert first == second
+
+
+KILLED = {
+    "none": ["step", "writing"],
+    "hmc": ["update", "renaming"],
+    "l2hmc": ["writing", "validation"],
+}
+
+
+@pytest.fixture(scope="module")
+def processes(small: Arguments, tmp_path_factory: pytest.TempPathFactory) -> Processes:
+    """Run experiments.mnist, in real processes, whole, killed and stopped."""
+    folder = tmp_path_factory.mktemp("faults")
+    runs = []
+    for kernel, points in KILLED.items():
+        changes = {"kernel": kernel, "trainer__max_steps": 12}
+        runs.append((small(folder / f"whole-{kernel}", **changes), "never", "SIGKILL"))
+        runs.append((small(folder / f"killed-{kernel}", **changes), points[0], "SIGKILL"))
+        resumed = ["--resume", str(folder / f"killed-{kernel}")]
+        runs += [(resumed, points[1], "SIGKILL"), (resumed, "never", "SIGKILL")]
+    changes = {"kernel": "hmc", "trainer__max_steps": 12, "trainer__val_check_interval": 100}
+    runs.append((small(folder / "stopped", **changes), "step", "SIGINT"))
+    resumed = ["--resume", str(folder / "stopped")]
+    runs += [(resumed, "update", "SIGTERM"), (resumed, "never", "SIGTERM")]
+    finished = subprocess.run(
+        [sys.executable, str(KILLING)],
+        input=json.dumps(runs),
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert finished.returncode == 0, finished.stderr
+    return Processes(folder, json.loads(finished.stdout.splitlines()[-1]), finished.stderr)
+
+
+@pytest.mark.parametrize("kernel", KILLED)
+def test_a_killed_run_ends_where_the_uninterrupted_one_does(
+    kernel: str, processes: Processes
+) -> None:
+    first = 4 * list(KILLED).index(kernel)
+    assert processes.statuses[first : first + 4] == [0, -9, -9, 0]
+    check_same_end(*(processes.folder / f"{name}-{kernel}" for name in ("whole", "killed")))
+
+
+def test_a_stopped_run_saves_and_says_how_to_go_on(processes: Processes) -> None:
+    run = processes.folder / "stopped"
+    assert processes.statuses[-3:] == [130, 143, 0]
+    hint = f"go on with python -m experiments.mnist --resume {run}"
+    assert processes.errors.splitlines() == [f"SIGINT: {hint}", f"SIGTERM: {hint}"]
+    check_same_end(processes.folder / "whole-hmc", run)
+    steps = [
+        torch.load(run / "checkpoints" / name, weights_only=True)["global_step"]
+        for name in ("previous.ckpt", "last.ckpt")
+    ]
+    assert steps == [8, 12]
+
+
+def test_a_finished_run_can_be_made_longer(small: Arguments, tmp_path: Path) -> None:
+    whole, longer = tmp_path / "whole", tmp_path / "longer"
+    mnist.main(small(whole, kernel="l2hmc", trainer__max_steps=7))
+    mnist.main(small(longer, kernel="l2hmc", trainer__max_steps=5))
+    mnist.main(["--resume", str(longer), "--trainer.max_steps", "7"])
+    check_same_end(whole, longer)
+
+
+def test_a_run_that_fails_leaves_a_checkpoint_and_one_line(
+    small: Arguments, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    step = DGLM.training_step
+
+    def failing(self: DGLM, x: torch.Tensor, index: int) -> torch.Tensor:
+        return step(self, x, index) * (torch.nan if self.global_step >= 5 else 1)
+
+    monkeypatch.setattr(DGLM, "training_step", failing)
+    given = small(tmp_path / "run", trainer__max_steps=60, trainer__val_check_interval=100)
+    with pytest.raises(SystemExit, match="error: the loss or its gradient was not finite in 15"):
+        run_command(lambda: mnist.main(given))
+    saved = content(tmp_path / "run")
+    assert saved["global_step"] == 20
+    assert saved["callbacks"]["Safeguard"]["skipped"] == 15
+    assert all(torch.as_tensor(leaf).isfinite().all() for leaf in leaves(saved["state_dict"]))
+
+
+def test_the_last_two_checkpoints_are_kept(tmp_path: Path) -> None:
+    writer, run = LastTwo(), tmp_path / "run"
+    last, previous = (run / "checkpoints" / name for name in ("last.ckpt", "previous.ckpt"))
+    assert last_checkpoint(run) == last
+    for step in range(3):
+        writer.save_checkpoint({"step": step}, last)
+    assert [torch.load(path) for path in (previous, last)] == [{"step": 1}, {"step": 2}]
+    assert {path.name for path in last.parent.iterdir()} == {"last.ckpt", "previous.ckpt"}
+    assert last_checkpoint(run) == last
+    last.unlink()
+    assert last_checkpoint(run) == previous
+
+
+def test_a_checkpoint_is_saved_every_five_minutes(
+    small: Arguments, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("experiments.saving._SAVE_SECONDS", 0)
+    saved, save = [], LastTwo.save_checkpoint
+
+    def recording(
+        self: LastTwo, checkpoint: dict[str, Any], *arguments: Any, **options: Any
+    ) -> None:
+        saved.append(checkpoint["global_step"])
+        save(self, checkpoint, *arguments, **options)
+
+    monkeypatch.setattr(LastTwo, "save_checkpoint", recording)
+    mnist.main(small(tmp_path / "run", kernel="none"))
+    assert saved == [1, 2, 3, 4]
+
+
+def test_a_stopped_evaluation_says_how_to_go_on(
+    checkpoint: Path,
+    root: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    step = DGLM.test_step
+
+    def stopped(self: DGLM, x: torch.Tensor, index: int) -> None:
+        if index == 1:
+            os.kill(os.getpid(), signal.SIGTERM)
+        step(self, x, index)
+
+    monkeypatch.setattr(DGLM, "test_step", stopped)
+    given = f"--checkpoint {checkpoint} --data.root {root} --num_images 8 --num_chains 2 "
+    given += f"--num_temperatures 3 --batch_size 4 --output {tmp_path}/result.json --quiet true"
+    with pytest.raises(SystemExit) as ended:
+        run_command(lambda: evaluate.main(given.split()))
+    assert ended.value.code == 143
+    assert capsys.readouterr().err == (
+        "SIGTERM: finished batches are kept; the same command goes on after them\n"
+    )
+    assert list(tmp_path.glob("result.partial-*"))

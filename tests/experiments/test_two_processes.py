@@ -1,0 +1,102 @@
+"""Training in two processes by Lightning's DDP, with gloo on the CPU."""
+
+import json
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+from data import ImageDataModule
+from dglm import DGLM, estimate_log_likelihood
+from experiments.checkpoints import load_checkpoint
+
+SCRIPT = Path(__file__).with_name("two_processes.py")
+STEPS, IMAGES = 3, 7
+
+
+@pytest.fixture(scope="module")
+def run(small: Callable[..., list[str]], tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Train an L2HMC-DGLM in two processes; return the run folder."""
+    folder = tmp_path_factory.mktemp("two") / "run"
+    changes = {
+        "trainer__devices": 2,
+        "trainer__strategy": "ddp",
+        "trainer__max_steps": STEPS,
+        "evaluation__num_images": IMAGES,
+        "evaluation__num_chains": 16,
+        "evaluation__num_temperatures": 20,
+    }
+    command = [sys.executable, str(SCRIPT), str(folder.parent), *small(folder, **changes)]
+    finished = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert finished.returncode == 0, finished.stderr
+    return folder
+
+
+def kept(run: Path, name: str) -> list[dict[str, Any]]:
+    return [torch.load(run.parent / f"{name}-{rank}.pt") for rank in range(2)]
+
+
+def test_processes_keep_the_same_weights(run: Path) -> None:
+    for name in ("start", "end"):
+        first, second = (part["state"] for part in kept(run, name))
+        assert first.keys() == second.keys()
+        assert all(torch.equal(value, second[key]) for key, value in first.items())
+    saved = torch.load(run / "checkpoints" / "last.ckpt", weights_only=True)["state_dict"]
+    assert all(
+        torch.equal(value, saved[key]) for key, value in kept(run, "end")[0]["state"].items()
+    )
+
+
+def test_updates_are_those_of_one_process_with_the_images_and_noise_of_both(
+    run: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    module, _ = load_checkpoint(str(run / "checkpoints" / "last.ckpt"))
+    module.load_state_dict(kept(run, "start")[0]["state"])
+    batches = [part["batches"] for part in kept(run, "end")]
+    optimizer = module.configure_optimizers()
+    monkeypatch.setattr(DGLM, "log", lambda *arguments, **options: None)
+    for step in range(STEPS):
+        optimizer.zero_grad()
+        losses = []
+        for rank in range(2):
+            monkeypatch.setattr(DGLM, "global_step", property(lambda module, step=step: step))
+            monkeypatch.setattr(DGLM, "global_rank", property(lambda module, rank=rank: rank))
+            losses.append(module.training_step(batches[rank][step], 0))
+        (sum(losses) / 2).backward()
+        module.configure_gradient_clipping()
+        optimizer.step()
+    distance, moved = 0.0, 0.0
+    start, end = (kept(run, name)[0]["state"] for name in ("start", "end"))
+    for name, value in module.named_parameters():
+        distance += float((value.detach() - end[name]).square().sum())
+        moved += float((start[name] - end[name]).square().sum())
+    # Adam turns a gradient of rounding errors into a full step, so not each weight agrees.
+    assert distance**0.5 < 1e-4 * moved**0.5
+
+
+def test_processes_see_other_images_and_draw_other_noise(run: Path) -> None:
+    first, second = (torch.cat(part["batches"]) for part in kept(run, "end"))
+    assert len(first) == len(second) == STEPS * 20
+    assert not (first[:, None] == second[None]).all(dim=-1).any()
+
+
+def test_each_image_is_scored_once_and_as_by_one_process(run: Path, root: Path) -> None:
+    summary = json.loads((run / "summary.json").read_text())
+    assert summary["num_images"] == IMAGES
+    module, _ = load_checkpoint(str(run / "checkpoints" / "last.ckpt"))
+    data = ImageDataModule("mnist", str(root), validation=40)
+    data.setup()
+    images: Tensor = data.heldout("test")[:IMAGES]
+    one = estimate_log_likelihood(module.model, images, 16, 20, 10, start=module.encoder)
+    error = float(one.standard_error.square().sum().sqrt()) / IMAGES
+    assert summary["effective_sample_size"] > 4
+    difference = summary["log_likelihood"] - float(one.log_likelihood.mean())
+    assert difference != 0  # other noise
+    assert abs(difference) < 5 * (error**2 + summary["standard_error_chains"] ** 2) ** 0.5
+    spread = float(one.log_likelihood.std()) / IMAGES**0.5
+    assert summary["standard_error"] == pytest.approx(spread, rel=0.2)
