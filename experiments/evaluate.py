@@ -78,6 +78,7 @@ class Evaluate(AISSettings):
             temperatures are needed.
         schedule: Spacing of the temperatures.
         seed: Seed of all randomness.
+        compile: Compile the transition: faster per gradient, once some twenty seconds are spent.
         curve: Several numbers of temperatures instead of one, for example 100,300,1000.
         bdmc: Also bound log p(x) from both sides on simulated images, with the same settings.
         bdmc_images: How many images are simulated for it.

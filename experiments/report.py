@@ -39,6 +39,7 @@ class Evaluation(AISSettings):
         start: Where the chains start: at the prior, or at the encoder's q(z|x).
         schedule: Spacing of the temperatures.
         seed: Seed of the estimate.
+        compile: Compile the transition: faster per gradient, once some twenty seconds are spent.
         num_images: Test images that are scored, the first ones.
         num_sweeps: Sweeps of the inpainting.
     """

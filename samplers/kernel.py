@@ -1,7 +1,9 @@
 """The kernel contract: what every Markov chain Monte Carlo transition here takes and returns."""
 
+import warnings
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
+from functools import cache
 from typing import Any, NamedTuple
 
 import torch
@@ -15,6 +17,16 @@ DIVERGENCE_THRESHOLD = 1000.0
 
 _INDUCTOR = {"realize_reads_threshold": 1, "realize_opcount_threshold": 4}
 # Otherwise the compiler inlines the recurrence of elementwise energies, and takes minutes.
+
+
+@cache
+def compiler_works(device: str) -> bool:
+    """Try whether ``torch.compile`` works on a type of device; it takes seconds the first time."""
+    try:
+        torch.compile(torch.exp, fullgraph=True)(torch.zeros(8, device=device))
+    except Exception:  # what is missing decides what is raised: compiler, headers, Triton
+        return False
+    return True
 
 
 class Noise(NamedTuple):
@@ -116,9 +128,17 @@ class Kernel(nn.Module, ABC):
         the energy holds must be tensors to change without a new one. Parameters and ``state_dict``
         stay as they are.
 
+        Where the compiler does not work, the kernel stays as it is and a warning says so.
+
         Arguments:
             options: Of ``torch.compile``.
         """
+        if not ("backend" in options or compiler_works(self.log_step_size.device.type)):
+            warnings.warn(
+                "torch.compile does not work here (is there a C++ compiler?): chains run eagerly",
+                stacklevel=2,
+            )
+            return
         super().compile(**{"fullgraph": True, "dynamic": False, "options": _INDUCTOR} | options)
 
     def step(

@@ -9,6 +9,7 @@ import sys
 import time
 from functools import partial
 from pathlib import Path
+from typing import cast
 
 import torch
 from jsonargparse import ArgumentParser
@@ -25,14 +26,15 @@ from experiments.progress import counted
 from experiments.targets.figures import draw_figures
 from experiments.targets.measure import Cost, Measured, Reference
 from experiments.targets.nuts import nuts_is_installed, run_nuts
-from experiments.targets.options import PAPER, Compare
+from experiments.targets.options import PAPER, Compare, SamplerOptions
 from experiments.targets.table import markdown
-from experiments.targets.tuning import WARM_UP_GRADIENTS, baselines, whitened
+from experiments.targets.tuning import WARM_UP_GRADIENTS, baselines, warmed_up
 from samplers import (
     L2HMC,
     TARGETS,
     Chains,
     Kernel,
+    Preconditioned,
     Target,
     parallel_tempering,
     sample,
@@ -40,12 +42,14 @@ from samplers import (
     train_sampler,
 )
 
-_START_STREAM, _DRAWS_STREAM, _TEMPERING_STREAM, _WHITENING_STREAM = range(4)
+_START_STREAM, _DRAWS_STREAM, _TEMPERING_STREAM = 10, 11, 12
 
 
 def main(arguments: list[str] | None = None) -> None:
     """Compare, as the arguments say; by default those of the command line."""
     given = sys.argv[1:] if arguments is None else arguments
+    # Tensors this small gain nothing from a second thread, and wait for it where cores are busy.
+    torch.set_num_threads(1)
     chosen = option_value(given, "--target")
     for name in PAPER if chosen == "all" else [chosen]:
         options, saved = parse(given, name)
@@ -81,15 +85,13 @@ def compare(options: Compare, saved: str) -> None:
     target = TARGETS[options.target]().float()
     start = target.sample(options.num_chains, seeded_generator("cpu", options.seed, _START_STREAM))
     measure = partial(_measured, target, start, options)
-    kernel, cost = train(target, start, options, folder, whiten=False)
-    lines = [measure("L2HMC", f"ε {float(kernel.step_size):.3g}", kernel, *cost)]
-    if options.whitened:
-        other, cost = train(target, start, options, folder, whiten=True)
-        lines.append(measure("L2HMC, whitened", f"ε {float(other.step_size):.3g}", other, *cost))
+    kernel, cost = train(target, start, options, folder, options.sampler)
+    lines = [measure("L2HMC", _settings(kernel), kernel, *cost)]
+    if options.whitened is not None:
+        other, cost = train(target, start, options, folder, options.whitened)
+        lines.append(measure("L2HMC, whitened", _settings(other), other, *cost))
     leapfrogs = options.sampler.num_leapfrogs
-    for name, tuned in baselines(
-        target, start, leapfrogs, options.step_sizes, options.seed
-    ).items():
+    for name, tuned in baselines(target, start, leapfrogs, options.seed).items():
         lines.append(measure(name, tuned.settings, tuned.kernel, tuned.gradients, tuned.seconds))
     lines += others(target, start, options)
     rows = [
@@ -106,11 +108,11 @@ def compare(options: Compare, saved: str) -> None:
 
 
 def train(
-    target: Target, start: torch.Tensor, options: Compare, folder: Path, whiten: bool
+    target: Target, start: torch.Tensor, options: Compare, folder: Path, sampler: SamplerOptions
 ) -> tuple[Kernel, tuple[int, float]]:
     """Return a trained kernel, and its training's gradients over all chains and seconds."""
     began = time.perf_counter()
-    sampler, training = options.sampler, options.training
+    training, whiten = options.training, sampler is options.whitened
     torch.manual_seed(options.seed)
     kernel: Kernel = L2HMC(
         target.dim,
@@ -121,8 +123,8 @@ def train(
     )
     gradients = 0
     if whiten:
-        generator = seeded_generator("cpu", options.seed, _WHITENING_STREAM)
-        kernel = whitened(target, start, "dense", generator).around(kernel)
+        warm = cast(Preconditioned, warmed_up(target, start, "dense", options.seed))
+        kernel = warm.around(kernel)
         gradients = WARM_UP_GRADIENTS * len(start)
 
     def initial(count: int, generator: torch.Generator) -> torch.Tensor:
@@ -168,6 +170,10 @@ def others(target: Target, start: torch.Tensor, options: Compare) -> list[Measur
         chains, cost, settings = run_nuts(target, start, options.num_steps, options.seed)
         lines.append(reference.measure("NUTS, blackjax", settings, chains, cost))
     return lines
+
+
+def _settings(kernel: Kernel) -> str:
+    return f"ε {float(kernel.step_size.detach()):.3g}, {kernel.num_leapfrogs} leapfrogs"
 
 
 def _measured(

@@ -1,14 +1,14 @@
 """What a sampler's draws are worth on a target whose answers are known."""
 
+import math
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
-from samplers import Chains
-from samplers.densities import Target
-from samplers.diagnostics import RELEASE_CUTOFF, autocorrelation, ess_per_step, summarise
+from samplers import Chains, Target, autocorrelation, ess_per_step, summarise
+from samplers.diagnostics import RELEASE_CUTOFF
 
 _REFERENCE_DRAWS = 200_000
 
@@ -49,6 +49,23 @@ class Reference:
         self.square_mean = squares.mean(dim=0)
         self.square_covariance = squares.T.cov()
 
+    def efficiency(self, draws: Tensor) -> float:
+        r"""Return the smaller effective sample size of one step, of x and of x².
+
+        Of short runs (chain, draw, dim): where chains have not forgotten their start after half
+        the run, with correlation ρ_K left, the sum over lags goes on as a geometric series,
+
+        .. math:: \mathrm{ESS}^{-1} = 1 + 2 \sum_{t \leq K} ρ_t + \frac{2 r ρ_K}{1 - r},
+            \quad r = (ρ_K / ρ_0)^{1 / K}
+
+        since otherwise chains that never move would seem worth 1 / (2K).
+        """
+        moments = (
+            (draws, self.target.mean, self.target.covariance),
+            (draws.square(), self.square_mean, self.square_covariance),
+        )
+        return min(_continued(autocorrelation(*each).mean(dim=0)) for each in moments)
+
     def measure(self, sampler: str, settings: str, chains: Chains, cost: Cost) -> Measured:
         """Return the sampler's line of the table.
 
@@ -88,3 +105,13 @@ class Reference:
             "training_seconds": cost.training_seconds,
         }
         return Measured(row, correlation.mean(dim=0), draws)
+
+
+def _continued(correlation: Tensor) -> float:
+    total = 1 + 2 * float(correlation[1:].sum())
+    first, last, lags = float(correlation[0]), float(correlation[-1]), len(correlation) - 1
+    if last > 0.1:
+        if last >= first:
+            return 0.0
+        total += 2 * last / math.expm1(math.log(first / last) / lags)
+    return 1 / total if total > 0 else math.inf

@@ -48,8 +48,8 @@ class Compare:
         seed: Seed of all randomness.
         sampler: The learned sampler.
         training: How it is trained.
-        whitened: Also train a sampler in the coordinates that a warm-up of HMC has whitened.
-        step_sizes: The grid on which HMC is tuned.
+        whitened: Another learned sampler, in the coordinates that a warm-up of HMC has whitened;
+            none if null.
         temperatures: Of parallel tempering; none leaves it out.
         num_chains: Chains of the comparison, from exact draws.
         num_steps: Steps of each chain.
@@ -62,8 +62,7 @@ class Compare:
     seed: int = 0
     sampler: SamplerOptions = field(default_factory=SamplerOptions)
     training: TrainingSettings = field(default_factory=TrainingSettings)
-    whitened: bool = False
-    step_sizes: list[float] = field(default_factory=lambda: [0.05, 0.1, 0.15, 0.2, 0.5, 1.0, 1.4])
+    whitened: SamplerOptions | None = None
     temperatures: list[float] = field(default_factory=list)
     num_chains: int = 200
     num_steps: int = 2000

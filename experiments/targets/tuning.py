@@ -1,25 +1,21 @@
 """The baselines: Hamiltonian Monte Carlo, tuned as well as a grid can."""
 
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
 from itertools import product
-from typing import NamedTuple, cast
+from typing import NamedTuple
 
-import torch
 from torch import Tensor
 
-from samplers import HMC, Kernel, Mass, Preconditioned, adapt, sample, seeded_generator
-from samplers.densities import Target
-from samplers.diagnostics import autocorrelation, ess_per_step
+from experiments.targets.measure import Reference
+from samplers import HMC, Kernel, Mass, Preconditioned, Target, adapt, sample, seeded_generator
 
-_TUNING_STEPS = 400
+_TUNING_STEPS, _FEWEST_STEPS, _TUNING_GRADIENTS = 400, 60, 2000
 _WARM_UP_STEPS, _WARM_UP_LEAPFROGS = 400, 10
 WARM_UP_GRADIENTS = _WARM_UP_STEPS * _WARM_UP_LEAPFROGS
 _LENGTHS = (1, 2, 5, 10, 20, 50, 100)
+_MULTIPLES = (0.5, 0.7, 1.0, 1.4, 2.0, 2.8, 4.0)
 _TUNING_STREAM, _WARM_UP_STREAM = 0, 1
-
-Build = Callable[[int, float], Kernel]
-"""Builds a kernel of so many leapfrogs and such a step size."""
 
 
 class Tuned(NamedTuple):
@@ -32,73 +28,60 @@ class Tuned(NamedTuple):
     seconds: float
 
 
-def baselines(
-    target: Target, start: Tensor, num_leapfrogs: int, step_sizes: Iterable[float], seed: int
-) -> dict[str, Tuned]:
+def baselines(target: Target, start: Tensor, num_leapfrogs: int, seed: int) -> dict[str, Tuned]:
     """Return HMC in five tunings.
 
     Arguments:
         target: What they sample from.
         start: Exact draws, (chain, D).
         num_leapfrogs: The learned sampler's, to which the paper held HMC.
-        step_sizes: The grid for plain HMC.
         seed: Of the tuning runs.
     """
-    grid = list(step_sizes)
+    plain, *preconditioned = (
+        warmed_up(target, start, mass, seed) for mass in ("unit", "diagonal", "dense")
+    )
     found = {
-        "HMC, same leapfrogs": tune(target, start, HMC, [num_leapfrogs], grid, seed),
-        "HMC, tuned": tune(target, start, HMC, _LENGTHS, grid, seed),
-        "MALA, tuned": tune(target, start, HMC, [1], grid, seed),
+        "HMC, same leapfrogs": tune(target, start, plain, [num_leapfrogs], seed),
+        "HMC, tuned": tune(target, start, plain, _LENGTHS, seed),
+        "MALA, tuned": tune(target, start, plain, [1], seed),
     }
-    for mass in ("diagonal", "dense"):
-        found[f"HMC, {mass} mass, tuned"] = _preconditioned(target, start, mass, seed)
+    for mass, kernel in zip(("diagonal", "dense"), preconditioned, strict=True):
+        found[f"HMC, {mass} mass, tuned"] = tune(target, start, kernel, _LENGTHS, seed)
     return found
 
 
-def tune(
-    target: Target,
-    start: Tensor,
-    build: Build,
-    lengths: Iterable[int],
-    step_sizes: Iterable[float],
-    seed: int,
-) -> Tuned:
-    """Return the kernel with the largest effective sample size per gradient on a grid."""
-    began, gradients = time.perf_counter(), 0
-    best, best_value = None, -1.0
-    for length, step_size in product(lengths, step_sizes):
-        kernel = build(length, step_size)
+def warmed_up(target: Target, start: Tensor, mass: Mass, seed: int) -> Kernel:
+    """Return HMC after a warm-up that takes ``WARM_UP_GRADIENTS`` of each chain."""
+    generator = seeded_generator(start.device, seed, _WARM_UP_STREAM)
+    kernel = HMC(_WARM_UP_LEAPFROGS)
+    return adapt(kernel, target, start, _WARM_UP_STEPS, mass=mass, generator=generator).kernel
+
+
+def tune(target: Target, start: Tensor, warm: Kernel, lengths: Iterable[int], seed: int) -> Tuned:
+    """Return the kernel on a grid whose smaller effective sample size per gradient is largest.
+
+    The smaller one of x and of x²: chains that step from side to side, as HMC of half a period
+    does on a Gaussian, look perfect in x and do not mix at all. The grid is of lengths, and of
+    step sizes around that of the warm-up, in the warm-up's coordinates.
+    """
+    began, reference = time.perf_counter(), Reference(target)
+    gradients = WARM_UP_GRADIENTS * len(start)
+    best, best_value = None, 0.0
+    for length, multiple in product(lengths, _MULTIPLES):
+        # A chain's run on the grid: as many gradients for each length, within bounds.
+        steps = min(_TUNING_STEPS, max(_FEWEST_STEPS, _TUNING_GRADIENTS // length))
+        step_size = multiple * float(warm.step_size)
+        moving: Kernel = HMC(length, step_size)
+        if isinstance(warm, Preconditioned):
+            moving = warm.around(moving)
         generator = seeded_generator(start.device, seed, _TUNING_STREAM)
-        draws = sample(kernel, target, start, _TUNING_STEPS, generator=generator).draws
-        gradients += _TUNING_STEPS * length * len(start)
-        value = ess_per_step(autocorrelation(draws, target.mean, target.covariance)).value / length
+        draws = sample(moving, target, start, steps, generator=generator).draws
+        gradients += steps * length * len(start)
+        value = reference.efficiency(draws) / length
         if value > best_value:
-            best, best_value = (kernel, length, step_size), value
+            best, best_value = (moving, length, step_size), value
     if best is None:
         raise ValueError("no step size of the grid moves the chains")
     kernel, length, step_size = best
     settings = f"ε {step_size:.3g}, {length} leapfrog{'s' if length > 1 else ''}"
     return Tuned(kernel, settings, gradients, time.perf_counter() - began)
-
-
-def whitened(
-    target: Target, start: Tensor, mass: Mass, generator: torch.Generator
-) -> Preconditioned:
-    """Return HMC in the coordinates that a warm-up of ``WARM_UP_GRADIENTS`` a chain has found."""
-    kernel = HMC(_WARM_UP_LEAPFROGS)
-    adapted = adapt(kernel, target, start, _WARM_UP_STEPS, mass=mass, generator=generator)
-    return cast(Preconditioned, adapted.kernel)
-
-
-def _preconditioned(target: Target, start: Tensor, mass: Mass, seed: int) -> Tuned:
-    """Tune HMC in the coordinates that a warm-up has found."""
-    began = time.perf_counter()
-    generator = seeded_generator(start.device, seed, _WARM_UP_STREAM)
-    adapted = whitened(target, start, mass, generator)
-
-    def build(length: int, step_size: float) -> Kernel:
-        return adapted.around(HMC(length, step_size))
-
-    tuned = tune(target, start, build, _LENGTHS[:5], torch.linspace(0.2, 2.0, 10).tolist(), seed)
-    gradients = tuned.gradients + WARM_UP_GRADIENTS * len(start)
-    return tuned._replace(gradients=gradients, seconds=time.perf_counter() - began)
