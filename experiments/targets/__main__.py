@@ -28,7 +28,7 @@ from experiments.targets.measure import Cost, Measured, Reference
 from experiments.targets.nuts import nuts_is_installed, run_nuts
 from experiments.targets.options import PAPER, Compare, SamplerOptions
 from experiments.targets.table import markdown
-from experiments.targets.tuning import WARM_UP_GRADIENTS, baselines, warmed_up
+from experiments.targets.tuning import baselines, warm_up_gradients, warmed_up
 from samplers import (
     L2HMC,
     TARGETS,
@@ -91,7 +91,7 @@ def compare(options: Compare, saved: str) -> None:
         other, cost = train(target, start, options, folder, options.whitened)
         lines.append(measure("L2HMC, whitened", _settings(other), other, *cost))
     leapfrogs = options.sampler.num_leapfrogs
-    for name, tuned in baselines(target, start, leapfrogs, options.seed).items():
+    for name, tuned in baselines(target, start, leapfrogs, options.num_steps, options.seed).items():
         lines.append(measure(name, tuned.settings, tuned.kernel, tuned.gradients, tuned.seconds))
     lines += others(target, start, options)
     rows = [
@@ -123,9 +123,11 @@ def train(
     )
     gradients = 0
     if whiten:
-        warm = cast(Preconditioned, warmed_up(target, start, "dense", options.seed))
+        warm = cast(
+            Preconditioned, warmed_up(target, start, "dense", options.num_steps, options.seed)
+        )
         kernel = warm.around(kernel)
-        gradients = WARM_UP_GRADIENTS * len(start)
+        gradients = warm_up_gradients(options.num_steps) * len(start)
 
     def initial(count: int, generator: torch.Generator) -> torch.Tensor:
         return sampler.initial_scale * torch.randn(count, target.dim, generator=generator)

@@ -19,6 +19,9 @@ TargetName = Literal[
 PAPER = ("icg", "scg", "mog", "rough_well")
 """The targets of the paper's table."""
 
+_FEWEST_STEPS = 132
+"""So that the shortest of the tuning runs has four draws."""
+
 
 @dataclass(frozen=True, kw_only=True)
 class SamplerOptions:
@@ -69,3 +72,16 @@ class Compare:
     output: str | None = None
     resume: str | None = None
     quiet: bool = False
+
+    def __post_init__(self) -> None:
+        """Check the numbers.
+
+        Raises:
+            ValueError: A number is out of range.
+        """
+        if self.num_steps < _FEWEST_STEPS:
+            raise ValueError(f"num_steps must be at least {_FEWEST_STEPS}, got {self.num_steps}")
+        if self.num_chains < 2:
+            raise ValueError(f"num_chains must be at least 2, got {self.num_chains}")
+        if self.seed < 0:
+            raise ValueError(f"seed must not be negative, got {self.seed}")

@@ -10,9 +10,7 @@ from torch import Tensor
 from experiments.targets.measure import Reference
 from samplers import HMC, Kernel, Mass, Preconditioned, Target, adapt, sample, seeded_generator
 
-_TUNING_STEPS, _FEWEST_STEPS, _TUNING_GRADIENTS = 400, 60, 2000
-_WARM_UP_STEPS, _WARM_UP_LEAPFROGS = 400, 10
-WARM_UP_GRADIENTS = _WARM_UP_STEPS * _WARM_UP_LEAPFROGS
+_WARM_UP_LEAPFROGS = 10
 _LENGTHS = (1, 2, 5, 10, 20, 50, 100)
 _MULTIPLES = (0.5, 0.7, 1.0, 1.4, 2.0, 2.8, 4.0)
 _TUNING_STREAM, _WARM_UP_STREAM = 0, 1
@@ -28,36 +26,51 @@ class Tuned(NamedTuple):
     seconds: float
 
 
-def baselines(target: Target, start: Tensor, num_leapfrogs: int, seed: int) -> dict[str, Tuned]:
+def baselines(
+    target: Target, start: Tensor, num_leapfrogs: int, num_steps: int, seed: int
+) -> dict[str, Tuned]:
     """Return HMC in five tunings.
 
     Arguments:
         target: What they sample from.
         start: Exact draws, (chain, D).
         num_leapfrogs: The learned sampler's, to which the paper held HMC.
+        num_steps: Of the comparison, which sets that of the tuning runs.
         seed: Of the tuning runs.
     """
     plain, *preconditioned = (
-        warmed_up(target, start, mass, seed) for mass in ("unit", "diagonal", "dense")
+        warmed_up(target, start, mass, num_steps, seed) for mass in ("unit", "diagonal", "dense")
     )
     found = {
-        "HMC, same leapfrogs": tune(target, start, plain, [num_leapfrogs], seed),
-        "HMC, tuned": tune(target, start, plain, _LENGTHS, seed),
-        "MALA, tuned": tune(target, start, plain, [1], seed),
+        "HMC, same leapfrogs": tune(target, start, plain, [num_leapfrogs], num_steps, seed),
+        "HMC, tuned": tune(target, start, plain, _LENGTHS, num_steps, seed),
+        "MALA, tuned": tune(target, start, plain, [1], num_steps, seed),
     }
     for mass, kernel in zip(("diagonal", "dense"), preconditioned, strict=True):
-        found[f"HMC, {mass} mass, tuned"] = tune(target, start, kernel, _LENGTHS, seed)
+        found[f"HMC, {mass} mass, tuned"] = tune(target, start, kernel, _LENGTHS, num_steps, seed)
     return found
 
 
-def warmed_up(target: Target, start: Tensor, mass: Mass, seed: int) -> Kernel:
-    """Return HMC after a warm-up that takes ``WARM_UP_GRADIENTS`` of each chain."""
+def warmed_up(target: Target, start: Tensor, mass: Mass, num_steps: int, seed: int) -> Kernel:
+    """Return HMC after a warm-up, a fifth as long as the comparison."""
     generator = seeded_generator(start.device, seed, _WARM_UP_STREAM)
     kernel = HMC(_WARM_UP_LEAPFROGS)
-    return adapt(kernel, target, start, _WARM_UP_STEPS, mass=mass, generator=generator).kernel
+    return adapt(kernel, target, start, num_steps // 5, mass=mass, generator=generator).kernel
 
 
-def tune(target: Target, start: Tensor, warm: Kernel, lengths: Iterable[int], seed: int) -> Tuned:
+def warm_up_gradients(num_steps: int) -> int:
+    """Return the gradients that :func:`warmed_up` takes of each chain."""
+    return num_steps // 5 * _WARM_UP_LEAPFROGS
+
+
+def tune(
+    target: Target,
+    start: Tensor,
+    warm: Kernel,
+    lengths: Iterable[int],
+    num_steps: int,
+    seed: int,
+) -> Tuned:
     """Return the kernel on a grid whose smaller effective sample size per gradient is largest.
 
     The smaller one of x and of x²: chains that step from side to side, as HMC of half a period
@@ -65,11 +78,11 @@ def tune(target: Target, start: Tensor, warm: Kernel, lengths: Iterable[int], se
     step sizes around that of the warm-up, in the warm-up's coordinates.
     """
     began, reference = time.perf_counter(), Reference(target)
-    gradients = WARM_UP_GRADIENTS * len(start)
+    gradients = warm_up_gradients(num_steps) * len(start)
     best, best_value = None, 0.0
     for length, multiple in product(lengths, _MULTIPLES):
-        # A chain's run on the grid: as many gradients for each length, within bounds.
-        steps = min(_TUNING_STEPS, max(_FEWEST_STEPS, _TUNING_GRADIENTS // length))
+        # As many gradients for each length, within bounds.
+        steps = min(num_steps // 5, max(num_steps // 33, num_steps // length))
         step_size = multiple * float(warm.step_size)
         moving: Kernel = HMC(length, step_size)
         if isinstance(warm, Preconditioned):

@@ -1,0 +1,132 @@
+"""The comparison of samplers on targets with known answers."""
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+
+import experiments.targets.__main__ as command
+from experiments.command import run_command
+from experiments.targets import table
+from experiments.targets.measure import Cost, Reference
+from samplers import TARGETS, Chains, seeded_generator
+
+SMALL = [
+    "--training.num_iterations=12",
+    "--training.num_chains=10",
+    "--num_chains=10",
+    "--num_steps=132",
+    "--quiet=true",
+]
+
+
+@pytest.fixture(autouse=True)
+def without_nuts(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The extra ``bench`` may be installed; its compiler would take most of the time."""
+    monkeypatch.setattr(command, "nuts_is_installed", lambda: False)
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("targets") / "run"
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(command, "nuts_is_installed", lambda: False)
+        command.main(
+            [
+                "--target=mog",
+                *SMALL,
+                "--temperatures=[1, 3, 9]",
+                "--whitened.num_leapfrogs=2",
+                f"--output={folder}",
+            ]
+        )
+    return folder
+
+
+def test_a_run_leaves_a_row_for_each_sampler_and_its_pictures(run: Path) -> None:
+    rows = json.loads((run / "results.json").read_text())
+    assert [row["sampler"] for row in rows] == [
+        "L2HMC",
+        "L2HMC, whitened",
+        "HMC, same leapfrogs",
+        "HMC, tuned",
+        "MALA, tuned",
+        "HMC, diagonal mass, tuned",
+        "HMC, dense mass, tuned",
+        "Parallel tempering",
+    ]
+    for row in rows:
+        assert row["target"] == "mog"
+        assert row["seed"] == 0
+        assert row["ess_per_gradient"] == row["ess"] / row["gradients_per_step"]
+        assert row["seconds"] > 0
+    # Persistent and fresh chains, and the first gradient of each iteration.
+    assert rows[0]["training_gradients"] == 12 * 11 * 20
+    assert rows[-1]["gradients_per_step"] == 30
+    for picture in ("autocorrelation", "chains", "learned"):
+        assert (run / f"{picture}.png").stat().st_size < 300_000
+    assert (run / "table.md").read_text().count("\n") == len(rows) + 2
+
+
+def test_a_run_that_is_resumed_gives_the_same_figures(run: Path, tmp_path: Path) -> None:
+    before = json.loads((run / "results.json").read_text())
+    command.main(["--resume", str(run)])
+    after = json.loads((run / "results.json").read_text())
+    for first, second in zip(before, after, strict=True):
+        assert first["ess"] == second["ess"] or first["ess"] != first["ess"]
+        assert first["acceptance"] == second["acceptance"]
+
+
+def test_the_table_of_all_runs(run: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    table.main(["--runs", str(run.parent)])
+    assert capsys.readouterr().out == (run / "table.md").read_text()
+
+
+def test_tuning_sees_through_chains_that_step_from_side_to_side() -> None:
+    target = TARGETS["scg"]().float()
+    start = target.sample(100, seeded_generator("cpu", 0))
+    reference = Reference(target)
+    sides = torch.stack([start if step % 2 else -start for step in range(200)], dim=1)
+    assert reference.efficiency(sides) < 1e-2
+    still = start[:, None].expand(-1, 200, -1)
+    assert reference.efficiency(still) == 0
+    independent = target.sample(20_000, seeded_generator("cpu", 1)).view(100, 200, 2)
+    # 100 chains with one wide axis: five standard errors of √(2 / 100) each.
+    assert reference.efficiency(independent) == pytest.approx(1, abs=5 * (2 / 100) ** 0.5)
+
+
+def test_independent_draws_are_worth_one_each() -> None:
+    target = TARGETS["rough_well"]().float()
+    draws = target.sample(100_000, seeded_generator("cpu", 0)).view(100, 1000, 2)
+    ones = torch.ones(100, 1000)
+    chains = Chains(draws, ones, ones, ones > 2)
+    row = Reference(target).measure("exact", "", chains, Cost(4.0, 2.0)).row
+    # The value's own standard error, and for x² √(2 / (chains · coordinates)).
+    assert abs(row["ess"] - 1) < 5 * row["ess_standard_error"] < 1
+    assert row["ess_squares"] == pytest.approx(1, abs=5 * (2 / 200) ** 0.5)
+    assert row["min_coordinate_ess"] == pytest.approx(1, abs=0.1)
+    assert row["ess_per_second"] == pytest.approx(row["ess"] * 100_000 / 2)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "culprit"),
+    [
+        (["--target=mobius"], "mobius"),
+        (["--target=scg", "--training.num_chains=0"], "num_chains must be at least 1"),
+        (["--target=scg", "--training.jump_scale=-1"], "jump_scale must be positive"),
+        (["--target=scg", "--sampler.num_leapfrogs=0"], "num_leapfrogs must be at least 1"),
+        (["--target=scg", "--num_steps=3"], "num_steps must be at least"),
+        (["--target=scg", "--colour=red"], "colour"),
+        (["--resume=nowhere"], "nowhere"),
+    ],
+)
+def test_bad_input_is_one_line(
+    arguments: list[str], culprit: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(SystemExit) as ended:
+        run_command(lambda: command.main(arguments))
+    assert culprit in str(ended.value.code)
+    assert "\n" not in str(ended.value.code)
+    assert not list(tmp_path.rglob("*.json"))
