@@ -1,0 +1,1 @@
+"""Timed comparisons with peers and with what the matrix products alone take."""

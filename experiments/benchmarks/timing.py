@@ -1,0 +1,73 @@
+"""Timing of contenders that take turns, so that a noisy machine is as noisy to each."""
+
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from statistics import median, quantiles
+from typing import Any
+
+import torch
+
+
+@dataclass(frozen=True)
+class Workload:
+    """Contenders that do the same work.
+
+    Args:
+        title: What the work is.
+        reference: The contender that the others are compared with.
+        contenders: Each does the work once.
+        repeats: Turns of each.
+        checks: What was found equal beforehand, and to what error.
+    """
+
+    title: str
+    reference: str
+    contenders: dict[str, Callable[[], object]]
+    repeats: int
+    checks: dict[str, float]
+
+
+def run(workload: Workload) -> dict[str, Any]:
+    """Time the contenders in turns; return medians, quartiles and ratios to the reference."""
+    seconds: dict[str, list[float]] = {name: [] for name in workload.contenders}
+    for work in workload.contenders.values():
+        work()
+    for _ in range(workload.repeats):
+        for name, work in workload.contenders.items():
+            began = time.perf_counter()
+            work()
+            if torch.cuda.is_available():
+                torch.cuda.synchronize()
+            seconds[name].append(time.perf_counter() - began)
+    reference = median(seconds[workload.reference])
+    rows = []
+    for name, times in seconds.items():
+        low, _, high = quantiles(times, n=4)
+        rows.append(
+            {
+                "contender": name,
+                "speed_ratio": reference / median(times),
+                "median_seconds": median(times),
+                "quartiles_seconds": [low, high],
+            }
+        )
+    return {
+        "title": workload.title,
+        "reference": workload.reference,
+        "repeats": workload.repeats,
+        "checks": workload.checks,
+        "rows": rows,
+    }
+
+
+def agree(what: str, first: torch.Tensor, second: torch.Tensor, bound: float) -> dict[str, float]:
+    """Return the largest difference in units of the largest value.
+
+    Raises:
+        RuntimeError: It is beyond the bound: the contenders do not do the same work.
+    """
+    difference = float((first - second).abs().max() / second.abs().max())
+    if not difference <= bound:
+        raise RuntimeError(f"{what} differs by {difference:.2g} between contenders")
+    return {what: difference}
