@@ -1,3 +1,4 @@
+import warnings
 from collections.abc import Callable
 from typing import Any
 
@@ -6,7 +7,7 @@ import torch
 from torch import Tensor, nn
 from torch.distributions import MultivariateNormal
 
-from dglm import AISResult, AISSettings, GenerativeModel, estimate_log_likelihood
+from dglm import AISResult, AISSettings, Decoder, GenerativeModel, estimate_log_likelihood
 from dglm.ais import gather, join
 from dglm.annealing import Annealed, anneal
 from samplers import HMC, seeded_generator
@@ -317,3 +318,14 @@ def test_one_chain_has_no_standard_error(model: GenerativeModel, images: Tensor)
     result = estimate_log_likelihood(model, images, 1, 1, 1)
     assert result.log_likelihood.isfinite().all()
     assert result.standard_error.isnan().all()
+
+
+def test_a_compiled_transition_gives_the_same_weights() -> None:
+    model = GenerativeModel(Decoder(2, 8, [5]), 2)
+    images, _ = model.sample(3, seeded_generator("cpu", 0))
+    options = {"num_chains": 4, "num_temperatures": 6, "num_leapfrogs": 2}
+    eager = estimate_log_likelihood(model, images, **options)
+    with warnings.catch_warnings():  # where there is no compiler, the estimate is the eager one
+        warnings.filterwarnings("ignore", "torch.compile does not work here")
+        compiled = estimate_log_likelihood(model, images, **options, compile=True)
+    torch.testing.assert_close(compiled.log_weights, eager.log_weights, rtol=1e-9, atol=1e-9)

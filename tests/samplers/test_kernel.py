@@ -353,3 +353,18 @@ def test_chains_never_leave_the_support(build: Build) -> None:
         assert state.energy.isfinite().all()
         flagged += int(info.diverging.sum())
     assert 0 < flagged < 800
+
+
+def test_without_a_compiler_a_kernel_stays_as_it_is(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("samplers.kernel.compiler_works", lambda device: False)
+    kernel, energy = HMC(2), standard_normal_energy
+    state = kernel.init(torch.zeros(3, 2), energy)
+    noise = kernel.noise(state, seeded_generator("cpu", 0))
+    before, _ = kernel(state, energy, [noise])
+    with pytest.warns(UserWarning, match="run eagerly"):
+        kernel.compile()
+    assert torch.equal(kernel(state, energy, [noise])[0].position, before.position)
+
+
+def standard_normal_energy(x: Tensor) -> Tensor:
+    return 0.5 * x.square().sum(dim=-1)
