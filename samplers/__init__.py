@@ -3,7 +3,14 @@
 from samplers.adaptation import Adapted, DualAveraging, Mass, adapt, track_acceptance
 from samplers.chains import Chains, Snapshot, sample, sample_chunks
 from samplers.densities import Gaussian, GaussianMixture, Target
-from samplers.diagnostics import ESSPerStep, Summary, autocorrelation, ess_per_step, summarise
+from samplers.diagnostics import (
+    RELEASE_CUTOFF,
+    ESSPerStep,
+    Summary,
+    autocorrelation,
+    ess_per_step,
+    summarise,
+)
 from samplers.energy import Energy, EnergyWithGradient, State, evaluate, leaf
 from samplers.exactness import RoundTrip, round_trip
 from samplers.hmc import HMC
@@ -27,6 +34,7 @@ from samplers.training import TrainingHistory, TrainingSettings, train_sampler
 __all__ = [
     "HMC",
     "L2HMC",
+    "RELEASE_CUTOFF",
     "TARGETS",
     "Adapted",
     "Banana",

@@ -7,8 +7,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from samplers import Chains, Target, autocorrelation, ess_per_step, summarise
-from samplers.diagnostics import RELEASE_CUTOFF
+from samplers import RELEASE_CUTOFF, Chains, Target, autocorrelation, ess_per_step, summarise
 
 _REFERENCE_DRAWS = 200_000
 
