@@ -17,6 +17,7 @@ from rich.console import Console
 
 from experiments.command import (
     ConfigFile,
+    Stopped,
     create_run,
     option_value,
     resumed_arguments,
@@ -76,13 +77,34 @@ def parse(arguments: list[str], target: str | None) -> tuple[Compare, str]:
 
 
 def compare(options: Compare, saved: str) -> None:
-    """Train, measure every sampler, write the table and the pictures."""
+    """Train, measure every sampler, write the table and the pictures.
+
+    Raises:
+        Stopped: By a signal; training goes on from its last checkpoint.
+    """
     if options.resume is None:
         folder = create_run(options.output, f"targets/{options.target}")
         (folder / "config.yaml").write_text(saved)
     else:
         folder = Path(options.resume)
     target = TARGETS[options.target]().float()
+    try:
+        kernel, lines = measure_all(target, options, folder)
+    except Stopped as stopped:
+        stopped.hint = f"go on with python -m experiments.targets --resume {folder}"
+        raise
+    rows = [{**line.row, "target": options.target, "seed": options.seed} for line in lines]
+    (folder / "results.json").write_text(json.dumps(rows, indent=2) + "\n")
+    (folder / "table.md").write_text(markdown(rows))
+    draw_figures(folder, target, kernel, lines)
+    console = Console()
+    console.print(markdown(rows), highlight=False, soft_wrap=True)
+    for path in sorted(folder.iterdir()):
+        console.print(f"  {path}", highlight=False, soft_wrap=True)
+
+
+def measure_all(target: Target, options: Compare, folder: Path) -> tuple[Kernel, list[Measured]]:
+    """Return the learned kernel, and the lines of all samplers."""
     start = target.sample(options.num_chains, seeded_generator("cpu", options.seed, _START_STREAM))
     measure = partial(_measured, target, start, options)
     kernel, cost = train(target, start, options, folder, options.sampler)
@@ -93,18 +115,7 @@ def compare(options: Compare, saved: str) -> None:
     leapfrogs = options.sampler.num_leapfrogs
     for name, tuned in baselines(target, start, leapfrogs, options.num_steps, options.seed).items():
         lines.append(measure(name, tuned.settings, tuned.kernel, tuned.gradients, tuned.seconds))
-    lines += others(target, start, options)
-    rows = [
-        {**line.row, "target": options.target, "seed": options.seed, "machine": "CPU"}
-        for line in lines
-    ]
-    (folder / "results.json").write_text(json.dumps(rows, indent=2) + "\n")
-    (folder / "table.md").write_text(markdown(rows))
-    draw_figures(folder, target, kernel, lines)
-    console = Console()
-    console.print(markdown(rows), highlight=False, soft_wrap=True)
-    for path in sorted(folder.iterdir()):
-        console.print(f"  {path}", highlight=False, soft_wrap=True)
+    return kernel, lines + others(target, start, options)
 
 
 def train(
