@@ -105,7 +105,7 @@ def _gradient_factors(axes: Axes, target: Target, kernel: L2HMC) -> None:
     axes.axvline(1, color="0.6", linewidth=0.8)
     axes.set(xlabel="factor on the gradient, exp(ε Q)", ylabel="density")
     axes.legend(fontsize=8)
-    axes.set_title("Below 1: the noise in the energy is ignored", fontsize=10)
+    axes.set_title("1: the gradient as it is; below, damped; above, amplified", fontsize=10)
 
 
 def _crossing_energies(axes: Axes, target: GaussianMixture, kernel: L2HMC) -> None:
