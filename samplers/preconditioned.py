@@ -20,7 +20,8 @@ class Preconditioned(Kernel):
         factor: L: standard deviations (D,), or a lower triangular matrix (D, D).
 
     Raises:
-        ValueError: The shapes do not fit, or a diagonal element of L is not positive.
+        ValueError: The shapes do not fit, L is not lower triangular, or one of its diagonal
+            elements is not positive.
 
     References:
         MCMC using Hamiltonian dynamics (Neal, 2011), Section 4.1.
@@ -39,6 +40,10 @@ class Preconditioned(Kernel):
         diagonal = factor if factor.dim() == 1 else factor.diagonal()
         if not (diagonal > 0).all():
             raise ValueError("the diagonal of the factor must be positive")
+        if factor.dim() == 2 and not torch.equal(factor, factor.tril()):
+            raise ValueError(
+                "the factor must be lower triangular: torch.linalg.cholesky(covariance)"
+            )
         self.kernel = kernel
         self.num_leapfrogs = kernel.num_leapfrogs
         self.register_buffer("location", location.clone())

@@ -39,12 +39,15 @@ def parallel_tempering(
         generator: Of the noise; without one, seed 0.
 
     Raises:
-        ValueError: The temperatures do not increase from 1.
+        ValueError: The temperatures do not increase from 1, or there are no draws to make.
 
     References:
         Markov chain Monte Carlo maximum likelihood (Geyer, 1991).
     """
-    if temperatures[0] != 1 or not (temperatures.diff() > 0).all():
+    if num_draws < 1:
+        raise ValueError(f"num_draws must be at least 1, got {num_draws}")
+    ladder = temperatures.dim() == 1 and bool(temperatures.isfinite().all())
+    if not (ladder and temperatures[:1].eq(1).any() and (temperatures.diff() > 0).all()):
         raise ValueError(f"temperatures must increase from 1, got {temperatures.tolist()}")
     generator = generator or seeded_generator(position.device, 0)
     count, chains = len(temperatures), len(position)
@@ -87,7 +90,7 @@ def _exchange(energy: Tensor, inverse: Tensor, first: int, generator: torch.Gene
     """Return which replica's position each replica gets, (K, B)."""
     count, chains = energy.shape
     order = torch.arange(count, device=energy.device)[:, None].repeat(1, chains)
-    lower = torch.arange(first, count - 1, 2, device=energy.device)
+    lower = torch.arange(count - 1, device=energy.device)[first::2]
     log_ratio = (inverse[lower] - inverse[lower + 1])[:, None] * (energy[lower] - energy[lower + 1])
     uniform = torch.rand(
         log_ratio.shape, generator=generator, dtype=energy.dtype, device=energy.device

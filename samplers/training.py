@@ -67,8 +67,12 @@ class TrainingSettings:
             if not getattr(self, name) > 0:
                 raise ValueError(f"{name} must be positive, got {getattr(self, name)}")
         for name in ("initial_weight", "annealing_iterations", "seed"):
-            if getattr(self, name) < 0:
+            if not getattr(self, name) >= 0:
                 raise ValueError(f"{name} must not be negative, got {getattr(self, name)}")
+        if self.metric not in ("plain", "deviation", "covariance"):
+            raise ValueError(
+                f"metric must be 'plain', 'deviation' or 'covariance', got {self.metric!r}"
+            )
 
     def temperature(self, iteration: int) -> float:
         """Return T at an iteration: T₀^(1 - i/n) for i < n, then 1."""
@@ -122,7 +126,8 @@ def train_sampler(
         progress: Called with the iterations done since the last call.
 
     Raises:
-        ValueError: The checkpoint is of a training with other settings.
+        ValueError: The checkpoint is of a training with other settings, the kernel has no
+            parameters, or there are too few chains for the metric.
 
     References:
         Generalizing Hamiltonian Monte Carlo with Neural Networks (Levy, Hoffman and
@@ -150,12 +155,21 @@ class _Training:
     ) -> None:
         self.kernel, self.initial, self.settings = kernel, initial, settings
         self.energy = _TemperedEnergy(energy)
+        if not list(kernel.parameters()):
+            raise ValueError(f"{type(kernel).__name__} has no parameters to train: use adapt")
         self.optimizer = torch.optim.Adam(kernel.parameters(), lr=settings.learning_rate)
         self.history: list[Tensor] = []
         parameter = next(kernel.parameters())
         self.device = parameter.device
         generator = seeded_generator(self.device, settings.seed, _START_STREAM)
         self.position = initial(settings.num_chains, generator).to(parameter)
+        dim = self.position.shape[1]
+        enough = {"plain": 1, "deviation": 2, "covariance": dim + 1}[settings.metric]
+        if settings.num_chains < enough:
+            raise ValueError(
+                f"the metric {settings.metric!r} in {dim} dimensions needs at least {enough} "
+                f"chains, got {settings.num_chains}"
+            )
         self.moments = Moments.of(self.position)
 
     def iterate(self) -> None:

@@ -1,0 +1,114 @@
+import pytest
+import torch
+from torch import Tensor
+
+from samplers import (
+    HMC,
+    Energy,
+    GaussianMixture,
+    parallel_tempering,
+    sample,
+    seeded_generator,
+    summarise,
+)
+from samplers.tempering import _exchange
+
+MIXTURE = GaussianMixture([[-2.5, 0.0], [2.5, 0.5]], [0.2, 0.1], [0.3, 0.7])
+LADDER = torch.tensor([1.0, 4.0, 16.0], dtype=torch.float64)
+
+
+def assert_within_five_errors(values: Tensor, expected: Tensor) -> None:
+    """Values of independent chains, (chain, draw, …), each worth enough draws."""
+    per_chain = values.mean(dim=1)
+    error = per_chain.std(dim=0) / len(per_chain) ** 0.5
+    assert ((per_chain.mean(dim=0) - expected).abs() < 5 * error).all()
+
+
+@pytest.mark.parametrize("mode", [0, 1])
+def test_weights_and_moments_of_modes_that_one_chain_never_leaves(mode: int) -> None:
+    start = MIXTURE.centres[mode].expand(200, 2)
+    alone = sample(HMC(5, 0.2), MIXTURE, start, 100).draws[..., 0]
+    assert (alone.sign() == start[0, 0].sign()).all()
+
+    chains = parallel_tempering(MIXTURE, start, 800, LADDER, num_leapfrogs=5, step_size=0.3)
+    draws = chains.draws[:, 200:]
+    assert (summarise(draws).ess_bulk > 1000).all()
+    weight = MIXTURE.responsibilities(draws.flatten(0, 1))[:, 0].view(draws.shape[:2])
+    assert_within_five_errors(weight, torch.tensor(0.3))
+    assert_within_five_errors(draws, MIXTURE.mean)
+    centred = draws - MIXTURE.mean
+    assert_within_five_errors(centred[..., :, None] * centred[..., None, :], MIXTURE.covariance)
+
+
+def test_one_temperature_is_hmc_on_a_skewed_target(energy: Energy) -> None:
+    start = torch.randn(4, 3)
+    options: dict = {"num_leapfrogs": 3, "step_size": 0.5}
+    found = parallel_tempering(
+        energy, start, 20, torch.ones(1), generator=seeded_generator("cpu", 1), **options
+    )
+    kernel, generator = HMC(**options), seeded_generator("cpu", 1)
+    state = kernel.init(start, energy)
+    for draw in range(20):
+        state, info = kernel.step(state, energy, kernel.noise(state, generator))
+        torch.rand(0, 4, generator=generator)
+        torch.testing.assert_close(found.draws[:, draw], state.position)
+        torch.testing.assert_close(found.acceptance[:, draw], info.acceptance)
+
+
+def test_energies_are_those_of_the_draws(energy: Energy) -> None:
+    assert callable(energy)
+    chains = parallel_tempering(energy, torch.zeros(6, 3), 30, LADDER, step_size=0.2)
+    assert chains.draws.shape == (6, 30, 3)
+    assert chains.diverging.shape == chains.energy.shape == chains.acceptance.shape == (6, 30)
+    expected = energy(chains.draws.flatten(0, 1)).view(6, 30)
+    torch.testing.assert_close(chains.energy, expected)
+
+
+def test_chains_never_mix() -> None:
+    """Chains in wells a thousand apart: a position of another chain would be seen at once."""
+    wells = 1000.0 * torch.arange(8.0)[:, None]
+
+    def periodic(position: Tensor) -> Tensor:
+        return 0.5 * (position - 1000 * (position / 1000).round()).square().sum(dim=-1)
+
+    chains = parallel_tempering(periodic, wells, 100, LADDER, step_size=0.3)
+    assert (chains.draws - wells[:, None]).abs().max() < 100
+    # The cold replica does take positions over: a jump that its own dynamics did not make.
+    assert (chains.draws.diff(dim=1) != 0).any(dim=1).all()
+
+
+def test_exchange_swaps_neighbours_of_one_chain_with_the_probability_of_the_ratio() -> None:
+    inverse, count = torch.tensor([1.0, 0.5, 0.25]), 100_000
+    energy = torch.tensor([1.0, 0.0, 0.5])[:, None].expand(3, count)
+    for first, (low, other), log_ratio in ((0, (0, 1), 0.5), (1, (1, 2), -0.125)):
+        order = _exchange(energy, inverse, first, seeded_generator("cpu", 0))
+        assert torch.equal(order.sort(dim=0).values, torch.arange(3)[:, None].expand(3, count))
+        swapped = order[low] == other
+        assert torch.equal(order[other] == low, swapped)
+        probability = min(1.0, torch.tensor(log_ratio).exp().item())
+        error = (probability * (1 - probability) / count) ** 0.5
+        assert abs(swapped.double().mean().item() - probability) <= 5 * error
+
+
+def test_draws_are_a_function_of_the_generator() -> None:
+    def draws(seed: int | None) -> Tensor:
+        generator = None if seed is None else seeded_generator("cpu", seed)
+        return parallel_tempering(MIXTURE, torch.zeros(3, 2), 5, LADDER, generator=generator).draws
+
+    assert torch.equal(draws(None), draws(0))
+    assert not torch.equal(draws(0), draws(1))
+
+
+@pytest.mark.parametrize(
+    "temperatures",
+    [[2.0, 4.0], [1.0, 1.0], [1.0, 3.0, 2.0], [1.0, torch.nan], [1.0, torch.inf], [], [[1.0, 2.0]]],
+)
+def test_temperatures_that_do_not_increase_from_one_are_refused(temperatures: list) -> None:
+    with pytest.raises(ValueError, match="temperatures must increase from 1") as error:
+        parallel_tempering(MIXTURE, torch.zeros(3, 2), 5, torch.tensor(temperatures))
+    assert "\n" not in str(error.value)
+
+
+def test_no_draws_are_refused() -> None:
+    with pytest.raises(ValueError, match="num_draws must be at least 1, got 0"):
+        parallel_tempering(MIXTURE, torch.zeros(3, 2), 0, LADDER)
