@@ -11,7 +11,9 @@ from dglm.likelihoods import Bernoulli, Gaussian, Likelihood
 from dglm.model import GenerativeModel
 from dglm.module import DGLM
 from dglm.networks import Decoder, Encoder
+from dglm.posterior import LongChains, long_chains, principal_axes
 from dglm.safeguard import Safeguard, TrainingFailed
+from dglm.shape import ChainMeans, Estimate, PrincipalAxes
 
 __all__ = [
     "DGLM",
@@ -20,14 +22,18 @@ __all__ = [
     "Bernoulli",
     "BidirectionalBounds",
     "Chain",
+    "ChainMeans",
     "Decoder",
     "DiagonalGaussian",
     "Encoder",
+    "Estimate",
     "Gaussian",
     "GenerativeModel",
     "ImportanceResult",
     "KernelSteps",
     "Likelihood",
+    "LongChains",
+    "PrincipalAxes",
     "Safeguard",
     "TrainingFailed",
     "WatchExactness",
@@ -35,4 +41,6 @@ __all__ = [
     "estimate_log_likelihood",
     "importance_weighted_bound",
     "inpaint",
+    "long_chains",
+    "principal_axes",
 ]

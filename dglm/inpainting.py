@@ -1,5 +1,6 @@
 """Inpainting by block Gibbs: latent variables given the image, hidden pixels given those."""
 
+from collections.abc import Callable
 from typing import NamedTuple
 
 import torch
@@ -28,6 +29,7 @@ def inpaint(
     posterior: nn.Module | KernelSteps | tuple[Kernel, int],
     start: Tensor | None = None,
     generator: torch.Generator | None = None,
+    observe: Callable[[Tensor, Tensor], object] = lambda x, z: None,
 ) -> Tensor:
     """Fill in the hidden pixels by alternating z given x and hidden pixels given z.
 
@@ -43,6 +45,8 @@ def inpaint(
         start: The first z with a kernel, (N, latent_dim), for example a draw of q(z|x); without
             it, a draw from the prior.
         generator: Of all randomness; without one, torch's global generator.
+        observe: Called after each sweep with the images (N, D) and the z (N, latent_dim) that
+            their hidden pixels were drawn from.
 
     Returns:
         The images after each sweep, (sweeps, N, D); given pixels are as they were.
@@ -73,6 +77,7 @@ def inpaint(
         filled = model.likelihood.sample(model.decoder(z), generator)
         x = torch.where(given, images, filled)
         frames.append(x)
+        observe(x, z)
     return torch.stack(frames)
 
 

@@ -5,13 +5,16 @@ import logging
 import os
 import signal
 import sys
+import tempfile
 import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
-from jsonargparse import ActionConfigFile, ArgumentError
+import torch
+from jsonargparse import ActionConfigFile, ArgumentError, ArgumentParser
+from lightning.fabric import Fabric
 from lightning.pytorch.utilities.exceptions import MisconfigurationException
 from lightning.pytorch.utilities.rank_zero import rank_zero_only
 
@@ -21,6 +24,8 @@ from dglm import TrainingFailed
 CONFIGS = Path(__file__).parent / "configs"
 STOP_SIGNALS = (signal.SIGINT, signal.SIGTERM)
 _FOLDER_VARIABLE = "L2HMC_DGLM_RUN_FOLDER"
+
+Options = TypeVar("Options")
 
 
 class CommandError(Exception):
@@ -57,6 +62,31 @@ class ConfigFile(ActionConfigFile):
             super().__call__(parser, config, values, option)
         except (ArgumentError, OSError, TypeError, ValueError) as error:
             raise CommandError(f"--config {values}: {error}") from error
+
+
+def command_parser(name: str, description: str | None) -> ArgumentParser:
+    """Return the parser of ``python -m experiments.NAME``, with its --config alone."""
+    parser = ArgumentParser(
+        prog=f"python -m experiments.{name}",
+        description=description,
+        exit_on_error=False,
+        allow_abbrev=False,
+    )
+    parser.add_argument("-c", "--config", action=ConfigFile, help="Configuration file.")
+    return parser
+
+
+def parse_options(
+    parser: ArgumentParser,
+    options: type[Options],
+    arguments: list[str] | None,
+    present: frozenset[str] = frozenset(),
+) -> Options:
+    """Return a dataclass of options, all but those present already added to the parser."""
+    parser.add_class_arguments(options, skip=set(present))
+    parsed = parser.instantiate(parser.parse_args(arguments)).as_dict()
+    del parsed["config"]
+    return options(**parsed)
 
 
 def run_command(main: Callable[[], None]) -> None:
@@ -131,12 +161,57 @@ def create_run(output: str | None, prefix: str) -> Path:
     return folder
 
 
-def first_free(parent: Path, prefix: str, suffix: str = "") -> Path:
-    """Return PARENT/PREFIX-001 with the suffix, or the first number that is not taken."""
-    numbers = itertools.count(1)
-    return next(
-        path for n in numbers if not (path := parent / f"{prefix}-{n:03d}{suffix}").exists()
-    )
+def output_file(output: str | None, checkpoint: str, name: str, *suffixes: str) -> Path:
+    """Return the first of the files that a command will write, which differ in their suffix.
+
+    Arguments:
+        output: As the user chose it; None for the first free name beside the checkpoint's run.
+        checkpoint: Of the model that the command looks at.
+        name: What the file begins with where the user did not choose.
+        suffixes: Of all files; the first is that of ``output``.
+
+    Raises:
+        CommandError: One of the files exists, or cannot be written, or the suffix is another.
+    """
+    if output is None:
+        folder = Path(checkpoint).parent
+        folder = folder.parent if folder.name == "checkpoints" else folder
+        return first_free(folder, name, *suffixes)
+    path = Path(output)
+    if path.suffix != suffixes[0]:
+        raise CommandError(f"--output must end in {suffixes[0]}, got {path}")
+    for file in (path.with_suffix(suffix) for suffix in suffixes):
+        if file.exists():
+            raise CommandError(f"{file} exists already; choose another --output")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=path.parent):
+            pass
+    except OSError as error:
+        raise CommandError(f"cannot write {path}: {error.strerror}; choose --output") from error
+    return path
+
+
+def first_free(parent: Path, prefix: str, *suffixes: str) -> Path:
+    """Return PARENT/PREFIX-001 with the first suffix, or the first number free with all of them."""
+    endings = suffixes or ("",)
+    for number in itertools.count(1):
+        paths = [parent / f"{prefix}-{number:03d}{ending}" for ending in endings]
+        if not any(path.exists() for path in paths):
+            break
+    return paths[0]
+
+
+def choose_device(accelerator: str) -> torch.device:
+    """Return the device of one of Lightning's accelerators: cpu, gpu or auto.
+
+    Raises:
+        CommandError: There is no such accelerator here.
+    """
+    try:
+        return Fabric(accelerator=accelerator, devices=1).device
+    except (MisconfigurationException, RuntimeError, ValueError) as error:
+        raise CommandError(f"--accelerator {accelerator}: {error}") from error
 
 
 @rank_zero_only

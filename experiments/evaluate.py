@@ -6,23 +6,29 @@ An evaluation that was interrupted goes on where it was when it is started again
 import csv
 import hashlib
 import json
-import tempfile
 from dataclasses import asdict, dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any, Literal
 
 import matplotlib.pyplot as plt
-from jsonargparse import ArgumentParser
 from lightning.pytorch import Trainer
 from rich.console import Console
 from rich.table import Table
 from torch import Tensor
 
-from data import BINARIZATION_SEED, ImageDataModule, Name, check_heldout
+from data import BINARIZATION_SEED
 from dglm import DGLM, AISResult, AISSettings, bidirectional_bounds, importance_weighted_bound
 from dglm.ais import check_counts, gradient_evaluations
 from experiments.checkpoints import load_checkpoint
-from experiments.command import CommandError, ConfigFile, Stopped, first_free, run_command
+from experiments.command import (
+    CommandError,
+    Stopped,
+    command_parser,
+    output_file,
+    parse_options,
+    run_command,
+)
+from experiments.heldout import DataOptions, held_out
 from experiments.progress import counted
 from experiments.scoring import (
     KeepResults,
@@ -31,19 +37,6 @@ from experiments.scoring import (
     score,
     score_summary,
 )
-
-
-@dataclass(frozen=True, kw_only=True)
-class DataOptions:
-    """Where the images come from.
-
-    Args:
-        name: The data set; by default the one that the model was trained on.
-        root: The folder of the data sets.
-    """
-
-    name: Name | None = None
-    root: str = "datasets"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -134,24 +127,15 @@ class Evaluate(AISSettings):
 
 def main(arguments: list[str] | None = None) -> None:
     """Evaluate, as the arguments say; by default those of the command line."""
-    parser = ArgumentParser(
-        prog="python -m experiments.evaluate",
-        description=__doc__,
-        exit_on_error=False,
-        allow_abbrev=False,
-    )
-    parser.add_argument("-c", "--config", action=ConfigFile, help="Configuration file.")
-    parser.add_class_arguments(Evaluate)
-    parsed = parser.instantiate(parser.parse_args(arguments)).as_dict()
-    del parsed["config"]
-    evaluate(Evaluate(**parsed))
+    evaluate(parse_options(command_parser("evaluate", __doc__), Evaluate, arguments))
 
 
 def evaluate(options: Evaluate) -> None:
     """Estimate, write the results and print them."""
     dglm, trained = load_checkpoint(options.checkpoint)
-    output = output_file(options)
-    data = held_out(options, trained)
+    # The other files are written again by an evaluation that goes on.
+    output = output_file(options.output, options.checkpoint, "evaluation", ".json")
+    data = held_out(options.data, trained, options.split)
     images = data.heldout(options.split)[: options.num_images]
     trainer = Trainer(**asdict(options.trainer), logger=False, enable_progress_bar=False)
     try:
@@ -185,39 +169,6 @@ def evaluate(options: Evaluate) -> None:
     output.write_text(json.dumps(summary, indent=2) + "\n")
     KeepResults.clear(output)
     print_table(summary, output)
-
-
-def output_file(options: Evaluate) -> Path:
-    """Return where the results go; an existing file is never overwritten."""
-    if options.output is None:
-        folder = Path(options.checkpoint).parent
-        folder = folder.parent if folder.name == "checkpoints" else folder
-        return first_free(folder, "evaluation", ".json")
-    output = Path(options.output)
-    if output.suffix != ".json":
-        raise CommandError(f"--output must end in .json, got {output}")
-    if output.exists():
-        raise CommandError(f"{output} exists already; choose another --output")
-    try:
-        output.parent.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryFile(dir=output.parent):
-            pass
-    except OSError as error:
-        raise CommandError(f"cannot write {output}: {error.strerror}; choose --output") from error
-    return output
-
-
-def held_out(options: Evaluate, trained: dict[str, Any]) -> ImageDataModule:
-    """Return the data to score on, which the model must not have been trained on."""
-    data = ImageDataModule(
-        options.data.name or trained["dataset_name"],
-        options.data.root,
-        validation=trained["validation"],
-    )
-    data.setup()
-    if options.split != "train":
-        check_heldout(trained["dataset_name"], data.dataset_name)
-    return data
 
 
 def scored(

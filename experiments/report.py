@@ -17,7 +17,7 @@ from dglm.ais import check_counts
 from dglm.exactness import EXACTNESS_BOUND, exactness_errors, exactness_warning
 from dglm.posterior import long_chain_log_joint
 from dglm.safeguard import DIVERGENCE_BOUND, divergence_warning
-from experiments.figures import save_rows, save_samples, top_half_hidden
+from experiments.figures import given_pixels, save_inpainting, save_rows, save_samples
 from experiments.scoring import check_error_bars, mean_and_error, score, score_summary
 from samplers import seeded_generator
 
@@ -25,7 +25,6 @@ _REPORT_STREAM = 0x7265706F7274
 _CHECKED_IMAGES = 100
 _BATCH_SIZE = 128
 _SHOWN_DIGITS = 3
-_SHOWN_SWEEPS = 12
 
 
 @dataclass(frozen=True)
@@ -151,7 +150,7 @@ def draw(dglm: DGLM, images: Tensor, sweeps: int, folder: Path) -> None:
     with torch.no_grad():
         z = dglm.model.sample(100, generator)[1]
         samples = dglm.model.likelihood.mean(dglm.model.decoder(z))
-    save_samples(folder / "samples.png", samples, "p(x|z), z from the prior")
+    save_samples(folder / "samples.png", [("", samples)], "p(x|z), z from the prior")
     shown = images[:12]
     rows = {"test images": shown, "from q": dglm.reconstruct(shown, 0, generator)}
     if dglm.kernel is not None:
@@ -163,23 +162,15 @@ def draw(dglm: DGLM, images: Tensor, sweeps: int, folder: Path) -> None:
 def draw_inpainting(
     dglm: DGLM, images: Tensor, sweeps: int, generator: torch.Generator, path: Path
 ) -> None:
-    """Draw block-Gibbs sweeps over hidden upper halves: q's rows on top, the kernel's below."""
-    given = top_half_hidden().to(images.device)
+    """Draw block-Gibbs sweeps over hidden upper halves, by q and by the kernel."""
+    given = given_pixels("top").to(images.device)
     with torch.no_grad():
         start = dglm.posterior(images).sample(generator)
     frames = {"q": inpaint(dglm.model, images, given, sweeps, dglm.encoder, generator=generator)}
     if dglm.kernel is not None:
         posterior = (dglm.kernel, dglm.num_mh_steps)
         frames["kernel"] = inpaint(dglm.model, images, given, sweeps, posterior, start, generator)
-    chosen = torch.linspace(0, sweeps - 1, min(sweeps, _SHOWN_SWEEPS)).round().long()
-    rows = {}
-    for name, chain in frames.items():
-        for index, image in enumerate(images):
-            masked = torch.where(given, image, 0.5)
-            row = torch.cat([image[None], masked[None], chain[chosen.to(chain.device), index]])
-            rows[f"{name}, digit {index + 1}"] = row
-    listed = ", ".join(str(int(sweep) + 1) for sweep in chosen)
-    save_rows(path, rows, f"Upper half hidden: image, given half, sweeps {listed}")
+    save_inpainting(path, images, given, frames, "Upper half hidden")
 
 
 def print_summary(summary: dict[str, Any], folder: Path) -> None:

@@ -1,0 +1,262 @@
+"""Fill in hidden pixels by block Gibbs, with q(z|x) and with the kernel, and count what is visited.
+
+Beside the picture: how many classes the chains visit and how often they switch, by a classifier.
+It is shown p(x|z) itself in place of the hidden pixels, so that only a z that moves can change its
+mind. What the drawn pixels look like is counted too, and says how much their noise would flatter.
+"""
+
+import json
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+from rich.console import Console
+from rich.table import Table
+from torch import Tensor, nn
+
+from data import BINARIZATION_SEED, ImageDataModule
+from dglm import DGLM, KernelSteps, inpaint
+from dglm.ais import check_counts
+from experiments.checkpoints import load_checkpoint
+from experiments.classes import Classifier, movement, train_classifier
+from experiments.command import (
+    CommandError,
+    choose_device,
+    command_parser,
+    output_file,
+    parse_options,
+    run_command,
+)
+from experiments.figures import MaskName, given_pixels, save_inpainting
+from experiments.heldout import DataOptions, held_out
+from experiments.progress import counted
+from experiments.scoring import check_error_bars, mean_and_error
+from samplers import seeded_generator
+
+_STREAM = 0x696E7061696E74
+_SHOWN_IMAGES = 8
+_NAMES = {"encoder": "q", "kernel": "kernel", "gain": "kernel − q"}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Inpaint:
+    """What is filled in, of which images, by which model.
+
+    Args:
+        checkpoint: Checkpoint of a DGLM, for example runs/mnist-001/checkpoints/last.ckpt.
+        mask: What is hidden: one half of the image, or each pixel with probability one half.
+        posterior: What draws z: the encoder's q(z|x) anew at each sweep, the kernel from the z of
+            the sweep before, or both side by side.
+        sweeps: Sweeps, each a draw of z and one of the hidden pixels.
+        steps_per_sweep: Metropolis-Hastings steps in each; as many as in training if null.
+        num_images: How many test images, the first ones.
+        num_chains: Chains for each image.
+        seed: Seed of all randomness.
+        output: The picture, a .png file, beside the checkpoint's run by default; the figures go
+            into a .json of the same name.
+        quiet: Show no progress bars.
+        accelerator: cpu, gpu or auto.
+        data: Where the images come from.
+    """
+
+    checkpoint: str
+    mask: MaskName = "top"
+    posterior: Literal["encoder", "kernel", "both"] = "both"
+    sweeps: int = 100
+    steps_per_sweep: int | None = None
+    num_images: int = 20
+    num_chains: int = 8
+    seed: int = 0
+    output: str | None = None
+    quiet: bool = False
+    accelerator: str = "auto"
+    data: DataOptions = field(default_factory=DataOptions)
+
+    def __post_init__(self) -> None:
+        """Check the numbers.
+
+        Raises:
+            ValueError: A number is too small.
+        """
+        check_error_bars(self.num_images, self.num_chains)
+        if self.sweeps < 2:
+            raise ValueError(f"sweeps must be at least 2, got {self.sweeps}")
+        if self.steps_per_sweep is not None:
+            check_counts(steps_per_sweep=self.steps_per_sweep)
+        if self.seed < 0:
+            raise ValueError(f"seed must be 0 or more, got {self.seed}")
+
+
+def main(arguments: list[str] | None = None) -> None:
+    """Inpaint, as the arguments say; by default those of the command line."""
+    run(parse_options(command_parser("inpaint", __doc__), Inpaint, arguments))
+
+
+def run(options: Inpaint) -> None:
+    """Fill in, count, write the picture and the figures, and print them."""
+    dglm, trained = load_checkpoint(options.checkpoint)
+    posteriors = chosen_posteriors(dglm, options)
+    output = output_file(options.output, options.checkpoint, "inpainting", ".png", ".json")
+    data = held_out(options.data, trained)
+    dglm = dglm.to(choose_device(options.accelerator))
+    images = data.heldout("test")[: options.num_images].to(dglm.device)
+    mask = given_pixels(options.mask, seeded_generator("cpu", options.seed, _STREAM))
+    given = mask.to(dglm.device)
+    classifier = train_classifier(data, options.seed)
+    figures, shown = {}, {}
+    total = options.sweeps * len(posteriors)
+    with counted("inpainting, sweeps", total, options.quiet) as progress:
+        for name, posterior in posteriors.items():
+            figures[name], frames = fill_in(
+                dglm, images, given, posterior, classifier, options, lambda: progress(1)
+            )
+            shown[_NAMES[name]] = frames[:, :: options.num_chains][:, :_SHOWN_IMAGES].clone()
+    if len(figures) == 2:
+        kernel, q = figures["kernel"], figures["encoder"]
+        figures["gain"] = {key: kernel[key] - q[key] for key in kernel}
+    summary = {
+        **description(options, dglm, data, len(images)),
+        "classifier_accuracy": classifier.accuracy,
+        "classifier_accuracy_standard_error": classifier.standard_error,
+        **means_and_errors(figures),
+        "images": of_each_image(figures, data.labels("test")[: len(images)]),
+    }
+    title = (
+        "Each pixel hidden or not" if options.mask == "random" else f"{options.mask} half hidden"
+    )
+    save_inpainting(output, images[:_SHOWN_IMAGES], given, shown, title.capitalize())
+    output.with_suffix(".json").write_text(json.dumps(summary, indent=2) + "\n")
+    print_table(summary, output)
+
+
+def chosen_posteriors(dglm: DGLM, options: Inpaint) -> dict[str, nn.Module | KernelSteps]:
+    """Return what draws z, by name.
+
+    Raises:
+        CommandError: A kernel is asked for that the model does not have.
+    """
+    posteriors: dict[str, nn.Module | KernelSteps] = {}
+    if options.posterior != "kernel":
+        posteriors["encoder"] = dglm.encoder
+    if options.posterior != "encoder":
+        if dglm.kernel is None:
+            raise CommandError(
+                f"{options.checkpoint} is a VAE, which has no kernel: choose --posterior encoder"
+            )
+        steps = options.steps_per_sweep or dglm.num_mh_steps
+        posteriors["kernel"] = KernelSteps(dglm.kernel, steps)
+    return posteriors
+
+
+@torch.no_grad()
+def fill_in(
+    dglm: DGLM,
+    images: Tensor,
+    given: Tensor,
+    posterior: nn.Module | KernelSteps,
+    classifier: Classifier,
+    options: Inpaint,
+    progress: Callable[[], object],
+) -> tuple[dict[str, Tensor], Tensor]:
+    """Run the chains and count how they move among classes.
+
+    Returns:
+        The figures of each chain, (image, chain), those of the drawn pixels named "drawn_…"; and
+        the images after each sweep, (sweeps, image · chain, 784), those of an image side by side.
+    """
+    generator = seeded_generator(images.device, options.seed, _STREAM)
+    rows = images.repeat_interleave(options.num_chains, dim=0)
+    start = dglm.posterior_samples(rows, 0, generator)
+    expected: list[Tensor] = []
+
+    def observe(x: Tensor, z: Tensor) -> None:
+        mean = dglm.model.likelihood.mean(dglm.model.decoder(z))
+        expected.append(classifier.classify(torch.where(given, rows, mean)))
+        progress()
+
+    frames = inpaint(dglm.model, rows, given, options.sweeps, posterior, start, generator, observe)
+    drawn = movement(classifier.classify(frames))
+    figures = movement(torch.stack(expected)) | {f"drawn_{k}": v for k, v in drawn.items()}
+    return {k: v.view(-1, options.num_chains) for k, v in figures.items()}, frames
+
+
+def means_and_errors(figures: dict[str, dict[str, Tensor]]) -> dict[str, float]:
+    """Return each figure's mean, its error over images, and the part that the chains cause."""
+    summary = {}
+    for posterior, named in figures.items():
+        for name, values in named.items():
+            key = f"{posterior}_{name}"
+            summary[key], summary[f"{key}_standard_error"] = mean_and_error(values.mean(dim=1))
+            error = (values.var(dim=1).sum() / values.shape[1]).sqrt() / len(values)
+            summary[f"{key}_standard_error_chains"] = float(error)
+    return summary
+
+
+def of_each_image(
+    figures: dict[str, dict[str, Tensor]], labels: Tensor
+) -> list[dict[str, int | float]]:
+    """Return the label of each image and its figures, means over its chains."""
+    return [
+        {"label": int(label)}
+        | {
+            f"{posterior}_{name}": float(values[index].mean())
+            for posterior, named in figures.items()
+            for name, values in named.items()
+        }
+        for index, label in enumerate(labels)
+    ]
+
+
+def description(
+    options: Inpaint, dglm: DGLM, data: ImageDataModule, num_images: int
+) -> dict[str, Any]:
+    """Return what was done, and the gradients of U that it took."""
+    steps = options.steps_per_sweep or dglm.num_mh_steps
+    gradients = 0
+    if dglm.kernel is not None and options.posterior != "encoder":
+        per_draw = steps * dglm.kernel.num_leapfrogs + 1
+        gradients = num_images * options.num_chains * options.sweeps * per_draw
+    return {
+        "checkpoint": options.checkpoint,
+        "kernel": "none" if dglm.kernel is None else type(dglm.kernel).__name__.lower(),
+        "dataset": data.dataset_name,
+        "split": "test",
+        "binarization": f"fixed, seed {BINARIZATION_SEED}",
+        "training_images": len(data.labels("train")),
+        "seed": options.seed,
+        "mask": options.mask,
+        "sweeps": options.sweeps,
+        "steps_per_sweep": steps,
+        "num_images": num_images,
+        "num_chains": options.num_chains,
+        "gradient_evaluations": gradients,
+    }
+
+
+def print_table(summary: dict[str, Any], output: Path) -> None:
+    """Print the figures as a short table, and where the files are."""
+    table = Table(title=f"{summary['num_images']} test images, {summary['dataset']}")
+    shown = [name for name in _NAMES if f"{name}_classes" in summary]
+    for column in ("", *(_NAMES[name] for name in shown)):
+        table.add_column(column, justify="right" if column else "left")
+    labels = {"classes": "classes visited", "effective_classes": "  their effective number"}
+    labels["switches"] = "switches per 100 sweeps"
+    for prefix, title in (("", ""), ("drawn_", ", drawn pixels")):
+        for key, label in labels.items():
+            names = [f"{name}_{prefix}{key}" for name in shown]
+            figures = [f"{summary[n]:.2f} ± {summary[f'{n}_standard_error']:.2f}" for n in names]
+            table.add_row(label + title, *figures)
+    console = Console()
+    console.print(table)
+    console.print(
+        f"± one standard error over images; classifier: {summary['classifier_accuracy']:.1%} of "
+        f"the test images right; {summary['gradient_evaluations']:.3g} gradients",
+        highlight=False,
+    )
+    console.print(f"  {output}\n  {output.with_suffix('.json')}", highlight=False, soft_wrap=True)
+
+
+if __name__ == "__main__":
+    run_command(main)

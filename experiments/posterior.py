@@ -1,0 +1,244 @@
+"""Show the posterior of one image: long chains of the kernel, and of HMC for the same gradients.
+
+How far it is from a Gaussian, and so from q(z|x): skewness, excess kurtosis and negentropy along
+its first principal axis. All standard errors come from the spread between the chains, which are
+independent of each other, however slowly each of them mixes.
+"""
+
+import json
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import torch
+from rich.console import Console
+from rich.table import Table
+from torch import Tensor
+
+from data import BINARIZATION_SEED
+from dglm import DGLM, Estimate, LongChains, PrincipalAxes, long_chains, principal_axes
+from experiments.checkpoints import load_checkpoint
+from experiments.command import (
+    CommandError,
+    choose_device,
+    command_parser,
+    output_file,
+    parse_options,
+    run_command,
+)
+from experiments.heldout import DataOptions, held_out
+from experiments.posterior_figure import draw_posterior
+from experiments.progress import counted
+from experiments.scoring import mean_and_error
+from samplers import HMC, Kernel, adapt, seeded_generator, summarise
+
+_STREAM = 0x706F73746572
+_NAMES = {"kernel": "the model's kernel", "hmc": "HMC, tuned"}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Posterior:
+    """Which posterior is looked at, and for how long.
+
+    Args:
+        checkpoint: Checkpoint of a DGLM, for example runs/mnist-001/checkpoints/last.ckpt.
+        image: Which test image, from 0.
+        num_chains: Chains, started at q(z|x).
+        num_steps: Metropolis-Hastings steps of each chain.
+        num_warmup: Steps before those. Principal axes are those of the second half of them; HMC
+            adapts its step size to an acceptance of 0.65 in as many more, then keeps it.
+        num_leapfrogs: Leapfrogs of HMC; as many as the kernel's if null. HMC takes as many steps as
+            cost it the kernel's gradients.
+        seed: Seed of all randomness.
+        output: The picture, a .png file, beside the checkpoint's run by default; the figures go
+            into a .json of the same name.
+        quiet: Show no progress bars.
+        accelerator: cpu, gpu or auto.
+        data: Where the images come from.
+    """
+
+    checkpoint: str
+    image: int = 0
+    num_chains: int = 512
+    num_steps: int = 20_000
+    num_warmup: int = 1000
+    num_leapfrogs: int | None = None
+    seed: int = 0
+    output: str | None = None
+    quiet: bool = False
+    accelerator: str = "auto"
+    data: DataOptions = field(default_factory=DataOptions)
+
+    def __post_init__(self) -> None:
+        """Check the numbers.
+
+        Raises:
+            ValueError: A number is too small.
+        """
+        least = {"image": 0, "num_chains": 10, "num_steps": 4, "num_warmup": 20, "seed": 0}
+        for name, minimum in least.items():
+            if getattr(self, name) < minimum:
+                raise ValueError(f"{name} must be at least {minimum}, got {getattr(self, name)}")
+
+
+class Sampled(NamedTuple):
+    """What a kernel has drawn."""
+
+    kernel: Kernel
+    num_steps: int
+    chains: LongChains
+
+
+def main(arguments: list[str] | None = None) -> None:
+    """Sample, as the arguments say; by default those of the command line."""
+    run(parse_options(command_parser("posterior", __doc__), Posterior, arguments))
+
+
+def run(options: Posterior) -> None:
+    """Run the chains, write the picture and the figures, and print them."""
+    dglm, trained = load_checkpoint(options.checkpoint)
+    if dglm.model.latent_dim < 2:
+        raise CommandError(f"{options.checkpoint} has one latent variable; a plane needs two")
+    output = output_file(options.output, options.checkpoint, "posterior", ".png", ".json")
+    data = held_out(options.data, trained)
+    images = data.heldout("test")
+    if options.image >= len(images):
+        raise CommandError(
+            f"--image {options.image}: {data.dataset_name} has {len(images)} test images"
+        )
+    dglm = dglm.to(choose_device(options.accelerator))
+    image = images[options.image].to(dglm.device)
+    axes, found = run_chains(dglm, image, options)
+    with torch.no_grad():
+        q = dglm.posterior(image[None])
+    summary: dict[str, Any] = {
+        "checkpoint": options.checkpoint,
+        "kernel": "none" if dglm.kernel is None else type(dglm.kernel).__name__.lower(),
+        "dataset": data.dataset_name,
+        "split": "test",
+        "num_images": 1,
+        "image": options.image,
+        "label": int(data.labels("test")[options.image]),
+        "binarization": f"fixed, seed {BINARIZATION_SEED}",
+        "seed": options.seed,
+        "num_chains": options.num_chains,
+        "num_warmup": options.num_warmup,
+    }
+    for name, sampled in found.items():
+        summary |= {f"{name}_{key}": value for key, value in figures(sampled).items()}
+    shown = {_NAMES[name]: sampled.chains for name, sampled in found.items()}
+    draw_posterior(output, image, axes, shown, q)
+    output.with_suffix(".json").write_text(json.dumps(summary, indent=2) + "\n")
+    print_table(summary, output)
+
+
+def run_chains(
+    dglm: DGLM, image: Tensor, options: Posterior
+) -> tuple[PrincipalAxes, dict[str, Sampled]]:
+    """Return the principal axes of p(z|x), and what the kernel and HMC have drawn from it.
+
+    Raises:
+        CommandError: HMC's trajectories are too long for the gradients that it may take.
+    """
+    rows = image.expand(options.num_chains, -1)
+    energy, device = dglm.model.energy(rows), image.device
+    start = dglm.posterior_samples(rows, 0, seeded_generator(device, options.seed, _STREAM, 0))
+    kernels: dict[str, tuple[Kernel, Tensor]] = {}
+    if dglm.kernel is not None:
+        kernels["kernel"] = dglm.kernel, start
+    longest = HMC().num_leapfrogs if dglm.kernel is None else dglm.kernel.num_leapfrogs
+    leapfrogs = options.num_leapfrogs or longest
+    if options.num_steps * longest < 4 * leapfrogs:
+        raise CommandError(f"--num_leapfrogs {leapfrogs} leaves HMC fewer than 4 steps")
+    generator = seeded_generator(device, options.seed, _STREAM, 1)
+    hmc = HMC(leapfrogs).to(device)
+    kernels["hmc"] = adapt(hmc, energy, start, options.num_warmup, generator=generator)
+    steps = {
+        name: options.num_steps * longest // kernel.num_leapfrogs
+        for name, (kernel, _) in kernels.items()
+    }
+    total = sum(steps.values()) + len(steps) * options.num_warmup
+    found: dict[str, Sampled] = {}
+    axes = None
+    with counted("posterior, steps", total, options.quiet) as progress:
+        for stream, (name, (kernel, position)) in enumerate(kernels.items()):
+            with torch.no_grad():
+                context = kernel.embed(rows)
+            generator = seeded_generator(device, options.seed, _STREAM, 2 + stream)
+            own, position = principal_axes(
+                kernel, energy, position, options.num_warmup, generator, context, progress
+            )
+            axes = axes or own
+            chains = long_chains(
+                kernel, energy, position, steps[name], axes, generator, context, progress
+            )
+            found[name] = Sampled(kernel, steps[name], chains)
+    return axes, found
+
+
+def figures(sampled: Sampled) -> dict[str, float]:
+    """Return the shape that the draws have, and what they are worth."""
+    kernel, num_steps, chains = sampled
+    means = chains.means
+    ess, ess_squares = (_worst(means.effective_sample_size(power)) for power in (1, 2))
+    measured = {
+        "skewness": means.skewness(),
+        "excess_kurtosis": means.excess_kurtosis(),
+        "negentropy": means.negentropy(),
+        "ess": ess,
+        "ess_squares": ess_squares,
+        "ess_per_gradient": Estimate(*(part / chains.gradient_evaluations for part in ess)),
+    }
+    found: dict[str, float] = {}
+    for name, estimate in measured.items():
+        found[name], found[f"{name}_standard_error"] = map(float, estimate)
+    found["acceptance"], found["acceptance_standard_error"] = mean_and_error(chains.acceptance)
+    return found | {
+        "divergence": float(chains.divergence.mean()),
+        "r_hat": float(summarise(chains.draws).worst().r_hat),
+        "num_steps": num_steps,
+        "num_leapfrogs": kernel.num_leapfrogs,
+        "step_size": float(kernel.step_size.detach()),
+        "gradient_evaluations": chains.gradient_evaluations,
+    }
+
+
+def _worst(estimate: Estimate) -> Estimate:
+    """Return the smallest over coordinates."""
+    index = estimate.value.argmin()
+    return Estimate(estimate.value[index], estimate.standard_error[index])
+
+
+def print_table(summary: dict[str, Any], output: Path) -> None:
+    """Print the figures as a short table, and where the files are."""
+    table = Table(title=f"Test image {summary['image']} of {summary['dataset']}")
+    shown = [name for name in _NAMES if f"{name}_ess" in summary]
+    for column in ("", *(_NAMES[name] for name in shown)):
+        table.add_column(column, justify="right" if column else "left")
+    labels = {
+        "skewness": "skewness",
+        "excess_kurtosis": "excess kurtosis",
+        "negentropy": "negentropy, nats",
+        "ess": "effective sample size, worst coordinate",
+        "ess_squares": "  of squares",
+        "ess_per_gradient": "  per gradient",
+        "acceptance": "acceptance",
+    }
+    for key, label in labels.items():
+        names = [f"{name}_{key}" for name in shown]
+        cells = [f"{summary[n]:.3g} ± {summary[f'{n}_standard_error']:.1g}" for n in names]
+        table.add_row(label, *cells)
+    table.add_row("R̂, worst coordinate", *(f"{summary[f'{n}_r_hat']:.4f}" for n in shown))
+    gradients = [f"{summary[f'{n}_gradient_evaluations']:.3g}" for n in shown]
+    table.add_row("gradients", *gradients)
+    console = Console()
+    console.print(table)
+    console.print(
+        f"{summary['num_chains']} chains; ± one standard error, from the spread between chains",
+        highlight=False,
+    )
+    console.print(f"  {output}\n  {output.with_suffix('.json')}", highlight=False, soft_wrap=True)
+
+
+if __name__ == "__main__":
+    run_command(main)

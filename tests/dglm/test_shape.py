@@ -1,0 +1,193 @@
+"""Shape and its errors, from distributions whose skewness, kurtosis and entropy are known."""
+
+import math
+from collections.abc import Callable
+
+import pytest
+import torch
+from torch import Tensor
+
+from dglm import ChainMeans, Estimate, PrincipalAxes
+from dglm.shape import EDGES, gaussian_bins, jackknife
+from samplers import Moments
+
+CHAINS, DRAWS = 200, 500
+
+
+def along_first_axis(u: Tensor) -> ChainMeans:
+    """Return the means of draws (chain, draw) of a distribution of mean 0 and variance 1."""
+    axes = PrincipalAxes.of(Moments(torch.zeros(2), torch.tensor([1.0, 0.5]).diag()))
+    return ChainMeans.of(axes, torch.stack([u, 0.5**0.5 * torch.randn_like(u)], dim=-1))
+
+
+def autoregressive(chains: int, draws: int, memory: float) -> Tensor:
+    """Return stationary chains of standard normal draws with autocorrelations memory^t."""
+    noise = torch.randn(draws, chains) * (1 - memory**2) ** 0.5
+    x = [torch.randn(chains)]
+    for step in noise[1:]:
+        x.append(memory * x[-1] + step)
+    return torch.stack(x, dim=1)
+
+
+def gamma(shape: float, size: tuple[int, int]) -> Tensor:
+    """Return standardised gamma variables."""
+    rate = torch.ones(())
+    draws = torch.distributions.Gamma(torch.tensor(shape), rate).sample(size)
+    return (draws - shape) / shape**0.5
+
+
+def gamma_negentropy(shape: float) -> float:
+    alpha = torch.tensor(shape)
+    entropy = alpha + torch.lgamma(alpha) + (1 - alpha) * torch.digamma(alpha)
+    return float(0.5 * torch.log(2 * math.pi * math.e * alpha) - entropy)
+
+
+def close(found: Estimate, exact: float, required: float) -> bool:
+    """Return whether an estimate is within five standard errors, which must be small enough."""
+    assert 0 < found.standard_error < required
+    return bool((found.value - exact).abs() < 5 * found.standard_error)
+
+
+@pytest.mark.parametrize("shape", [4.0, 16.0])
+def test_a_gamma_distribution_has_its_known_shape(shape: float) -> None:
+    means = along_first_axis(gamma(shape, (CHAINS, DRAWS)))
+    assert close(means.skewness(), 2 / shape**0.5, 0.03)
+    assert close(means.excess_kurtosis(), 6 / shape, 0.15)
+    assert close(means.negentropy(), gamma_negentropy(shape), 0.1 * gamma_negentropy(shape))
+
+
+def test_an_exponential_distribution_has_its_known_skewness() -> None:
+    means = along_first_axis(gamma(1.0, (CHAINS, DRAWS)))
+    assert close(means.skewness(), 2.0, 0.05)
+    assert close(means.excess_kurtosis(), 6.0, 0.6)
+
+
+def test_a_uniform_distribution_has_negative_kurtosis() -> None:
+    means = along_first_axis(12**0.5 * (torch.rand(CHAINS, DRAWS) - 0.5))
+    assert close(means.skewness(), 0.0, 0.01)
+    assert close(means.excess_kurtosis(), -1.2, 0.01)
+
+
+def test_a_gaussian_has_none_of_it() -> None:
+    sets = [along_first_axis(torch.randn(20, 200)) for _ in range(50)]
+    for name in ("skewness", "excess_kurtosis", "negentropy"):
+        values = torch.stack([getattr(means, name)().value for means in sets])
+        assert values.mean().abs() < 5 * values.std() / 50**0.5
+    # What is not corrected for its bias sees structure in the noise of the histogram.
+    fitted = gaussian_bins(torch.zeros(1, 1), torch.ones(1, 1))
+    observed = torch.stack([means.histogram.mean(dim=0) for means in sets])
+    plain = torch.special.xlogy(observed, observed / fitted).sum(dim=1)
+    assert plain.mean() > 20 * values.std() / 50**0.5
+
+
+def test_location_and_scale_do_not_matter() -> None:
+    u = gamma(4.0, (CHAINS, DRAWS))
+    plain, moved = along_first_axis(u), along_first_axis(0.7 * u - 0.3)
+    for name in ("skewness", "excess_kurtosis"):
+        one, other = getattr(plain, name)(), getattr(moved, name)()
+        assert torch.allclose(torch.stack(one), torch.stack(other))
+    assert close(moved.negentropy(), gamma_negentropy(4.0), 0.1 * gamma_negentropy(4.0))
+
+
+@pytest.mark.parametrize("name", ["skewness", "excess_kurtosis", "negentropy"])
+def test_errors_are_as_large_as_the_scatter_of_autocorrelated_chains(name: str) -> None:
+    repeats, chains = 100, 30
+    u = 5 * ((0.2 * autoregressive(repeats * chains, DRAWS, 0.6)).exp() - 1)
+    found = [getattr(along_first_axis(part), name)() for part in u.split(chains)]
+    values, errors = (torch.stack(parts) for parts in zip(*found, strict=True))
+    ratio = values.std() / errors.square().mean().sqrt()
+    # The error of a standard deviation of Gaussian figures.
+    assert abs(ratio.log()) < 5 / (2 * repeats) ** 0.5
+
+
+@pytest.mark.parametrize("memory", [0.0, 0.8, -0.8])
+def test_effective_sample_size_is_that_of_an_autoregression(memory: float) -> None:
+    draws = torch.stack([autoregressive(2000, DRAWS, memory), torch.randn(2000, DRAWS)], dim=-1)
+    axes = PrincipalAxes.of(Moments(torch.zeros(2), torch.tensor([1.0, 0.9]).diag()))
+    means = ChainMeans.of(axes, draws)
+    for power in (1, 2):
+        found = means.effective_sample_size(power)
+        lag = memory**power
+        # Var(mean of n) · n / Var = 1 + 2 Σ (1 - t / n) φ^t, the sum in closed form.
+        inverse = (1 + lag) / (1 - lag) - 2 * lag * (1 - lag**DRAWS) / DRAWS / (1 - lag) ** 2
+        exact = 2000 * DRAWS * torch.tensor([1 / inverse, 1.0])
+        assert (found.standard_error < 0.05 * exact).all()
+        assert ((found.value - exact).abs() < 5 * found.standard_error).all()
+
+
+def test_the_jackknife_of_a_mean_is_the_mean() -> None:
+    features = torch.randn(30, 1)
+    found = jackknife(lambda expectation: expectation[:, 0], features)
+    assert torch.allclose(found.value, features.mean())
+    assert torch.allclose(found.standard_error, features.std() / 30**0.5)
+
+
+def test_the_jackknife_takes_away_the_bias_of_a_square() -> None:
+    features = 1 + torch.randn(4000, 10, 1)
+    found = torch.stack(
+        [jackknife(lambda expectation: expectation[:, 0].square(), each).value for each in features]
+    )
+    assert (found.mean() - 1).abs() < 5 * found.std() / 4000**0.5
+    assert found.std() / 4000**0.5 < 0.1 / 5  # the plain square is 0.1 too high
+
+
+def test_one_chain_has_no_error() -> None:
+    with pytest.raises(ValueError, match="between chains need at least 2, got 1"):
+        along_first_axis(torch.randn(1, 50)).skewness()
+
+
+def test_means_of_parts_make_the_mean_of_all() -> None:
+    u = gamma(4.0, (5, 100))
+    axes = PrincipalAxes.of(Moments(torch.zeros(2), torch.tensor([1.0, 0.5]).diag()))
+    draws = torch.stack([u, u.flip(0)], dim=-1)
+    parts = ChainMeans.of(axes, draws[:, :30]).mixed(ChainMeans.of(axes, draws[:, 30:]), 0.7)
+    for part, whole in zip(parts, ChainMeans.of(axes, draws), strict=True):
+        assert torch.allclose(part, whole)
+
+
+@pytest.mark.parametrize(("mean", "std"), [(0.0, 1.0), (0.3, 0.5), (-2.0, 0.2)])
+def test_bins_of_a_gaussian_are_exact_into_the_tails(mean: float, std: float) -> None:
+    mean, std = torch.tensor([[mean]]), torch.tensor([[std]])  # type: ignore[assignment]
+    bins, mirrored = gaussian_bins(mean, std), gaussian_bins(-mean, std)  # type: ignore[arg-type, operator]
+    assert torch.allclose(bins.sum(), torch.ones(()))
+    assert torch.allclose(bins, mirrored.flip(1), rtol=1e-9, atol=0)
+    assert (bins >= 0).all()
+    # The midpoint rule in the middle of each bin, within its error of 1 / 24 (width / std)².
+    centres, width = (EDGES[1:-2] + EDGES[2:-1]) / 2, float(EDGES[1] - EDGES[0])
+    density = torch.distributions.Normal(mean[0], std[0]).log_prob(centres).exp() * width  # type: ignore[index]
+    assert (bins[0, 1:-1] - density).abs().max() < (width / float(std)) ** 2 / 24 * density.max()
+
+
+@pytest.fixture
+def rotated() -> Moments:
+    """Three coordinates, two of them correlated."""
+    covariance = torch.tensor([[2.0, 1.5, 0.0], [1.5, 2.0, 0.0], [0.0, 0.0, 1.0]])
+    return Moments(torch.tensor([1.0, -1.0, 0.0]), covariance)
+
+
+def test_principal_axes_are_the_widest_directions(rotated: Moments) -> None:
+    axes = PrincipalAxes.of(rotated)
+    assert torch.allclose(axes.directions[0].abs(), torch.tensor([0.5, 0.5, 0.0]).sqrt())
+    assert axes.directions[0].max() > 0.7
+    assert torch.allclose(axes.directions[1], torch.tensor([0.0, 0.0, 1.0]))
+    assert torch.allclose(axes.scale, torch.tensor([3.5, 1.0]).sqrt())
+    assert torch.allclose(axes.std, torch.tensor([2.0, 2.0, 1.0]).sqrt())
+
+
+def test_draws_are_standardised_in_the_plane(rotated: Moments) -> None:
+    distribution = torch.distributions.MultivariateNormal(*rotated)
+    projected = PrincipalAxes.of(rotated).project(distribution.sample((10_000,)))
+    assert projected.mean(dim=0).abs().max() < 5 / 100
+    assert (projected.T.cov() - torch.eye(2)).abs().max() < 5 * 2**0.5 / 100
+
+
+@pytest.mark.parametrize(
+    ("moments", "message"),
+    [
+        (lambda: Moments(torch.zeros(1), torch.ones(1, 1)), "at least 2 coordinates, got 1"),
+        (lambda: Moments(torch.zeros(2), torch.tensor([1.0, 0.0]).diag()), "did not move"),
+    ],
+)
+def test_what_has_no_plane_is_refused(moments: Callable[[], Moments], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        PrincipalAxes.of(moments())
