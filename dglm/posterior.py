@@ -69,7 +69,8 @@ def long_chains(
         all_rates = torch.lerp(all_rates, rates, size / done)
         progress(size)
     gradients = len(position) * (num_steps * kernel.num_leapfrogs + 1)
-    return LongChains(all_means, torch.cat(kept, dim=1), *all_rates, gradients)
+    acceptance, divergence = all_rates
+    return LongChains(all_means, torch.cat(kept, dim=1), acceptance, divergence, gradients)
 
 
 @torch.no_grad()

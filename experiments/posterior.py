@@ -8,7 +8,7 @@ independent of each other, however slowly each of them mixes.
 import json
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, cast
 
 import torch
 from rich.console import Console
@@ -168,12 +168,12 @@ def run_chains(
             own, position = principal_axes(
                 kernel, energy, position, options.num_warmup, generator, context, progress
             )
-            axes = axes or own
+            axes = axes or own  # the first kernel's, so that both are seen from one side
             chains = long_chains(
                 kernel, energy, position, steps[name], axes, generator, context, progress
             )
             found[name] = Sampled(kernel, steps[name], chains)
-    return axes, found
+    return cast(PrincipalAxes, axes), found
 
 
 def figures(sampled: Sampled) -> dict[str, float]:

@@ -43,7 +43,7 @@ def draw_posterior(
     left.set(xlim=(-4.5, 4.5), xlabel="first principal axis", ylabel="density")
     left.legend(fontsize=8, loc="upper right")
     inset = left.inset_axes((0.02, 0.72, 0.18, 0.26))
-    inset.imshow(image.cpu().view(_SIDE, _SIDE), cmap="gray_r", vmin=0, vmax=1)
+    inset.imshow(image.cpu().view(_SIDE, _SIDE).numpy(), cmap="gray_r", vmin=0, vmax=1)
     inset.set(xticks=[], yticks=[])
     draws = axes.project(first.draws).flatten(0, 1)
     right.hist2d(*draws.T.numpy(), bins=90, range=[[-4.5, 4.5]] * 2, cmap="Blues")

@@ -1,0 +1,98 @@
+"""The commands that draw a trained model: inpaint, posterior and samples."""
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from experiments import inpaint, posterior, samples
+from experiments.command import run_command
+
+Main = Callable[[list[str]], None]
+
+
+def test_inpainting_counts_classes(checkpoint: Path, root: Path, tmp_path: Path) -> None:
+    output = tmp_path / "filled.png"
+    inpaint.main(
+        [
+            f"--checkpoint={checkpoint}",
+            f"--data.root={root}",
+            f"--output={output}",
+            "--mask=left",
+            "--sweeps=6",
+            "--num_images=4",
+            "--num_chains=3",
+            "--quiet=true",
+        ]
+    )
+    summary = json.loads(output.with_suffix(".json").read_text())
+    assert summary["mask"] == "left"
+    assert summary["num_images"] == 4
+    # Two steps of two leapfrogs and a first gradient, for each chain and sweep.
+    assert summary["gradient_evaluations"] == 4 * 3 * 6 * 5
+    for name in ("encoder", "kernel"):
+        assert 1 <= summary[f"{name}_classes"] <= 6
+        assert 0 <= summary[f"{name}_switches"] <= 100
+        assert summary[f"{name}_classes_standard_error"] >= 0
+    gain = summary["kernel_classes"] - summary["encoder_classes"]
+    assert summary["gain_classes"] == pytest.approx(gain)
+    assert 0 < output.stat().st_size < 300_000
+
+
+def test_posterior_of_one_image(checkpoint: Path, root: Path, tmp_path: Path) -> None:
+    output = tmp_path / "posterior.png"
+    posterior.main(
+        [
+            f"--checkpoint={checkpoint}",
+            f"--data.root={root}",
+            f"--output={output}",
+            "--num_chains=12",
+            "--num_steps=40",
+            "--num_warmup=40",
+            "--quiet=true",
+        ]
+    )
+    summary = json.loads(output.with_suffix(".json").read_text())
+    for name in ("kernel", "hmc"):
+        for figure in ("skewness", "excess_kurtosis", "negentropy"):
+            assert f"{name}_{figure}" in summary
+            assert summary[f"{name}_{figure}_standard_error"] > 0
+    assert 0 < output.stat().st_size < 300_000
+
+
+def test_samples_side_by_side(checkpoint: Path, tmp_path: Path) -> None:
+    output = tmp_path / "samples.png"
+    samples.main(
+        ["--checkpoints", str(checkpoint), str(checkpoint), "--num_images=4", f"--output={output}"]
+    )
+    assert 0 < output.stat().st_size < 300_000
+
+
+@pytest.mark.parametrize(
+    ("main", "arguments", "culprit"),
+    [
+        (inpaint.main, ["--mask=middle"], "middle"),
+        (inpaint.main, ["--sweeps=1"], "sweeps"),
+        (posterior.main, ["--image=4000"], "4000"),
+        (posterior.main, ["--num_chains=1"], "num_chains"),
+    ],
+)
+def test_bad_input_is_one_line(
+    main: Main, arguments: list[str], culprit: str, checkpoint: Path, root: Path, tmp_path: Path
+) -> None:
+    shared = [f"--checkpoint={checkpoint}", f"--data.root={root}", f"--output={tmp_path}/x.png"]
+    with pytest.raises(SystemExit) as ended:
+        run_command(lambda: main([*shared, *arguments]))
+    assert culprit in str(ended.value.code)
+    assert "\n" not in str(ended.value.code)
+    assert not list(tmp_path.iterdir())
+
+
+def test_an_existing_picture_is_kept(checkpoint: Path, tmp_path: Path) -> None:
+    output = tmp_path / "samples.png"
+    output.write_text("mine")
+    arguments = [f"--checkpoints={checkpoint}", f"--output={output}"]
+    with pytest.raises(SystemExit):
+        run_command(lambda: samples.main(arguments))
+    assert output.read_text() == "mine"
