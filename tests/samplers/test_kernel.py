@@ -7,7 +7,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from samplers import HMC, Energy, Info, Kernel, Noise, State, evaluate, seeded_generator
+from samplers import HMC, Energy, Info, Kernel, Noise, State, evaluate, leaf, seeded_generator
 
 CHAINS = 6
 Build = Callable[..., Kernel]
@@ -368,3 +368,60 @@ def test_without_a_compiler_a_kernel_stays_as_it_is(monkeypatch: pytest.MonkeyPa
 
 def standard_normal_energy(x: Tensor) -> Tensor:
     return 0.5 * x.square().sum(dim=-1)
+
+
+@torch.no_grad()
+def test_forward_is_repeated_steps_bit_for_bit(run: Run) -> None:
+    noises = [run.kernel.noise(run.state, seeded_generator("cpu", seed)) for seed in range(4)]
+    found, infos = run.kernel(run.state, run.energy, noises, run.context)
+    state, expected = run.state, []
+    for noise in noises:
+        state, info = run.kernel.step(state, run.energy, noise, run.context)
+        expected.append(info)
+    assert all(map(torch.equal, found[:3], state[:3]))
+    assert len(infos) == 4
+    for info, wanted in zip(infos, expected, strict=True):
+        assert all(map(torch.equal, info, wanted))
+
+
+class Scaled(torch.nn.Module):
+    """An energy with a tensor that changes from iteration to iteration, as a temperature does."""
+
+    def __init__(self, energy: PlainEnergy) -> None:
+        super().__init__()
+        self.energy, self.factor = energy, torch.ones(())
+
+    def forward(self, position: Tensor) -> Tensor:
+        return self.factor * self.energy(position)
+
+
+# The compiler itself looks at the .grad of the context, and does what it warns of here.
+@pytest.mark.filterwarnings("ignore:The .grad attribute of a Tensor:UserWarning")
+@pytest.mark.filterwarnings("ignore:.*should not be instantiated:DeprecationWarning")
+def test_compiled_kernel_is_the_eager_one_and_follows_a_changed_tensor(
+    build: Build, energy: PlainEnergy
+) -> None:
+    if not torch._dynamo.is_dynamo_supported():
+        pytest.skip("torch.compile does not run here")
+    torch.compiler.reset()
+    kernel, scaled = build(num_leapfrogs=1), Scaled(energy)
+    names = list(kernel.state_dict())
+    observations, position = torch.randn(5, 4), torch.randn(5, 3)
+
+    def results(factor: float) -> list[Tensor]:
+        scaled.factor.fill_(factor)
+        state = leaf(kernel.init(position, scaled))
+        noise = kernel.noise(state, seeded_generator("cpu", 0))
+        end, (info,) = kernel(state, scaled, [noise], kernel.embed(observations))
+        loss = info.acceptance.sum() + info.proposal.square().sum()
+        gradients = torch.autograd.grad(loss, list(kernel.parameters()) or state[:1])
+        return [*end[:3], *info, *gradients]
+
+    expected = [results(factor) for factor in (1.0, 0.5)]
+    assert not torch.allclose(expected[0][0], expected[1][0])
+    kernel.compile(backend="aot_eager")
+    first = results(1.0)
+    with torch._dynamo.config.patch(error_on_recompile=True):
+        second = results(0.5)
+    torch.testing.assert_close([first, second], expected, rtol=1e-9, atol=1e-9)
+    assert list(kernel.state_dict()) == names
