@@ -187,6 +187,15 @@ def test_the_steps_of_the_kernel_are_taken_in_each_sweep(
     assert len(steps) == 12
 
 
+def test_each_sweep_can_be_observed(model: GenerativeModel, posterior: Any) -> None:
+    seen: list[tuple[Tensor, Tensor]] = []
+    grey = torch.rand(20, 6)
+    frames = inpaint(model, grey, GIVEN, 3, posterior, observe=lambda *pair: seen.append(pair))
+    assert torch.equal(torch.stack([x for x, _ in seen]), frames)
+    assert [z.shape for _, z in seen] == [(20, 3)] * 3
+    assert len(torch.stack([z for _, z in seen]).unique(dim=0)) == 3
+
+
 # Errors
 
 
