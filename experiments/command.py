@@ -152,7 +152,7 @@ def create_run(output: str | None, prefix: str) -> Path:
             raise CommandError(
                 f"{folder} exists already; choose another --output, or --resume {folder}"
             )
-        (folder / "checkpoints").mkdir(parents=True)
+        folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise CommandError(
             f"cannot create the run folder: {error.strerror} ({error.filename}); choose --output"

@@ -125,9 +125,9 @@ class MnistCLI(LightningCLI):
         self.parser.save(saved, path, skip_validation=True, overwrite=True)
 
 
-def main(arguments: list[str] | None = None) -> None:
-    """Train, score and draw, as the arguments say; by default those of the command line."""
-    cli = MnistCLI(
+def command_line(arguments: list[str] | None = None) -> MnistCLI:
+    """Return the model, the data and the Trainer that the arguments ask for."""
+    return MnistCLI(
         build_dglm,
         ImageDataModule,
         save_config_callback=None,
@@ -143,6 +143,11 @@ def main(arguments: list[str] | None = None) -> None:
         auto_configure_optimizers=False,
         load_from_checkpoint_support=False,
     )
+
+
+def main(arguments: list[str] | None = None) -> None:
+    """Train, score and draw, as the arguments say; by default those of the command line."""
+    cli = command_line(arguments)
     try:
         train(cli)
         options = cli.config_init.evaluation

@@ -84,6 +84,7 @@ def compare(options: Compare, saved: str) -> None:
     """
     if options.resume is None:
         folder = create_run(options.output, f"targets/{options.target}")
+        (folder / "checkpoints").mkdir()
         (folder / "config.yaml").write_text(saved)
     else:
         folder = Path(options.resume)

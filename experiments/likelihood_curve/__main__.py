@@ -1,0 +1,80 @@
+"""Train VAE, HMC-DGLM and L2HMC-DGLM over the number of MH steps and score them (Figure 2).
+
+Kernels with equally many steps take equally many gradients an update, and start from the same
+weights, with the same order of the data. Models that are finished are kept: --resume goes on.
+"""
+
+import json
+import sys
+from dataclasses import asdict
+from pathlib import Path
+
+import yaml
+from rich.console import Console
+
+from experiments.command import (
+    Stopped,
+    command_parser,
+    create_run,
+    parse_options,
+    resumed_arguments,
+    run_command,
+)
+from experiments.likelihood_curve.cost import print_costs
+from experiments.likelihood_curve.figure import draw_curve
+from experiments.likelihood_curve.models import score_model, train_model
+from experiments.likelihood_curve.options import LikelihoodCurve
+from experiments.likelihood_curve.results import differences, finished_rows, markdown
+
+
+def main(arguments: list[str] | None = None) -> None:
+    """Train and score, as the arguments say; by default those of the command line."""
+    given = resumed_arguments(sys.argv[1:] if arguments is None else arguments)
+    parser = command_parser("likelihood_curve", __doc__)
+    options = parse_options(parser, LikelihoodCurve, given)
+    if options.dry_run:
+        print_costs(options)
+    else:
+        draw(options)
+
+
+def draw(options: LikelihoodCurve) -> None:
+    """Train, score and write the results, anew after each model.
+
+    Raises:
+        Stopped: By a signal; what is done is kept.
+    """
+    if options.resume is None:
+        folder = create_run(options.output, "likelihood_curve")
+        saved = {**asdict(options), "output": None}
+        (folder / "config.yaml").write_text(yaml.safe_dump(saved, sort_keys=False))
+    else:
+        folder = Path(options.resume)
+    console = Console()
+    try:
+        for number, model in enumerate(options.models(), 1):
+            console.print(f"{number} of {len(options.models())}: {model.name}", highlight=False)
+            train_model(options, model, folder / model.name)
+            for split in options.splits:
+                score_model(options, folder / model.name, split)
+            write_results(options, folder)
+    except Stopped as stopped:
+        stopped.hint = f"go on with python -m experiments.likelihood_curve --resume {folder}"
+        raise
+    console.print((folder / "table.md").read_text(), highlight=False, soft_wrap=True)
+    for path in sorted(folder.iterdir()):
+        console.print(f"  {path}", highlight=False, soft_wrap=True)
+
+
+def write_results(options: LikelihoodCurve, folder: Path) -> None:
+    """Write results.json, table.md and curve.png of the models that are finished."""
+    rows = finished_rows(options, folder)
+    paired = differences(options, folder)
+    content = json.dumps({"rows": rows, "differences": paired}, indent=2)
+    (folder / "results.json").write_text(content + "\n")
+    (folder / "table.md").write_text(markdown(rows, paired))
+    draw_curve(options, rows, folder / "curve.png")
+
+
+if __name__ == "__main__":
+    run_command(main)

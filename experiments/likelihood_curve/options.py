@@ -1,0 +1,122 @@
+"""The options of the likelihood curve, and the models that they ask for."""
+
+from dataclasses import dataclass, field, fields
+from pathlib import Path
+from typing import Literal, NamedTuple
+
+from dglm import AISSettings
+from dglm.ais import check_counts
+from experiments.heldout import DataOptions
+from experiments.models import KernelName
+from experiments.scoring import check_error_bars
+
+Split = Literal["train", "validation", "test"]
+
+
+class Model(NamedTuple):
+    """A model of the curve."""
+
+    kernel: KernelName
+    num_mh_steps: int
+    seed: int
+
+    @property
+    def name(self) -> str:
+        """Of its folder; a VAE takes no steps."""
+        steps = "" if self.kernel == "none" else f"-{self.num_mh_steps}"
+        return f"{self.kernel}{steps}-seed{self.seed}"
+
+
+@dataclass(frozen=True, kw_only=True)
+class LikelihoodCurve(AISSettings):
+    """What is trained and how it is scored.
+
+    Args:
+        num_mh_steps: Metropolis-Hastings steps of an update: a model of each kernel for each.
+        seeds: Of the weights, the order of the data and the noise; shared by all kernels.
+        num_epochs: Passes over the training images.
+        training: Configuration of experiments.mnist, a file or the name of a shipped one; by
+            default that command's defaults.
+        splits: Which images are scored. Choose with validation, score the test set once.
+        num_images: How many images of each split, the first ones.
+        num_chains: Chains for each image.
+        num_temperatures: Changes of temperature.
+        num_leapfrogs: Leapfrogs of each transition.
+        start: Where the chains start: at the prior, or at the encoder's q(z|x), from where fewer
+            temperatures are needed.
+        schedule: Spacing of the temperatures.
+        seed: Seed of the scores.
+        compile: Compile the transition: faster per gradient, once some twenty seconds are spent.
+        data: Where the images come from.
+        dry_run: Print what it would cost, by timing a few updates of each model, and stop.
+        output: Folder of the models and results; runs/likelihood_curve-NNN if null.
+        resume: Such a folder to go on with.
+        quiet: Show no progress bars.
+    """
+
+    num_mh_steps: list[int] = field(default_factory=lambda: [1, 2, 5, 7])
+    seeds: list[int] = field(default_factory=lambda: [0, 1, 2])
+    num_epochs: int = 15
+    training: str | None = None
+    splits: list[Split] = field(default_factory=lambda: ["train", "test"])
+    num_images: int = 500
+    num_temperatures: int = 300
+    start: Literal["prior", "encoder"] = "encoder"
+    data: DataOptions = field(default_factory=DataOptions)
+    dry_run: bool = False
+    output: str | None = None
+    resume: str | None = None
+    quiet: bool = False
+
+    def __post_init__(self) -> None:
+        """Check the numbers.
+
+        Raises:
+            ValueError: A number is out of range, or a list is empty.
+        """
+        super().__post_init__()
+        check_error_bars(self.num_images, self.num_chains)
+        check_counts(num_epochs=self.num_epochs)
+        for name in ("num_mh_steps", "seeds", "splits"):
+            if not getattr(self, name):
+                raise ValueError(f"{name} must name at least one")
+        if min(self.num_mh_steps) < 1:
+            raise ValueError(f"num_mh_steps must be at least 1, got {min(self.num_mh_steps)}")
+        if min(self.seeds) < 0:
+            raise ValueError(f"seeds must be 0 or more, got {min(self.seeds)}")
+
+    @property
+    def scoring(self) -> AISSettings:
+        """The settings of the scores alone."""
+        return AISSettings(**{each.name: getattr(self, each.name) for each in fields(AISSettings)})
+
+    def models(self) -> list[Model]:
+        """Return the models, seed by seed, the cheapest first."""
+        steps = sorted(set(self.num_mh_steps))
+        return [
+            model
+            for seed in dict.fromkeys(self.seeds)
+            for model in [
+                Model("none", 1, seed),
+                *(Model("hmc", count, seed) for count in steps),
+                *(Model("l2hmc", count, seed) for count in steps),
+            ]
+        ]
+
+    def training_arguments(self, model: Model, folder: Path) -> list[str]:
+        """Return the command line of experiments.mnist that trains a model in a folder."""
+        name = [] if self.data.name is None else ["--data.name", self.data.name]
+        configuration = [] if self.training is None else ["--config", self.training]
+        return [
+            *configuration,
+            *name,
+            *("--data.root", self.data.root),
+            *("--kernel", model.kernel),
+            *("--model.num_mh_steps", str(model.num_mh_steps)),
+            *("--seed", str(model.seed)),
+            *("--trainer.max_epochs", str(self.num_epochs)),
+            *("--trainer.max_steps", "-1"),
+            *("--trainer.limit_val_batches", "0"),
+            *("--quiet", str(self.quiet).lower()),
+            *("--output", str(folder)),
+        ]

@@ -1,0 +1,141 @@
+import json
+from collections.abc import Callable
+from pathlib import Path
+
+import matplotlib.pyplot as plt
+import pytest
+import torch
+import yaml
+
+from experiments.command import run_command
+from experiments.heldout import DataOptions
+from experiments.likelihood_curve.__main__ import main
+from experiments.likelihood_curve.options import LikelihoodCurve, Model
+from experiments.likelihood_curve.results import across_seeds
+from experiments.mnist import command_line
+
+Arguments = Callable[..., list[str]]
+
+
+@pytest.fixture
+def configuration(small: Arguments, tmp_path: Path) -> Path:
+    """The small model and data as a configuration of experiments.mnist."""
+    given = small(None)
+    content: dict[str, dict[str, object]] = {}
+    for option, value in zip(given[::2], given[1::2], strict=True):
+        section, _, name = option.removeprefix("--").partition(".")
+        if section in ("model", "data", "trainer") and name not in ("max_steps", "root"):
+            content.setdefault(section, {})[name] = yaml.safe_load(value)
+    path = tmp_path / "small.yaml"
+    path.write_text(yaml.safe_dump(content))
+    return path
+
+
+@pytest.fixture
+def options(configuration: Path, root: Path) -> list[str]:
+    return [
+        *("--training", str(configuration), "--data.root", str(root)),
+        *("--num_epochs", "1", "--num_mh_steps", "[2]", "--seeds", "[0, 1]", "--splits", "[test]"),
+        *("--num_images", "6", "--num_chains", "3", "--num_temperatures", "3"),
+        *("--quiet", "true"),
+    ]
+
+
+def test_every_kernel_is_trained_and_compared_and_no_model_twice(
+    options: list[str], tmp_path: Path
+) -> None:
+    folder = tmp_path / "curve"
+    main([*options, "--output", str(folder)])
+    found = json.loads((folder / "results.json").read_text())
+    rows, paired = found["rows"], found["differences"]
+    scores = {(r["kernel"], r["num_mh_steps"], r["seed"]): r["log_likelihood"] for r in rows}
+    models = [("none", 1), ("hmc", 2), ("l2hmc", 2)]
+    assert scores.keys() == {(*model, seed) for model in models for seed in (0, 1)}
+    assert {row["updates"] for row in rows} == {360 // 20}
+    assert {(r["kernel"], r["gradients_per_update"]) for r in rows} == {
+        ("none", 0),
+        ("hmc", 2 * 2 + 1),
+        ("l2hmc", 2 * 2 + 1),
+    }
+    for (of, minus), row in zip(
+        [(("l2hmc", 2), ("hmc", 2)), (("l2hmc", 2), ("none", 1)), (("hmc", 2), ("none", 1))],
+        paired,
+        strict=True,
+    ):
+        assert (row["of"], row["minus"]) == (of[0], minus[0])
+        one, other = (scores[*of, seed] - scores[*minus, seed] for seed in (0, 1))
+        assert row["difference"] == pytest.approx((one + other) / 2, abs=1e-4)
+        assert row["standard_error"] == pytest.approx(abs(one - other) / 2, abs=1e-4)
+    assert plt.imread(folder / "curve.png")[..., :3].std() > 0.05
+
+    kept = folder / "hmc-2-seed0" / "checkpoints" / "last.ckpt"
+    written = kept.stat().st_mtime_ns
+    for lost in ("l2hmc-2-seed1/training.json", "l2hmc-2-seed1/test.json", "results.json"):
+        (folder / lost).unlink()
+    main(["--resume", str(folder)])
+    assert json.loads((folder / "results.json").read_text()) == found
+    assert kept.stat().st_mtime_ns == written
+
+
+def test_all_kernels_start_from_the_same_weights_and_see_the_same_images(
+    configuration: Path, root: Path, tmp_path: Path
+) -> None:
+    curve = LikelihoodCurve(training=str(configuration), data=DataOptions(root=str(root)))
+    found = []
+    for kernel in ("none", "hmc", "l2hmc"):
+        model = Model(kernel, 2, 5)  # type: ignore[arg-type]
+        cli = command_line(curve.training_arguments(model, tmp_path / model.name))
+        cli.datamodule.setup()
+        weights = {
+            name: value
+            for name, value in cli.model.state_dict().items()
+            if not name.startswith("kernel.")
+        }
+        found.append((weights, list(cli.datamodule.train_dataloader())))
+    for weights, batches in found[1:]:
+        torch.testing.assert_close(weights, found[0][0], rtol=0, atol=0)
+        torch.testing.assert_close(batches, found[0][1], rtol=0, atol=0)
+
+
+def test_a_dry_run_prints_the_cost_and_leaves_nothing(
+    options: list[str],
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    before = sorted(tmp_path.rglob("*"))
+    main([*options, "--dry_run", "true"])
+    assert sorted(tmp_path.rglob("*")) == before
+    printed = capsys.readouterr().out
+    # 18 updates of 20 images, two steps of two leapfrogs each.
+    assert f"{18 * 20 * 5:.2g}" in next(line for line in printed.split("\n") if "l2hmc-2" in line)
+    assert "6 scores" in printed
+    assert "all trainings, 2 seed(s)" in printed
+
+
+def test_errors_over_seeds() -> None:
+    found = across_seeds([1.0, 2.0, 6.0])
+    assert found["difference"] == pytest.approx(3)
+    assert found["standard_error"] == pytest.approx((7 / 3) ** 0.5)
+    assert across_seeds([1.0]) == {"difference": 1.0, "standard_error": None}
+
+
+@pytest.mark.parametrize(
+    ("wrong", "named"),
+    [
+        (["--num_mh_steps", "[0]"], "num_mh_steps must be at least 1"),
+        (["--num_mh_steps", "[]"], "num_mh_steps must name at least one"),
+        (["--seeds", "[-1]"], "seeds must be 0 or more"),
+        (["--num_epochs", "0"], "num_epochs must be at least 1"),
+        (["--splits", "[holiday]"], "splits"),
+        (["--training", "no-such-file.yaml"], "no-such-file.yaml"),
+    ],
+)
+def test_nonsense_is_refused(
+    wrong: list[str], named: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("sys.argv", ["likelihood_curve", *wrong, "--output", str(tmp_path / "c")])
+    with pytest.raises(SystemExit) as stopped:
+        run_command(main)
+    assert named in str(stopped.value)
