@@ -1,5 +1,6 @@
 """What the commands share: shipped configurations, run folders, one-line errors."""
 
+import glob
 import itertools
 import logging
 import os
@@ -7,7 +8,7 @@ import signal
 import sys
 import tempfile
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, TypeVar
@@ -100,7 +101,7 @@ def run_command(main: Callable[[], None]) -> None:
     warnings.filterwarnings("ignore", ".*directory .* exists and is not empty.*")
     warnings.filterwarnings("ignore", ".*LeafSpec.*", FutureWarning)  # Lightning's own
     try:
-        with _stopped_by_signals():
+        with _signals_handled_by(stop):
             main()
     except Stopped as stopped:
         if rank_zero_only.rank == 0:  # type: ignore[attr-defined]
@@ -124,13 +125,37 @@ def stop(number: int, frame: object = None) -> None:
 
 
 @contextmanager
-def _stopped_by_signals() -> Iterator[None]:
-    former = {number: signal.signal(number, stop) for number in STOP_SIGNALS}
+def stopped_between(progress: Callable[[int], object]) -> Iterator[Callable[[int], None]]:
+    """Have SIGINT and SIGTERM wait for a moment at which what is done can be saved.
+
+    Yields ``progress``, which is called at such moments, and then raises Stopped where a signal
+    has arrived; a second signal does not wait.
+    """
+    arrived: list[int] = []
+
+    def notice(number: int, frame: object) -> None:
+        arrived.append(number)
+        signal.signal(number, stop)
+
+    def advance(amount: int) -> None:
+        progress(amount)
+        if arrived:
+            raise Stopped(arrived[0])
+
+    with _signals_handled_by(notice):
+        yield advance
+    if arrived:
+        raise Stopped(arrived[0])
+
+
+@contextmanager
+def _signals_handled_by(handler: Callable[[int, Any], None]) -> Iterator[None]:
+    former = {number: signal.signal(number, handler) for number in STOP_SIGNALS}
     try:
         yield
     finally:
-        for number, handler in former.items():
-            signal.signal(number, handler)
+        for number, before in former.items():
+            signal.signal(number, before)
 
 
 def create_run(output: str | None, prefix: str) -> Path:
@@ -168,7 +193,8 @@ def output_file(output: str | None, checkpoint: str, name: str, *suffixes: str) 
         output: As the user chose it; None for the first free name beside the checkpoint's run.
         checkpoint: Of the model that the command looks at.
         name: What the file begins with where the user did not choose.
-        suffixes: Of all files; the first is that of ``output``.
+        suffixes: Of all files; the first is that of ``output``, which is written last: beside
+            what an interrupted command has left for it, the others may exist.
 
     Raises:
         CommandError: One of the files exists, or cannot be written, or the suffix is another.
@@ -180,9 +206,8 @@ def output_file(output: str | None, checkpoint: str, name: str, *suffixes: str) 
     path = Path(output)
     if path.suffix != suffixes[0]:
         raise CommandError(f"--output must end in {suffixes[0]}, got {path}")
-    for file in (path.with_suffix(suffix) for suffix in suffixes):
-        if file.exists():
-            raise CommandError(f"{file} exists already; choose another --output")
+    for file in _finished_files(path, suffixes):
+        raise CommandError(f"{file} exists already; choose another --output")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryFile(dir=path.parent):
@@ -196,10 +221,27 @@ def first_free(parent: Path, prefix: str, *suffixes: str) -> Path:
     """Return PARENT/PREFIX-001 with the first suffix, or the first number free with all of them."""
     endings = suffixes or ("",)
     for number in itertools.count(1):
-        paths = [parent / f"{prefix}-{number:03d}{ending}" for ending in endings]
-        if not any(path.exists() for path in paths):
+        path = parent / f"{prefix}-{number:03d}{endings[0]}"
+        if not _finished_files(path, endings):
             break
-    return paths[0]
+    return path
+
+
+def partial_file(output: Path, name: str) -> Path:
+    """Return where a command keeps what it needs to go on, until ``output`` is written."""
+    return output.with_name(f"{output.stem}.partial-{name}")
+
+
+def partial_files(output: Path) -> list[Path]:
+    """Return what an interrupted command has left beside its output."""
+    return list(output.parent.glob(f"{glob.escape(output.stem)}.partial-*"))
+
+
+def _finished_files(path: Path, suffixes: Sequence[str]) -> list[Path]:
+    if not path.exists() and partial_files(path):
+        return []
+    files = [path, *(path.with_suffix(suffix) for suffix in suffixes[1:])]
+    return [file for file in files if file.exists()]
 
 
 def choose_device(accelerator: str) -> torch.device:

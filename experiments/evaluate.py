@@ -37,6 +37,7 @@ from experiments.scoring import (
     score,
     score_summary,
 )
+from samplers.files import write_whole
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -133,8 +134,8 @@ def main(arguments: list[str] | None = None) -> None:
 def evaluate(options: Evaluate) -> None:
     """Estimate, write the results and print them."""
     dglm, trained = load_checkpoint(options.checkpoint)
-    # The other files are written again by an evaluation that goes on.
-    output = output_file(options.output, options.checkpoint, "evaluation", ".json")
+    suffixes = (".json", ".csv") if options.curve is None else (".json", ".csv", ".png")
+    output = output_file(options.output, options.checkpoint, "evaluation", *suffixes)
     data = held_out(options.data, trained, options.split)
     images = data.heldout(options.split)[: options.num_images]
     trainer = Trainer(**asdict(options.trainer), logger=False, enable_progress_bar=False)
@@ -166,7 +167,7 @@ def evaluate(options: Evaluate) -> None:
     if options.bdmc:
         summary |= bidirectional_summary(dglm, settings, options)
     write_scores(output.with_suffix(".csv"), result)
-    output.write_text(json.dumps(summary, indent=2) + "\n")
+    write_whole(json.dumps(summary, indent=2) + "\n", output)
     KeepResults.clear(output)
     print_table(summary, output)
 

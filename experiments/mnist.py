@@ -29,6 +29,7 @@ from experiments.models import KernelName, build_dglm
 from experiments.progress import TrainingProgress
 from experiments.report import Evaluation, report
 from experiments.saving import LastTwo, SaveCheckpoints, last_checkpoint
+from samplers.files import write_whole
 
 TRAINER_DEFAULTS: dict[str, Any] = {
     "max_epochs": -1,
@@ -121,8 +122,8 @@ class MnistCLI(LightningCLI):
     def _save_config(self) -> None:
         saved = self.config.clone()
         saved.output = str(self.folder)
-        path = self.folder / "config.yaml"
-        self.parser.save(saved, path, skip_validation=True, overwrite=True)
+        text = self.parser.dump(saved, skip_validation=True)
+        write_whole(text, self.folder / "config.yaml")
 
 
 def command_line(arguments: list[str] | None = None) -> MnistCLI:

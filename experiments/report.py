@@ -20,6 +20,7 @@ from dglm.safeguard import DIVERGENCE_BOUND, divergence_warning
 from experiments.figures import given_pixels, save_inpainting, save_rows, save_samples
 from experiments.scoring import check_error_bars, mean_and_error, score, score_summary
 from samplers import seeded_generator
+from samplers.files import write_whole
 
 _REPORT_STREAM = 0x7265706F7274
 _CHECKED_IMAGES = 100
@@ -96,7 +97,7 @@ def report(
         **score_summary(result, options.settings),
         **posterior_figures(dglm, images[:_CHECKED_IMAGES]),
     }
-    (folder / "summary.json").write_text(json.dumps(summary, indent=2) + "\n")
+    write_whole(json.dumps(summary, indent=2) + "\n", folder / "summary.json")
     draw(dglm, images, options.num_sweeps, folder)
     print_summary(summary, folder)
 

@@ -1,6 +1,5 @@
 """Checkpoints of a run: when they are written, and how, so that nothing can be lost."""
 
-import os
 import signal
 import time
 from pathlib import Path
@@ -14,6 +13,7 @@ from lightning.pytorch.trainer.states import TrainerFn
 
 from dglm import TrainingFailed
 from experiments.command import STOP_SIGNALS, Stopped, stop
+from samplers.files import write_beside
 
 _SAVE_SECONDS = 300.0
 _AGREE_EVERY = 10
@@ -28,11 +28,7 @@ class LastTwo(TorchCheckpointIO):
         """Write a temporary file, then rename it."""
         path = Path(path)
         path.parent.mkdir(parents=True, exist_ok=True)
-        temporary = path.with_suffix(".tmp")
-        with temporary.open("wb") as file:
-            torch.save(checkpoint, file)
-            file.flush()
-            os.fsync(file.fileno())
+        temporary = write_beside(checkpoint, path)
         if path.exists():
             path.replace(previous_checkpoint(path))
         temporary.replace(path)

@@ -4,15 +4,15 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any, cast
 
-import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
 from torch import Tensor
 
 from data import Batches, share
 from dglm import DGLM, AISResult, AISSettings
 from dglm.ais import gradient_evaluations
-from experiments.command import CommandError
+from experiments.command import CommandError, partial_file, partial_files
 from experiments.progress import counted
+from samplers.files import load_plain, save_whole
 
 
 def score(
@@ -51,9 +51,7 @@ class KeepResults(Callback):
     """
 
     def __init__(self, output: Path, identity: dict[str, Any], rank: int) -> None:
-        self.path = output.with_name(
-            f"{output.stem}.partial-{identity['num_temperatures']}-{rank}.pt"
-        )
+        self.path = partial_file(output, f"{identity['num_temperatures']}-{rank}.pt")
         self.identity = identity
 
     def load(self) -> dict[int, AISResult]:
@@ -61,28 +59,27 @@ class KeepResults(Callback):
 
         Raises:
             CommandError: The file is of another evaluation.
+            ValueError: It is damaged.
         """
         if not self.path.exists():
             return {}
-        content = torch.load(self.path, weights_only=True)
-        if content["identity"] != self.identity:
+        content = load_plain(self.path)
+        if content.get("identity") != self.identity:
             raise CommandError(
                 f"{self.path} is part of another evaluation; remove it or choose another --output"
             )
         return {index: AISResult(*parts) for index, parts in content["results"].items()}
 
     def on_test_batch_end(self, trainer: Trainer, pl_module: LightningModule, *rest: Any) -> None:
-        """Write all results so far; the file is replaced at once, never half written."""
+        """Write all results so far."""
         results = cast(DGLM, pl_module).test_results
         plain = {index: tuple(result) for index, result in results.items()}
-        temporary = self.path.with_suffix(".tmp")
-        torch.save({"identity": self.identity, "results": plain}, temporary)
-        temporary.replace(self.path)
+        save_whole({"identity": self.identity, "results": plain}, self.path)
 
     @staticmethod
     def clear(output: Path) -> None:
         """Remove what a finished evaluation no longer needs."""
-        for path in output.parent.glob(f"{output.stem}.partial-*.pt"):
+        for path in partial_files(output):
             path.unlink()
 
 

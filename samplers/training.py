@@ -1,14 +1,16 @@
 """Training of a learned sampler on any energy: Algorithm 1 of the L2HMC paper."""
 
+import time
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any, Literal, NamedTuple
+from typing import Literal, NamedTuple
 
 import torch
 from torch import Tensor
 
 from samplers.energy import Energy, State, evaluate, leaf
+from samplers.files import load_plain, save_whole
 from samplers.kernel import Info, Kernel
 from samplers.moments import Moments
 from samplers.objective import reciprocal_jump_loss
@@ -96,6 +98,8 @@ class TrainingHistory(NamedTuple):
     """ε."""
     skipped: Tensor
     """1 where the gradient was not finite, so that the parameters were left alone."""
+    seconds: Tensor
+    """Duration on the clock."""
 
 
 def train_sampler(
@@ -123,7 +127,8 @@ def train_sampler(
         settings: How to train; by default the paper's way.
         checkpoint: A file to save into every 500 iterations and to go on from, where it exists;
             the resumed training repeats the uninterrupted one.
-        progress: Called with the iterations done since the last call.
+        progress: Called with the iterations done since the last call; an exception that it raises
+            ends the training, which is saved first.
 
     Raises:
         ValueError: The checkpoint is of a training with other settings, the kernel has no
@@ -139,11 +144,16 @@ def train_sampler(
     progress(len(training.history))
     while len(training.history) < training.settings.num_iterations:
         training.iterate()
-        progress(1)
         count = len(training.history)
-        last = count == training.settings.num_iterations
-        if checkpoint is not None and (last or count % _SAVE_INTERVAL == 0):
-            training.save(checkpoint)
+        due = count == training.settings.num_iterations or count % _SAVE_INTERVAL == 0
+        try:
+            progress(1)
+        except BaseException:
+            due = True
+            raise
+        finally:
+            if checkpoint is not None and due:
+                training.save(checkpoint)
     return TrainingHistory(*torch.stack(training.history).T)
 
 
@@ -174,6 +184,7 @@ class _Training:
 
     def iterate(self) -> None:
         """Move the chains by one step and the parameters by one update."""
+        began = time.perf_counter()
         iteration, settings = len(self.history), self.settings
         generator = seeded_generator(self.device, settings.seed, _ITERATION_STREAM, iteration)
         self.energy.temperature.fill_(settings.temperature(iteration))
@@ -198,7 +209,9 @@ class _Training:
         self.moments = self.moments.mixed(Moments.of(self.position), weight)
         step_size = self.kernel.step_size
         record = loss, info.acceptance, jump * info.acceptance, info.diverging, step_size, skipped
-        self.history.append(torch.stack([each.detach().float().mean() for each in record]).cpu())
+        means = torch.stack([each.detach().float().mean() for each in record]).cpu()
+        seconds = means.new_tensor([time.perf_counter() - began])
+        self.history.append(torch.cat([means, seconds]))
 
     def _squared_jump(self, start: Tensor, info: Info) -> Tensor:
         """Return δ, (B,), in the units of the metric."""
@@ -222,7 +235,7 @@ class _Training:
         return ~finite
 
     def save(self, path: Path) -> None:
-        """Write all that the rest of the training depends on; the file is replaced at once."""
+        """Write all that the rest of the training depends on."""
         content = {
             "settings": asdict(self.settings),
             "kernel": self.kernel.state_dict(),
@@ -231,23 +244,21 @@ class _Training:
             "moments": tuple(self.moments),
             "history": torch.stack(self.history),
         }
-        temporary = path.with_suffix(".tmp")
-        torch.save(content, temporary)
-        temporary.replace(path)
+        save_whole(content, path)
 
     def load(self, path: Path) -> None:
         """Go on from a file that :meth:`save` wrote."""
-        content: dict[str, Any] = torch.load(path, map_location=self.device, weights_only=True)
-        if content["settings"] != asdict(self.settings):
+        content = load_plain(path)
+        if content.get("settings") != asdict(self.settings):
             raise ValueError(
-                f"{path} is of a training with other settings, {content['settings']}; remove it "
-                "or train into another file"
+                f"{path} is of a training with other settings, {content.get('settings')}; remove "
+                "it or train into another file"
             )
         self.kernel.load_state_dict(content["kernel"])
         self.optimizer.load_state_dict(content["optimizer"])
-        self.position = content["position"]
-        self.moments = Moments(*content["moments"])
-        self.history = list(content["history"].cpu())
+        self.position = content["position"].to(self.device)
+        self.moments = Moments(*(part.to(self.device) for part in content["moments"]))
+        self.history = list(content["history"])
 
 
 class _TemperedEnergy:

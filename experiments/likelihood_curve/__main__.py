@@ -25,6 +25,7 @@ from experiments.likelihood_curve.figure import draw_curve
 from experiments.likelihood_curve.models import score_model, train_model
 from experiments.likelihood_curve.options import LikelihoodCurve
 from experiments.likelihood_curve.results import differences, finished_rows, markdown
+from samplers.files import write_whole
 
 
 def main(arguments: list[str] | None = None) -> None:
@@ -47,7 +48,7 @@ def draw(options: LikelihoodCurve) -> None:
     if options.resume is None:
         folder = create_run(options.output, "likelihood_curve")
         saved = {**asdict(options), "output": None}
-        (folder / "config.yaml").write_text(yaml.safe_dump(saved, sort_keys=False))
+        write_whole(yaml.safe_dump(saved, sort_keys=False), folder / "config.yaml")
     else:
         folder = Path(options.resume)
     console = Console()
@@ -71,7 +72,7 @@ def write_results(options: LikelihoodCurve, folder: Path) -> None:
     rows = finished_rows(options, folder)
     paired = differences(options, folder)
     content = json.dumps({"rows": rows, "differences": paired}, indent=2)
-    (folder / "results.json").write_text(content + "\n")
+    write_whole(content + "\n", folder / "results.json")
     (folder / "table.md").write_text(markdown(rows, paired))
     draw_curve(options, rows, folder / "curve.png")
 

@@ -11,6 +11,7 @@ from experiments.evaluate import Evaluate, evaluate
 from experiments.likelihood_curve.options import LikelihoodCurve, Model, Split
 from experiments.mnist import command_line, train
 from experiments.saving import last_checkpoint
+from samplers.files import write_whole
 
 
 def train_model(options: LikelihoodCurve, model: Model, folder: Path) -> None:
@@ -33,7 +34,7 @@ def train_model(options: LikelihoodCurve, model: Model, folder: Path) -> None:
         "gradients_per_update": dglm.gradients_per_update,
         "training_gradient_evaluations": updates * dglm.gradients_per_update * data.batch_size,
     }
-    (folder / "training.json").write_text(json.dumps(figures, indent=2) + "\n")
+    write_whole(json.dumps(figures, indent=2) + "\n", folder / "training.json")
     torch.compiler.reset()  # the next model is another, and the compiler keeps few
 
 

@@ -22,6 +22,7 @@ from experiments.command import (
     option_value,
     resumed_arguments,
     run_command,
+    stopped_between,
 )
 from experiments.progress import counted
 from experiments.targets.figures import draw_figures
@@ -42,6 +43,7 @@ from samplers import (
     seeded_generator,
     train_sampler,
 )
+from samplers.files import write_whole
 
 _START_STREAM, _DRAWS_STREAM, _TEMPERING_STREAM = 10, 11, 12
 
@@ -51,10 +53,17 @@ def main(arguments: list[str] | None = None) -> None:
     given = sys.argv[1:] if arguments is None else arguments
     # Tensors this small gain nothing from a second thread, and wait for it where cores are busy.
     torch.set_num_threads(1)
-    chosen = option_value(given, "--target")
-    for name in PAPER if chosen == "all" else [chosen]:
-        options, saved = parse(given, name)
-        compare(options, saved)
+    chosen, output = option_value(given, "--target"), option_value(given, "--output")
+    if chosen != "all":
+        compare(*parse(given, chosen))
+        return
+    for index, name in enumerate(PAPER):
+        folder = [] if output is None else ["--output", f"{output}/{name}"]
+        try:
+            compare(*parse([*given, *folder], name))
+        except Stopped as stopped:
+            stopped.hint += "".join(f"; then --target {other}" for other in PAPER[index + 1 :])
+            raise
 
 
 def parse(arguments: list[str], target: str | None) -> tuple[Compare, str]:
@@ -85,7 +94,7 @@ def compare(options: Compare, saved: str) -> None:
     if options.resume is None:
         folder = create_run(options.output, f"targets/{options.target}")
         (folder / "checkpoints").mkdir()
-        (folder / "config.yaml").write_text(saved)
+        write_whole(saved, folder / "config.yaml")
     else:
         folder = Path(options.resume)
     target = TARGETS[options.target]().float()
@@ -95,7 +104,7 @@ def compare(options: Compare, saved: str) -> None:
         stopped.hint = f"go on with python -m experiments.targets --resume {folder}"
         raise
     rows = [{**line.row, "target": options.target, "seed": options.seed} for line in lines]
-    (folder / "results.json").write_text(json.dumps(rows, indent=2) + "\n")
+    write_whole(json.dumps(rows, indent=2) + "\n", folder / "results.json")
     (folder / "table.md").write_text(markdown(rows))
     draw_figures(folder, target, kernel, lines)
     console = Console()
@@ -123,7 +132,6 @@ def train(
     target: Target, start: torch.Tensor, options: Compare, folder: Path, sampler: SamplerOptions
 ) -> tuple[Kernel, tuple[int, float]]:
     """Return a trained kernel, and its training's gradients over all chains and seconds."""
-    began = time.perf_counter()
     training, whiten = options.training, sampler is options.whitened
     torch.manual_seed(options.seed)
     kernel: Kernel = L2HMC(
@@ -133,19 +141,24 @@ def train(
         hidden=sampler.hidden,
         head_scale=sampler.head_scale,
     )
-    gradients = 0
+    gradients, seconds = 0, 0.0
     if whiten:
+        began = time.perf_counter()
         warm = cast(
             Preconditioned, warmed_up(target, start, "dense", options.num_steps, options.seed)
         )
         kernel = warm.around(kernel)
         gradients = warm_up_gradients(options.num_steps) * len(start)
+        seconds = time.perf_counter() - began
 
     def initial(count: int, generator: torch.Generator) -> torch.Tensor:
         return sampler.initial_scale * torch.randn(count, target.dim, generator=generator)
 
     name = "training-whitened" if whiten else "training"
-    with counted(f"{options.target}, {name}", training.num_iterations, options.quiet) as progress:
+    with (
+        counted(f"{options.target}, {name}", training.num_iterations, options.quiet) as shown,
+        stopped_between(shown) as progress,
+    ):
         history = train_sampler(
             kernel,
             target,
@@ -159,7 +172,7 @@ def train(
     if history.diverging.mean() > 0.01:
         share = float(history.diverging.mean())
         print(f"{share:.1%} of the training's steps diverged: try a smaller --sampler.step_size")
-    return kernel, (gradients, time.perf_counter() - began)
+    return kernel, (gradients, seconds + float(history.seconds.sum()))
 
 
 def others(target: Target, start: torch.Tensor, options: Compare) -> list[Measured]:

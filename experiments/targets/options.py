@@ -56,7 +56,8 @@ class Compare:
         temperatures: Of parallel tempering; none leaves it out.
         num_chains: Chains of the comparison, from exact draws.
         num_steps: Steps of each chain.
-        output: Run folder; runs/targets/TARGET-NNN if null.
+        output: Run folder, with a folder in it for each target where there are several;
+            runs/targets/TARGET-NNN if null.
         resume: Run folder to go on with.
         quiet: Show no progress bars.
     """

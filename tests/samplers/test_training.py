@@ -24,6 +24,7 @@ from samplers import (
     reciprocal_jump_loss,
     train_sampler,
 )
+from samplers.training import _Training
 
 SCALES = torch.tensor([[0.5, 0.0], [1.5, 1.0]], dtype=torch.float64)
 CENTRE = torch.tensor([1.0, -2.0], dtype=torch.float64)
@@ -66,14 +67,32 @@ def stop_after(count: int) -> Callable[[int], None]:
     return progress
 
 
+def fail_in(iteration: int, patch: pytest.MonkeyPatch) -> None:
+    """Have training fail in the midst of an iteration, counted from 1."""
+    update = _Training._update
+
+    def failing(self: _Training, loss: Tensor) -> Tensor:
+        if len(self.history) == iteration - 1:
+            raise Stopped
+        return update(self, loss)
+
+    patch.setattr(_Training, "_update", failing)
+
+
+def without_durations(history: TrainingHistory) -> TrainingHistory:
+    assert (history.seconds > 0).all()
+    return history._replace(seconds=torch.zeros(()))
+
+
 def assert_same(found: TrainingHistory, expected: TrainingHistory) -> None:
-    assert all(map(torch.equal, found, expected))
+    assert all(map(torch.equal, without_durations(found), without_durations(expected)))
 
 
 # The file is written after iterations 4, 8 and 10: one stop before the first, others between.
+@pytest.mark.parametrize("way", ["fails", "is stopped"])
 @pytest.mark.parametrize("stops", [[2], [5], [9], [10], [3, 6, 9]])
 def test_resumed_training_repeats_the_uninterrupted_one(
-    random_l2hmc: Build, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, stops: list[int]
+    random_l2hmc: Build, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, stops: list[int], way: str
 ) -> None:
     monkeypatch.setattr("samplers.training._SAVE_INTERVAL", 4)
     settings = TrainingSettings(
@@ -91,16 +110,19 @@ def test_resumed_training_repeats_the_uninterrupted_one(
     expected = train_sampler(whole, TARGET, initial, settings)
     kernel = random_l2hmc(2)
     for stop in stops:
-        with pytest.raises(Stopped):
-            train_sampler(
-                kernel, TARGET, initial, settings, checkpoint=path, progress=stop_after(stop)
-            )
+        progress = stop_after(stop) if way == "is stopped" else lambda count: None
+        with pytest.MonkeyPatch.context() as patch:
+            if way == "fails":
+                fail_in(stop, patch)
+            with pytest.raises(Stopped):
+                train_sampler(kernel, TARGET, initial, settings, checkpoint=path, progress=progress)
+        done = (stop - 1) // 4 * 4 if way == "fails" else stop
         kernel = random_l2hmc(2, seed=int(path.exists()))
     counts: list[int] = []
     found = train_sampler(
         kernel, TARGET, initial, settings, checkpoint=path, progress=counts.append
     )
-    assert counts[0] == (stops[-1] - 1) // 4 * 4
+    assert counts[0] == done
     assert sum(counts) == 10
     assert_same(found, expected)
     trained = whole.state_dict()
@@ -240,7 +262,7 @@ def test_covariance_metric_does_not_see_an_affine_map_of_the_target(random_l2hmc
 
     plain, plain_mapped = train("plain")
     assert not torch.allclose(plain.jump, plain_mapped.jump, rtol=0.01)
-    torch.testing.assert_close(*train("covariance"))
+    torch.testing.assert_close(*map(without_durations, train("covariance")))
 
 
 @pytest.mark.parametrize("factor", [math.nan, math.inf])
@@ -320,3 +342,17 @@ def test_mixed_moments_are_those_of_all_batches() -> None:
     pooled = batches.flatten(0, 1)
     torch.testing.assert_close(moments.mean, pooled.mean(dim=0))
     torch.testing.assert_close(moments.covariance, torch.cov(pooled.T, correction=0))
+
+
+@pytest.mark.parametrize("content", [b"", b"PK\3\4 and so on", b"\x80\x02cos\nsystem\n."])
+def test_damaged_checkpoint_is_refused_in_one_line(
+    random_l2hmc: Build, tmp_path: Path, content: bytes
+) -> None:
+    path = tmp_path / "training.pt"
+    path.write_bytes(content)
+    with pytest.raises(ValueError, match=r"training\.pt cannot be gone on from") as error:
+        train_sampler(
+            random_l2hmc(2), TARGET, initial, TrainingSettings(1, num_chains=5), checkpoint=path
+        )
+    assert "\n" not in str(error.value)
+    assert path.read_bytes() == content
