@@ -1,6 +1,8 @@
 """Long chains on p(z|x): the reference that short ones are compared with, and its shape."""
 
+import time
 from collections.abc import Callable, Iterator
+from pathlib import Path
 from typing import NamedTuple
 
 import torch
@@ -8,10 +10,21 @@ from torch import Tensor
 
 from dglm.model import GenerativeModel
 from dglm.shape import ChainMeans, PrincipalAxes
-from samplers import HMC, Chains, Energy, Kernel, Moments, sample_chunks, track_acceptance
+from samplers import (
+    HMC,
+    Chains,
+    Energy,
+    Kernel,
+    Moments,
+    Snapshot,
+    sample_chunks,
+    track_acceptance,
+)
+from samplers.files import load_plain, save_whole
 
 _CHUNK_SIZE = 50
 _KEPT_DRAWS = 200
+_SAVE_SECONDS = 60.0
 
 
 class LongChains(NamedTuple):
@@ -39,6 +52,7 @@ def long_chains(
     generator: torch.Generator,
     context: Tensor | None = None,
     progress: Callable[[int], object] = lambda steps: None,
+    checkpoint: Path | None = None,
 ) -> LongChains:
     """Run chains on p(z|x) and look at them along its principal axes, at constant memory.
 
@@ -50,27 +64,124 @@ def long_chains(
         axes: Found beforehand, from other draws than these.
         generator: Of the noise.
         context: As returned by ``kernel.embed``.
-        progress: Called with the number of steps made since the last call.
+        progress: Called with the number of steps made since the last call; an exception that it
+            raises ends the run, which is saved first.
+        checkpoint: A file to save into once a minute and to go on from, where it exists; the
+            resumed run repeats the uninterrupted one.
 
     Raises:
-        ValueError: ``num_steps`` is below 1, or the energy is not finite where a chain starts.
+        ValueError: ``num_steps`` is below 1, the energy is not finite where a chain starts, or the
+            checkpoint is damaged or of another run.
     """
-    thin = -(-num_steps // _KEPT_DRAWS)
-    kept, done = [], 0
-    for chunk in _chunks(kernel, energy, position, num_steps, generator, context):
-        size = chunk.draws.shape[1]
-        means = ChainMeans.of(axes, chunk.draws)
-        rates = torch.stack([chunk.acceptance, chunk.diverging.to(chunk.acceptance)]).mean(dim=2)
-        kept.append(chunk.draws[:, (thin - 1 - done) % thin :: thin].clone())
-        if done == 0:
-            all_means, all_rates = means, rates
-        done += size
-        all_means = all_means.mixed(means, size / done)
-        all_rates = torch.lerp(all_rates, rates, size / done)
-        progress(size)
+    run = _LongRun(position, num_steps, axes, generator)
+    if checkpoint is not None and checkpoint.exists():
+        run.load(checkpoint)
+        progress(run.done)
+    saved_at = time.monotonic()
+    for chunk, snapshot in run.rest(kernel, energy, generator, context):
+        run.add(chunk, snapshot)
+        due = run.done == num_steps or time.monotonic() - saved_at > _SAVE_SECONDS
+        try:
+            progress(chunk.draws.shape[1])
+        except BaseException:
+            due = True
+            raise
+        finally:
+            if checkpoint is not None and due:
+                run.save(checkpoint)
+                saved_at = time.monotonic()
+    generator.set_state(run.end["generator"].cpu())  # that of a snapshot is another one
     gradients = len(position) * (num_steps * kernel.num_leapfrogs + 1)
-    acceptance, divergence = all_rates
-    return LongChains(all_means, torch.cat(kept, dim=1), acceptance, divergence, gradients)
+    acceptance, divergence = run.rates
+    return LongChains(run.means, torch.cat(run.kept, dim=1), acceptance, divergence, gradients)
+
+
+class _LongRun:
+    """Long chains between two chunks.
+
+    The position and the generator at the start, the length and the axes tell one run from another:
+    they depend on all else.
+    """
+
+    means: ChainMeans
+    rates: Tensor  # of acceptance and divergence, (2, chain)
+    end: Snapshot  # of the last chunk
+
+    def __init__(
+        self, position: Tensor, num_steps: int, axes: PrincipalAxes, generator: torch.Generator
+    ) -> None:
+        self.position, self.num_steps, self.axes = position, num_steps, axes
+        self.start = {
+            "position": position.cpu(),
+            "generator": generator.get_state(),
+            "num_steps": torch.tensor(num_steps),
+            **axes._asdict(),
+        }
+        self.thin = -(-num_steps // _KEPT_DRAWS)
+        self.done = 0
+        self.kept: list[Tensor] = []
+
+    def rest(
+        self, kernel: Kernel, energy: Energy, generator: torch.Generator, context: Tensor | None
+    ) -> Iterator[tuple[Chains, Snapshot]]:
+        """Return the chunks that are left."""
+        if self.done == self.num_steps > 0:
+            return iter(())
+        return sample_chunks(
+            kernel,
+            energy,
+            self.end if self.done else self.position,
+            self.num_steps - self.done,
+            chunk_size=_CHUNK_SIZE,
+            context=context,
+            generator=None if self.done else generator,
+        )
+
+    def add(self, chunk: Chains, snapshot: Snapshot) -> None:
+        """Take a chunk into the means, and keep every so-manieth draw."""
+        means = ChainMeans.of(self.axes, chunk.draws)
+        rates = torch.stack([chunk.acceptance, chunk.diverging.to(chunk.acceptance)]).mean(dim=2)
+        self.kept.append(
+            chunk.draws[:, (self.thin - 1 - self.done) % self.thin :: self.thin].clone()
+        )
+        if self.done == 0:
+            self.means, self.rates = means, rates
+        size = chunk.draws.shape[1]
+        self.done += size
+        self.means = self.means.mixed(means, size / self.done)
+        self.rates = torch.lerp(self.rates, rates, size / self.done)
+        self.end = snapshot
+
+    def save(self, path: Path) -> None:
+        """Write all that the rest of the run depends on."""
+        content = {
+            "start": self.start,
+            "end": self.end,
+            "done": self.done,
+            "means": tuple(self.means),
+            "rates": self.rates,
+            "kept": self.kept,
+        }
+        save_whole(content, path)
+
+    def load(self, path: Path) -> None:
+        """Go on from a file that :meth:`save` wrote."""
+        content = load_plain(path)
+        start = content.get("start", {})
+        if start.keys() != self.start.keys() or not all(
+            torch.equal(start[name], value) for name, value in self.start.items()
+        ):
+            raise ValueError(f"{path} is of other chains; remove it or save into another file")
+        end, device = content["end"], self.position.device
+        self.end = Snapshot(
+            position=end["position"].to(device),
+            energy=end["energy"].to(device),
+            gradient=end["gradient"].to(device),
+            extra=tuple(part.to(device) for part in end["extra"]),
+            generator=end["generator"],
+        )
+        self.done, self.kept = content["done"], content["kept"]
+        self.means, self.rates = ChainMeans(*content["means"]), content["rates"]
 
 
 @torch.no_grad()
@@ -92,24 +203,6 @@ def principal_axes(
     """
     warm_up, done, dim = num_steps // 2, 0, position.shape[1]
     moments = Moments(torch.zeros(dim).double(), torch.zeros(dim, dim).double())
-    for chunk in _chunks(kernel, energy, position, num_steps, generator, context):
-        late = chunk.draws[:, max(0, warm_up - done) :]
-        done += chunk.draws.shape[1]
-        progress(chunk.draws.shape[1])
-        if late.numel():
-            found = Moments.of(late.double().flatten(0, 1))
-            moments = moments.mixed(found, late.shape[1] / (done - warm_up))
-    return PrincipalAxes.of(moments), chunk.draws[:, -1].to(position)
-
-
-def _chunks(
-    kernel: Kernel,
-    energy: Energy,
-    position: Tensor,
-    num_steps: int,
-    generator: torch.Generator,
-    context: Tensor | None,
-) -> Iterator[Chains]:
     chunks = sample_chunks(
         kernel,
         energy,
@@ -119,7 +212,14 @@ def _chunks(
         context=context,
         generator=generator,
     )
-    return (chunk for chunk, _ in chunks)
+    for chunk, _ in chunks:
+        late = chunk.draws[:, max(0, warm_up - done) :]
+        done += chunk.draws.shape[1]
+        progress(chunk.draws.shape[1])
+        if late.numel():
+            found = Moments.of(late.double().flatten(0, 1))
+            moments = moments.mixed(found, late.shape[1] / (done - warm_up))
+    return PrincipalAxes.of(moments), chunk.draws[:, -1].to(position)
 
 
 @torch.no_grad()

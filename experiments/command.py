@@ -227,13 +227,8 @@ def first_free(parent: Path, prefix: str, *suffixes: str) -> Path:
     return path
 
 
-def partial_file(output: Path, name: str) -> Path:
-    """Return where a command keeps what it needs to go on, until ``output`` is written."""
-    return output.with_name(f"{output.stem}.partial-{name}")
-
-
 def partial_files(output: Path) -> list[Path]:
-    """Return what an interrupted command has left beside its output."""
+    """Return what an interrupted command has left beside its output, to go on from."""
     return list(output.parent.glob(f"{glob.escape(output.stem)}.partial-*"))
 
 

@@ -29,6 +29,7 @@ from experiments.command import (
     run_command,
 )
 from experiments.heldout import DataOptions, held_out
+from experiments.partial import GO_ON, remove_partial_files
 from experiments.progress import counted
 from experiments.scoring import (
     KeepResults,
@@ -145,7 +146,7 @@ def evaluate(options: Evaluate) -> None:
             for settings in options.settings()
         ]
     except Stopped as stopped:
-        stopped.hint = "finished batches are kept; the same command goes on after them"
+        stopped.hint = GO_ON
         raise
     if not trainer.is_global_zero:
         return
@@ -168,7 +169,7 @@ def evaluate(options: Evaluate) -> None:
         summary |= bidirectional_summary(dglm, settings, options)
     write_scores(output.with_suffix(".csv"), result)
     write_whole(json.dumps(summary, indent=2) + "\n", output)
-    KeepResults.clear(output)
+    remove_partial_files(output)
     print_table(summary, output)
 
 

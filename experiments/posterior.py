@@ -1,12 +1,15 @@
 """Show the posterior of one image: long chains of the kernel, and of HMC for the same gradients.
 
+Chains that were interrupted go on where they were when the same command is started again.
+
 How far it is from a Gaussian, and so from q(z|x): skewness, excess kurtosis and negentropy along
 its first principal axis. All standard errors come from the spread between the chains, which are
 independent of each other, however slowly each of them mixes.
 """
 
+import hashlib
 import json
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, NamedTuple, cast
 
@@ -25,12 +28,15 @@ from experiments.command import (
     output_file,
     parse_options,
     run_command,
+    stopped_between,
 )
 from experiments.heldout import DataOptions, held_out
+from experiments.partial import partial_file, remove_partial_files, resumable
 from experiments.posterior_figure import draw_posterior
 from experiments.progress import counted
 from experiments.scoring import mean_and_error
 from samplers import HMC, Kernel, adapt, seeded_generator, summarise
+from samplers.files import write_whole
 
 _STREAM = 0x706F73746572
 _NAMES = {"kernel": "the model's kernel", "hmc": "HMC, tuned"}
@@ -108,7 +114,10 @@ def run(options: Posterior) -> None:
         )
     dglm = dglm.to(choose_device(options.accelerator))
     image = images[options.image].to(dglm.device)
-    axes, found = run_chains(dglm, image, options)
+    weights = hashlib.sha256(Path(options.checkpoint).read_bytes()).hexdigest()
+    identity = {**asdict(options), "checkpoint": weights, "output": None, "quiet": None}
+    with resumable(output, identity):
+        axes, found = run_chains(dglm, image, options, output)
     with torch.no_grad():
         q = dglm.posterior(image[None])
     summary: dict[str, Any] = {
@@ -127,13 +136,16 @@ def run(options: Posterior) -> None:
     for name, sampled in found.items():
         summary |= {f"{name}_{key}": value for key, value in figures(sampled).items()}
     shown = {_NAMES[name]: sampled.chains for name, sampled in found.items()}
-    draw_posterior(output, image, axes, shown, q)
-    output.with_suffix(".json").write_text(json.dumps(summary, indent=2) + "\n")
+    picture = partial_file(output, "picture.png")
+    draw_posterior(picture, image, axes, shown, q)
+    write_whole(json.dumps(summary, indent=2) + "\n", output.with_suffix(".json"))
+    picture.replace(output)
+    remove_partial_files(output)
     print_table(summary, output)
 
 
 def run_chains(
-    dglm: DGLM, image: Tensor, options: Posterior
+    dglm: DGLM, image: Tensor, options: Posterior, output: Path
 ) -> tuple[PrincipalAxes, dict[str, Sampled]]:
     """Return the principal axes of p(z|x), and what the kernel and HMC have drawn from it.
 
@@ -160,7 +172,10 @@ def run_chains(
     total = sum(steps.values()) + len(steps) * options.num_warmup
     found: dict[str, Sampled] = {}
     axes = None
-    with counted("posterior, steps", total, options.quiet) as progress:
+    with (
+        counted("posterior, steps", total, options.quiet) as shown,
+        stopped_between(shown) as progress,
+    ):
         for stream, (name, (kernel, position)) in enumerate(kernels.items()):
             with torch.no_grad():
                 context = kernel.embed(rows)
@@ -170,7 +185,15 @@ def run_chains(
             )
             axes = axes or own  # the first kernel's, so that both are seen from one side
             chains = long_chains(
-                kernel, energy, position, steps[name], axes, generator, context, progress
+                kernel,
+                energy,
+                position,
+                steps[name],
+                axes,
+                generator,
+                context,
+                progress,
+                partial_file(output, f"{name}.pt"),
             )
             found[name] = Sampled(kernel, steps[name], chains)
     return cast(PrincipalAxes, axes), found

@@ -10,7 +10,8 @@ from torch import Tensor
 from data import Batches, share
 from dglm import DGLM, AISResult, AISSettings
 from dglm.ais import gradient_evaluations
-from experiments.command import CommandError, partial_file, partial_files
+from experiments.command import CommandError
+from experiments.partial import partial_file
 from experiments.progress import counted
 from samplers.files import load_plain, save_whole
 
@@ -75,12 +76,6 @@ class KeepResults(Callback):
         results = cast(DGLM, pl_module).test_results
         plain = {index: tuple(result) for index, result in results.items()}
         save_whole({"identity": self.identity, "results": plain}, self.path)
-
-    @staticmethod
-    def clear(output: Path) -> None:
-        """Remove what a finished evaluation no longer needs."""
-        for path in partial_files(output):
-            path.unlink()
 
 
 def score_summary(result: AISResult, settings: AISSettings) -> dict[str, Any]:

@@ -119,7 +119,7 @@ def test_an_interrupted_evaluation_goes_on_where_it_was(
 def test_part_of_another_evaluation_is_not_taken_for_this_one(
     checkpoint: Path, root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("experiments.scoring.KeepResults.clear", lambda output: None)
+    monkeypatch.setattr("experiments.evaluate.remove_partial_files", lambda output: None)
     output = tmp_path / "result.json"
     main(arguments(checkpoint, root, output))
     output.unlink()

@@ -187,6 +187,6 @@ def test_a_stopped_evaluation_says_how_to_go_on(
         run_command(lambda: evaluate.main(given.split()))
     assert ended.value.code == 143
     assert capsys.readouterr().err == (
-        "SIGTERM: finished batches are kept; the same command goes on after them\n"
+        "SIGTERM: what is finished is kept; the same command goes on after it\n"
     )
     assert list(tmp_path.glob("result.partial-*"))
