@@ -1,4 +1,5 @@
 from collections.abc import Callable
+from pathlib import Path
 
 import pytest
 import torch
@@ -197,3 +198,67 @@ def test_no_steps_are_refused(model: GenerativeModel, images: Tensor) -> None:
     start, generator = torch.zeros(7, 3), seeded_generator("cpu", 0)
     with pytest.raises(ValueError, match="at least 1, got 0"):
         long_chains(HMC(), model.energy(images), start, 0, axes, generator)
+
+
+class Stopped(Exception):
+    """Stands for whatever ends a run early."""
+
+
+@pytest.mark.parametrize("stops", [[50], [100, 150], [120], [420]])
+def test_a_resumed_run_is_the_uninterrupted_one_bit_for_bit(
+    model: GenerativeModel, images: Tensor, tmp_path: Path, stops: list[int]
+) -> None:
+    kernel, energy, start = HMC(2, 0.3), model.energy(images), torch.randn(7, 3)
+    axes, path = PrincipalAxes.of(Moments.of(torch.randn(50, 3))), tmp_path / "chains.pt"
+
+    def run(generator: torch.Generator, stop: int, checkpoint: Path | None) -> LongChains:
+        done = 0
+
+        def progress(steps: int) -> None:
+            nonlocal done
+            done += steps
+            if done >= stop:
+                raise Stopped
+
+        return long_chains(kernel, energy, start, 420, axes, generator, None, progress, checkpoint)
+
+    expected_generator, generator = seeded_generator("cpu", 1), seeded_generator("cpu", 1)
+    expected = run(expected_generator, 1000, None)
+    for stop in stops:
+        with pytest.raises(Stopped):
+            run(seeded_generator("cpu", 1), stop, path)
+    found = run(generator, 1000, path)
+    assert all(map(torch.equal, found.means, expected.means))
+    assert all(map(torch.equal, found[1:4], expected[1:4]))
+    assert found.gradient_evaluations == expected.gradient_evaluations
+    assert torch.equal(generator.get_state(), expected_generator.get_state())
+    assert [file.name for file in tmp_path.iterdir()] == ["chains.pt"]
+
+
+def test_a_run_is_saved_now_and_then_and_by_others_refused(
+    model: GenerativeModel, images: Tensor, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("dglm.posterior._SAVE_SECONDS", 0)
+    axes, path = PrincipalAxes.of(Moments.of(torch.randn(50, 3))), tmp_path / "chains.pt"
+    saved: list[int] = []
+
+    def run(num_steps: int, seed: int) -> LongChains:
+        return long_chains(
+            HMC(1, 0.1),
+            model.energy(images),
+            torch.zeros(7, 3),
+            num_steps,
+            axes,
+            seeded_generator("cpu", seed),
+            progress=lambda steps: saved.append(path.exists()),
+            checkpoint=path,
+        )
+
+    run(120, seed=0)
+    assert saved == [False, True, True]
+    for num_steps, seed in ((121, 0), (120, 1)):
+        with pytest.raises(ValueError, match=r"chains\.pt is of other chains"):
+            run(num_steps, seed)
+    path.write_bytes(path.read_bytes()[:1000])
+    with pytest.raises(ValueError, match=r"chains\.pt cannot be gone on from"):
+        run(120, seed=0)
