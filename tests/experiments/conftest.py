@@ -1,7 +1,10 @@
 """A small data set in MNIST's format, and runs of the main job that take seconds."""
 
 import gzip
+import json
 import struct
+import subprocess
+import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -12,6 +15,9 @@ import torch
 from experiments.mnist import main
 
 Arguments = Callable[..., list[str]]
+Run = tuple[str, list[str], str, str]
+
+KILLING = Path(__file__).with_name("killing.py")
 
 
 @pytest.fixture(autouse=True, scope="session")
@@ -89,3 +95,26 @@ def small(root: Path) -> Arguments:
         return [text for name, value in options.items() for text in (f"--{name}", str(value))]
 
     return arguments
+
+
+@pytest.fixture(scope="session")
+def in_processes() -> Callable[[list[Run]], tuple[list[int], str]]:
+    """Run commands, one after the other, in real processes that a signal ends.
+
+    A run is the command, its arguments, the point at which the signal arrives, as killing.py calls
+    it, and the signal. Returns the exit statuses, minus the signal where one ended the process, and
+    what was written to stderr.
+    """
+
+    def in_processes(runs: list[Run]) -> tuple[list[int], str]:
+        finished = subprocess.run(
+            [sys.executable, str(KILLING)],
+            input=json.dumps(runs),
+            capture_output=True,
+            text=True,
+            check=False,
+        )
+        assert finished.returncode == 0, finished.stderr
+        return json.loads(finished.stdout.splitlines()[-1]), finished.stderr
+
+    return in_processes

@@ -1,10 +1,11 @@
-"""Run experiments.mnist in real processes that receive a signal at a chosen point.
+"""Run commands in real processes that receive a signal at a chosen point.
 
-Reads from stdin a list of [arguments, point, signal]; each run is a fork of this process, so that
-the libraries are imported once only. Prints the list of exit statuses, minus the signal where one
-ended the process.
+Reads from stdin a list of [command, arguments, point, signal]; each run is a fork of this process,
+so that the libraries are imported once only. Prints the list of exit statuses, minus the signal
+where one ended the process. A point is a name and a count, as in "noise 13", or "never".
 """
 
+import importlib
 import io
 import json
 import os
@@ -16,58 +17,100 @@ from typing import Any
 
 import torch
 
+import dglm.posterior
+import experiments.targets.__main__ as targets
+import experiments.targets.tuning as tuning
+import samplers.training
 from dglm import DGLM
 from experiments.command import run_command
-from experiments.mnist import main
+from samplers import Kernel
+
+Kill = Callable[[], None]
 
 _save, _replace = torch.save, Path.replace
 
 
-def before(name: str, update: int, kill: Callable[[], None]) -> None:
+def before(method: str, cls: type, calls: int, kill: Kill) -> None:
+    """Have a method killed when it is called for so manieth time."""
+    original, count = getattr(cls, method), 0
+
+    def killed(self: Any, *arguments: Any, **options: Any) -> Any:
+        nonlocal count
+        count += 1
+        if count == calls:
+            kill()
+        return original(self, *arguments, **options)
+
+    setattr(cls, method, killed)
+
+
+def before_update(method: str, update: int, kill: Kill) -> None:
     """Have a method of the module killed when so many updates are done."""
-    method = getattr(DGLM, name)
+    original = getattr(DGLM, method)
 
     def killed(self: DGLM, *arguments: Any, **options: Any) -> Any:
         if self.global_step == update:
             kill()
-        return method(self, *arguments, **options)
+        return original(self, *arguments, **options)
 
-    setattr(DGLM, name, killed)
-
-
-def half_written(checkpoint: dict[str, Any], file: Any, kill: Callable[[], None]) -> None:
-    whole = io.BytesIO()
-    _save(checkpoint, whole)
-    if checkpoint["global_step"] == 6:
-        file.write(whole.getvalue()[: len(whole.getvalue()) // 2])
-        file.flush()
-        kill()
-    file.write(whole.getvalue())
+    setattr(DGLM, method, killed)
 
 
-def between_renames(path: Path, target: Path, kill: Callable[[], None]) -> None:
+def while_writing(number: int, kill: Kill) -> None:
+    """Have a process killed when half of its so manieth file is on the disk."""
+    count = 0
+
+    def half_written(content: Any, file: Any) -> None:
+        nonlocal count
+        count += 1
+        whole = io.BytesIO()
+        _save(content, whole)
+        if count == number:
+            file.write(whole.getvalue()[: len(whole.getvalue()) // 2])
+            file.flush()
+            kill()
+        file.write(whole.getvalue())
+
+    torch.save = half_written
+
+
+def between_renames(path: Path, target: Path, kill: Kill) -> None:
     if path.suffix == ".tmp" and target.with_name("previous.ckpt").exists():
         kill()
     _replace(path, target)
 
 
 def plant(point: str, number: int) -> None:
+    name, _, count = point.partition(" ")
+
     def kill() -> None:
         os.kill(os.getpid(), number)
 
-    if point == "step":
-        before("training_step", 5, kill)
-    elif point == "update":
-        before("configure_gradient_clipping", 7, kill)
-    elif point == "validation":
-        before("validation_step", 8, kill)
-    elif point == "writing":
-        torch.save = lambda checkpoint, file: half_written(checkpoint, file, kill)
-    elif point == "renaming":
+    if name == "step":
+        before_update("training_step", int(count), kill)
+    elif name == "update":
+        before_update("configure_gradient_clipping", int(count), kill)
+    elif name == "validation":
+        before_update("validation_step", int(count), kill)
+    elif name == "noise":  # of a step of a chain, in training too
+        before("noise", Kernel, int(count), kill)
+    elif name == "writing":
+        while_writing(int(count), kill)
+    elif name == "renaming":
+        before("replace", type(Path()), int(count), kill)
+    elif name == "between":
         Path.replace = lambda path, target: between_renames(path, target, kill)  # type: ignore
 
 
-def run(arguments: list[str], point: str, number: int) -> int:
+def save_often_and_tune_little() -> None:
+    samplers.training._SAVE_INTERVAL = 5
+    dglm.posterior._SAVE_SECONDS = 0.0
+    tuning._LENGTHS, tuning._MULTIPLES = (1,), (0.5, 1.0)
+    targets.nuts_is_installed = lambda: False
+
+
+def run(command: str, arguments: list[str], point: str, number: int) -> int:
+    main = importlib.import_module(f"experiments.{command}").main
     child = os.fork()
     if child == 0:
         plant(point, number)
@@ -81,7 +124,5 @@ def run(arguments: list[str], point: str, number: int) -> int:
 
 if __name__ == "__main__":
     torch.set_num_threads(1)
-    runs = json.load(sys.stdin)
-    print(
-        json.dumps([run(arguments, point, signal.Signals[name]) for arguments, point, name in runs])
-    )
+    save_often_and_tune_little()
+    print(json.dumps([run(*rest, signal.Signals[name]) for *rest, name in json.load(sys.stdin)]))

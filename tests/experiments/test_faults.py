@@ -3,8 +3,6 @@
 import json
 import os
 import signal
-import subprocess
-import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -18,8 +16,10 @@ from experiments.command import run_command
 from experiments.saving import LastTwo, last_checkpoint
 
 Arguments = Callable[..., list[str]]
+Run = tuple[str, list[str], str, str]
+InProcesses = Callable[[list[Run]], tuple[list[int], str]]
 
-KILLING = Path(__file__).with_name("killing.py")
+NEVER = ("never", "SIGKILL")
 
 
 class Processes(NamedTuple):
@@ -56,36 +56,31 @@ def check_same_end(one: Path, other: Path) -> None:
 
 
 KILLED = {
-    "none": ["step", "writing"],
-    "hmc": ["update", "renaming"],
-    "l2hmc": ["writing", "validation"],
+    "none": ["step 5", "writing 1"],
+    "hmc": ["update 7", "between"],
+    "l2hmc": ["writing 3", "validation 8"],
 }
 
 
 @pytest.fixture(scope="module")
-def processes(small: Arguments, tmp_path_factory: pytest.TempPathFactory) -> Processes:
+def processes(
+    small: Arguments, in_processes: InProcesses, tmp_path_factory: pytest.TempPathFactory
+) -> Processes:
     """Run experiments.mnist, in real processes, whole, killed and stopped."""
     folder = tmp_path_factory.mktemp("faults")
-    runs = []
+    runs: list[Run] = []
     for kernel, points in KILLED.items():
         changes = {"kernel": kernel, "trainer__max_steps": 12}
-        runs.append((small(folder / f"whole-{kernel}", **changes), "never", "SIGKILL"))
-        runs.append((small(folder / f"killed-{kernel}", **changes), points[0], "SIGKILL"))
-        resumed = ["--resume", str(folder / f"killed-{kernel}")]
-        runs += [(resumed, points[1], "SIGKILL"), (resumed, "never", "SIGKILL")]
+        killed = folder / f"killed-{kernel}"
+        runs.append(("mnist", small(folder / f"whole-{kernel}", **changes), *NEVER))
+        runs.append(("mnist", small(killed, **changes), points[0], "SIGKILL"))
+        resumed = ["--resume", str(killed)]
+        runs += [("mnist", resumed, points[1], "SIGKILL"), ("mnist", resumed, *NEVER)]
     changes = {"kernel": "hmc", "trainer__max_steps": 12, "trainer__val_check_interval": 100}
-    runs.append((small(folder / "stopped", **changes), "step", "SIGINT"))
+    runs.append(("mnist", small(folder / "stopped", **changes), "step 5", "SIGINT"))
     resumed = ["--resume", str(folder / "stopped")]
-    runs += [(resumed, "update", "SIGTERM"), (resumed, "never", "SIGTERM")]
-    finished = subprocess.run(
-        [sys.executable, str(KILLING)],
-        input=json.dumps(runs),
-        capture_output=True,
-        text=True,
-        check=False,
-    )
-    assert finished.returncode == 0, finished.stderr
-    return Processes(folder, json.loads(finished.stdout.splitlines()[-1]), finished.stderr)
+    runs += [("mnist", resumed, "update 7", "SIGTERM"), ("mnist", resumed, *NEVER)]
+    return Processes(folder, *in_processes(runs))
 
 
 @pytest.mark.parametrize("kernel", KILLED)

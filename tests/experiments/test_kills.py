@@ -1,0 +1,162 @@
+"""Long computations that are killed at any point end as if nothing had been."""
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+
+Run = tuple[str, list[str], str, str]
+InProcesses = Callable[[list[Run]], tuple[list[int], str]]
+
+TARGETS = [
+    "--target=scg",
+    "--training.num_iterations=20",
+    "--training.num_chains=10",
+    "--whitened.num_leapfrogs=2",
+    "--num_chains=10",
+    "--num_steps=132",
+    "--quiet=true",
+]
+"""20 steps of training, 132 of chains, 26 of warm-up, 20 of training, and more chains."""
+
+
+def trained(folder: Path) -> list[dict[str, Any]]:
+    files = sorted((folder / "checkpoints").iterdir())
+    assert [file.name for file in files] == ["training-whitened.pt", "training.pt"]
+    return [torch.load(file, weights_only=True) for file in files]
+
+
+def figures(folder: Path) -> list[dict[str, Any]]:
+    """Return the rows without what depends on the clock."""
+    rows = json.loads((folder / "results.json").read_text())
+    assert all(row["seconds"] > 0 and row["training_seconds"] > 0 for row in rows)
+    return [{k: v for k, v in row.items() if "second" not in k} for row in rows]
+
+
+def test_a_comparison_of_samplers(in_processes: InProcesses, tmp_path: Path) -> None:
+    """Killed or stopped in training, while saving, in chains, in the second training."""
+    whole, killed, stopped, paused = (
+        tmp_path / name for name in ("whole", "killed", "stopped", "paused")
+    )
+
+    def start(folder: Path, point: str, signal: str = "SIGKILL") -> Run:
+        return "targets.__main__", [*TARGETS, f"--output={folder}"], point, signal
+
+    def resume(folder: Path, point: str, signal: str = "SIGKILL") -> Run:
+        return "targets.__main__", ["--resume", str(folder)], point, signal
+
+    runs = [
+        start(whole, "never"),
+        start(killed, "noise 13"),
+        resume(killed, "writing 1"),
+        resume(killed, "renaming 1"),
+        resume(killed, "noise 60"),
+        resume(killed, "noise 170"),
+        resume(killed, "never"),
+        start(stopped, "noise 13", "SIGINT"),
+        resume(stopped, "noise 4", "SIGTERM"),
+        resume(stopped, "noise 100", "SIGTERM"),
+        resume(stopped, "never"),
+        start(paused, "noise 8", "SIGTERM"),
+    ]
+    statuses, errors = in_processes(runs)
+    assert statuses == [0, -9, -9, -9, -9, -9, 0, 130, 143, 143, 0, 143]
+    hint = "go on with python -m experiments.targets --resume"
+    assert errors.splitlines() == [
+        f"SIGINT: {hint} {stopped}",
+        *2 * [f"SIGTERM: {hint} {stopped}"],
+        f"SIGTERM: {hint} {paused}",
+    ]
+    for folder in (killed, stopped):
+        assert figures(folder) == figures(whole)
+        for found, expected in zip(trained(folder), trained(whole), strict=True):
+            assert found["kernel"].keys() == expected["kernel"].keys()
+            assert all(map(torch.equal, found["kernel"].values(), expected["kernel"].values()))
+            assert torch.equal(found["position"], expected["position"])
+    content = torch.load(paused / "checkpoints" / "training.pt", weights_only=True)
+    assert len(content["history"]) == 8
+
+
+def test_long_chains(
+    in_processes: InProcesses, checkpoint: Path, root: Path, tmp_path: Path
+) -> None:
+    """Killed or stopped in the warm-up, in either sampler's chains, and while saving."""
+
+    def run(name: str, point: str, signal: str = "SIGKILL") -> Run:
+        arguments = [
+            f"--checkpoint={checkpoint}",
+            f"--data.root={root}",
+            "--num_chains=10",
+            "--num_steps=120",
+            "--num_warmup=20",
+            "--quiet=true",
+            f"--output={tmp_path}/{name}/posterior.png",
+        ]
+        return "posterior", arguments, point, signal
+
+    # Of each run, the first 20 steps adapt HMC, and 20 more warm the model's kernel up.
+    statuses, errors = in_processes(
+        [
+            run("whole", "never"),
+            run("killed", "noise 30"),
+            run("killed", "noise 100"),
+            run("killed", "writing 1"),
+            run("killed", "renaming 3"),
+            run("killed", "noise 150"),
+            run("killed", "never"),
+            run("stopped", "noise 5", "SIGINT"),
+            run("stopped", "noise 100", "SIGINT"),
+            run("stopped", "noise 150", "SIGTERM"),
+            run("stopped", "never"),
+        ]
+    )
+    assert statuses == [0, -9, -9, -9, -9, -9, 0, 130, 130, 143, 0]
+    hint = "what is finished is kept; the same command goes on after it"
+    assert errors.splitlines() == [
+        "SIGINT: nothing was saved",
+        f"SIGINT: {hint}",
+        f"SIGTERM: {hint}",
+    ]
+    for name in ("killed", "stopped"):
+        for file in ("posterior.json", "posterior.png"):
+            assert (tmp_path / name / file).read_bytes() == (tmp_path / "whole" / file).read_bytes()
+        assert len(list((tmp_path / name).iterdir())) == 2
+
+
+def test_an_evaluation(
+    in_processes: InProcesses, checkpoint: Path, root: Path, tmp_path: Path
+) -> None:
+    """Killed in the chains, while finished batches are saved, before the results are in place."""
+
+    def run(name: str, point: str) -> Run:
+        arguments = [
+            f"--checkpoint={checkpoint}",
+            f"--data.root={root}",
+            "--num_images=10",
+            "--num_chains=3",
+            "--num_temperatures=10",
+            "--num_leapfrogs=2",
+            "--batch_size=4",
+            "--trainer.accelerator=cpu",
+            "--quiet=true",
+            f"--output={tmp_path}/{name}/result.json",
+        ]
+        return "evaluate", arguments, point, "SIGKILL"
+
+    statuses, errors = in_processes(
+        [
+            run("whole", "never"),
+            run("killed", "noise 3"),
+            run("killed", "writing 2"),
+            run("killed", "noise 3"),
+            run("killed", "renaming 3"),
+            run("killed", "never"),
+        ]
+    )
+    assert statuses == [0, -9, -9, -9, -9, 0]
+    assert not errors
+    for file in ("result.json", "result.csv"):
+        assert (tmp_path / "killed" / file).read_bytes() == (tmp_path / "whole" / file).read_bytes()
+    assert len(list((tmp_path / "killed").iterdir())) == 2
