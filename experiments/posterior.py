@@ -20,6 +20,7 @@ from torch import Tensor
 
 from data import BINARIZATION_SEED
 from dglm import DGLM, Estimate, LongChains, PrincipalAxes, long_chains, principal_axes
+from dglm.ais import check_counts
 from experiments.checkpoints import load_checkpoint
 from experiments.command import (
     CommandError,
@@ -33,6 +34,7 @@ from experiments.command import (
 from experiments.heldout import DataOptions, held_out
 from experiments.partial import partial_file, remove_partial_files, resumable
 from experiments.posterior_figure import draw_posterior
+from experiments.posterior_search import search_skewed
 from experiments.progress import counted
 from experiments.scoring import mean_and_error
 from samplers import HMC, Kernel, adapt, seeded_generator, summarise
@@ -49,6 +51,8 @@ class Posterior:
     Args:
         checkpoint: Checkpoint of a DGLM, for example runs/mnist-001/checkpoints/last.ckpt.
         image: Which test image, from 0.
+        search: Take, in place of ``image``, the most surely skewed posterior among so many test
+            images, the first ones; the figures tell how many were searched and how many skewed.
         num_chains: Chains, started at q(z|x).
         num_steps: Metropolis-Hastings steps of each chain.
         num_warmup: Steps before those. Principal axes are those of the second half of them; HMC
@@ -65,6 +69,7 @@ class Posterior:
 
     checkpoint: str
     image: int = 0
+    search: int | None = None
     num_chains: int = 512
     num_steps: int = 20_000
     num_warmup: int = 1000
@@ -85,6 +90,8 @@ class Posterior:
         for name, minimum in least.items():
             if getattr(self, name) < minimum:
                 raise ValueError(f"{name} must be at least {minimum}, got {getattr(self, name)}")
+        if self.search is not None:
+            check_counts(search=self.search)
 
 
 class Sampled(NamedTuple):
@@ -108,12 +115,15 @@ def run(options: Posterior) -> None:
     output = output_file(options.output, options.checkpoint, "posterior", ".png", ".json")
     data = held_out(options.data, trained)
     images = data.heldout("test")
-    if options.image >= len(images):
-        raise CommandError(
-            f"--image {options.image}: {data.dataset_name} has {len(images)} test images"
-        )
+    for name, count in (("image", options.image + 1), ("search", options.search or 0)):
+        if count > len(images):
+            raise CommandError(
+                f"--{name} {getattr(options, name)}: {data.dataset_name} has {len(images)} "
+                "test images"
+            )
     dglm = dglm.to(choose_device(options.accelerator))
-    image = images[options.image].to(dglm.device)
+    index, searched = chosen_image(dglm, images, options)
+    image = images[index].to(dglm.device)
     weights = hashlib.sha256(Path(options.checkpoint).read_bytes()).hexdigest()
     identity = {**asdict(options), "checkpoint": weights, "output": None, "quiet": None}
     with resumable(output, identity):
@@ -126,8 +136,9 @@ def run(options: Posterior) -> None:
         "dataset": data.dataset_name,
         "split": "test",
         "num_images": 1,
-        "image": options.image,
-        "label": int(data.labels("test")[options.image]),
+        "image": index,
+        "label": int(data.labels("test")[index]),
+        **searched,
         "binarization": f"fixed, seed {BINARIZATION_SEED}",
         "seed": options.seed,
         "num_chains": options.num_chains,
@@ -142,6 +153,22 @@ def run(options: Posterior) -> None:
     picture.replace(output)
     remove_partial_files(output)
     print_table(summary, output)
+
+
+def chosen_image(
+    dglm: DGLM, images: Tensor, options: Posterior
+) -> tuple[int, dict[str, int | float]]:
+    """Return which image is looked at, and what the search for it has found, if there was one."""
+    if options.search is None:
+        return options.image, {}
+    with counted("search, images", options.search, options.quiet) as progress:
+        some = images[: options.search].to(dglm.device)
+        found = search_skewed(dglm, some, options.seed, progress)
+    return found.image, {
+        "searched_images": options.search,
+        "searched_skewed": found.num_skewed,
+        "searched_absolute_skewness_median": float(found.skewness.abs().median()),
+    }
 
 
 def run_chains(

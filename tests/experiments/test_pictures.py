@@ -50,10 +50,14 @@ def test_posterior_of_one_image(checkpoint: Path, root: Path, tmp_path: Path) ->
             "--num_chains=12",
             "--num_steps=40",
             "--num_warmup=40",
+            "--search=3",
             "--quiet=true",
         ]
     )
     summary = json.loads(output.with_suffix(".json").read_text())
+    assert summary["searched_images"] == 3
+    assert 0 <= summary["searched_skewed"] <= 3
+    assert 0 <= summary["image"] < 3
     for name in ("kernel", "hmc"):
         for figure in ("skewness", "excess_kurtosis", "negentropy"):
             assert f"{name}_{figure}" in summary
@@ -75,6 +79,8 @@ def test_samples_side_by_side(checkpoint: Path, tmp_path: Path) -> None:
         (inpaint.main, ["--mask=middle"], "middle"),
         (inpaint.main, ["--sweeps=1"], "sweeps"),
         (posterior.main, ["--image=4000"], "4000"),
+        (posterior.main, ["--search=4000"], "4000"),
+        (posterior.main, ["--search=0"], "search"),
         (posterior.main, ["--num_chains=1"], "num_chains"),
     ],
 )

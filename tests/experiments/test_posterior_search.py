@@ -1,0 +1,43 @@
+"""The search for a skewed posterior among those of several images."""
+
+import torch
+from torch import Tensor, nn
+
+from dglm import DGLM, GenerativeModel
+from experiments.posterior_search import search_skewed
+
+
+class Weights(nn.Module):
+    """Logits 3 z₀ of two pixels and 6 z₁ of two more, so that z₀ is the wider posterior."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.weights = nn.Parameter(torch.tensor([3.0, 3.0, 6.0, 6.0]))
+
+    def forward(self, z: Tensor) -> Tensor:
+        return self.weights * z[:, [0, 0, 1, 1]]
+
+
+class Wide(nn.Module):
+    """q(z|x) = N(0, I)."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.zero = nn.Parameter(torch.zeros(1))
+
+    def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        zero = self.zero * x[:, :2]
+        return zero, zero
+
+
+def test_the_skewed_one_is_found() -> None:
+    # One of two pixels on: the posterior is symmetric. Both: nearly the half of a Gaussian.
+    dglm = DGLM(GenerativeModel(Weights(), 2), Wide())
+    symmetric = torch.tensor([1.0, 0.0, 1.0, 0.0])
+    skewed = torch.tensor([1.0, 1.0, 1.0, 0.0])
+    counts: list[int] = []
+    images = torch.stack([symmetric, symmetric, skewed, symmetric])
+    search = search_skewed(dglm, images, 0, counts.append)
+    assert sum(counts) == 4
+    assert search.image == 2
+    assert search.num_skewed == 1
