@@ -74,6 +74,7 @@ class MnistCLI(LightningCLI):
         parser.add_argument("--quiet", type=bool, default=False, help="Show no progress bars.")
         parser.add_class_arguments(Evaluation, "evaluation")
         parser.link_arguments("kernel", "model.kernel")
+        parser.link_arguments("data.image_shape", "model.image_shape", apply_on="instantiate")
         for target in ("seed_everything", "data.seed", "model.seed", "evaluation.seed"):
             parser.link_arguments("seed", target)
 

@@ -15,7 +15,6 @@ from rich.console import Console
 from rich.table import Table
 from torch import Tensor
 
-from data import BINARIZATION_SEED
 from dglm import DGLM, Estimate, LongChains, PrincipalAxes, long_chains, principal_axes
 from experiments.checkpoints import load_checkpoint
 from experiments.command import (
@@ -119,7 +118,7 @@ def run(options: Posterior) -> None:
         "num_images": 1,
         "image": options.image,
         "label": int(data.labels("test")[options.image]),
-        "binarization": f"fixed, seed {BINARIZATION_SEED}",
+        "binarization": data.binarization,
         "seed": options.seed,
         "num_chains": options.num_chains,
         "num_warmup": options.num_warmup,
@@ -127,7 +126,7 @@ def run(options: Posterior) -> None:
     for name, sampled in found.items():
         summary |= {f"{name}_{key}": value for key, value in figures(sampled).items()}
     shown = {_NAMES[name]: sampled.chains for name, sampled in found.items()}
-    draw_posterior(output, image, axes, shown, q)
+    draw_posterior(output, image, data.image_shape, axes, shown, q)
     output.with_suffix(".json").write_text(json.dumps(summary, indent=2) + "\n")
     print_table(summary, output)
 
