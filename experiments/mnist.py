@@ -15,6 +15,7 @@ from lightning.pytorch.utilities.rank_zero import rank_zero_only
 
 from data import ImageDataModule
 from dglm import WatchExactness
+from experiments.banner import Banner
 from experiments.checkpoints import check_same_model, read_checkpoint
 from experiments.command import (
     CommandError,
@@ -71,7 +72,7 @@ class MnistCLI(LightningCLI):
         parser.add_argument(
             "--resume", type=str | None, default=None, help="Run folder to go on with."
         )
-        parser.add_argument("--quiet", type=bool, default=False, help="Show no progress bars.")
+        parser.add_argument("--quiet", type=bool, default=False, help="Show results alone.")
         parser.add_class_arguments(Evaluation, "evaluation")
         parser.link_arguments("kernel", "model.kernel")
         parser.link_arguments("data.image_shape", "model.image_shape", apply_on="instantiate")
@@ -97,7 +98,11 @@ class MnistCLI(LightningCLI):
         ]
         callbacks: list[Callback] = [WatchExactness(), SaveCheckpoints(self.folder)]
         if not self.config.quiet:
-            callbacks.append(TrainingProgress())
+            scoring = self.config_init.evaluation
+            callbacks += [
+                Banner(scoring.settings, scoring.num_images, self.folder),
+                TrainingProgress(),
+            ]
         if self.config.data.validation == 0:
             kwargs["limit_val_batches"] = 0
         chosen = self.config_init.trainer

@@ -83,3 +83,9 @@ def build_dglm(
     observed = Bernoulli() if likelihood == "bernoulli" else Gaussian(noise_scale)
     model = GenerativeModel(decoder, latent_dim, observed)
     return DGLM(model, encoder, sampler, num_mh_steps, learning_rate, seed)
+
+
+def model_name(dglm: DGLM) -> str:
+    """Return what the paper calls such a model."""
+    names = {HMC: "HMC-DGLM", L2HMC: "L2HMC-DGLM", type(None): "VAE"}
+    return names.get(type(dglm.kernel), "DGLM")

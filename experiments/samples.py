@@ -18,7 +18,8 @@ from experiments.command import (
     run_command,
 )
 from experiments.figures import save_samples
-from samplers import HMC, L2HMC, seeded_generator
+from experiments.models import model_name
+from samplers import seeded_generator
 
 _STREAM = 0x73616D706C6573
 
@@ -86,12 +87,6 @@ def run(options: Samples) -> None:
 def expected(dglm: DGLM, z: Tensor) -> Tensor:
     """Return the mean of p(x|z), (N, C · H · W)."""
     return dglm.model.likelihood.mean(dglm.model.decoder(z))
-
-
-def model_name(dglm: DGLM) -> str:
-    """Return what the paper calls such a model."""
-    names = {HMC: "HMC-DGLM", L2HMC: "L2HMC-DGLM", type(None): "VAE"}
-    return names.get(type(dglm.kernel), "DGLM")
 
 
 if __name__ == "__main__":
