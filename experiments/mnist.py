@@ -26,6 +26,7 @@ from experiments.command import (
     resumed_arguments,
     run_command,
 )
+from experiments.images_over_time import ImagesOverTime
 from experiments.models import KernelName, build_dglm
 from experiments.progress import TrainingProgress
 from experiments.report import Evaluation, report
@@ -96,7 +97,11 @@ class MnistCLI(LightningCLI):
             CSVLogger(self.folder, name="", version=""),
             TensorBoardLogger(self.folder, name="", version=""),
         ]
-        callbacks: list[Callback] = [WatchExactness(), SaveCheckpoints(self.folder)]
+        callbacks: list[Callback] = [
+            WatchExactness(),
+            ImagesOverTime(),
+            SaveCheckpoints(self.folder),
+        ]
         if not self.config.quiet:
             scoring = self.config_init.evaluation
             callbacks += [
