@@ -16,7 +16,6 @@ from rich.console import Console
 from rich.table import Table
 from torch import Tensor
 
-from data import BINARIZATION_SEED
 from dglm import DGLM, AISResult, AISSettings, bidirectional_bounds, importance_weighted_bound
 from dglm.ais import check_counts, gradient_evaluations
 from experiments.checkpoints import load_checkpoint
@@ -155,7 +154,7 @@ def evaluate(options: Evaluate) -> None:
         "checkpoint": options.checkpoint,
         "dataset": data.dataset_name,
         "split": options.split,
-        "binarization": f"fixed, seed {BINARIZATION_SEED}",
+        "binarization": data.binarization,
         "seed": options.seed,
         **score_summary(result, settings),
     }
