@@ -1,15 +1,17 @@
 """The comparison of samplers on targets with known answers."""
 
 import json
+import shutil
 from pathlib import Path
 
 import pytest
 import torch
 
 import experiments.targets.__main__ as command
-from experiments.command import run_command
+from experiments.command import Stopped, run_command
 from experiments.targets import table
 from experiments.targets.measure import Cost, Reference
+from experiments.targets.options import Compare
 from samplers import TARGETS, Chains, seeded_generator
 
 SMALL = [
@@ -130,3 +132,33 @@ def test_bad_input_is_one_line(
     assert culprit in str(ended.value.code)
     assert "\n" not in str(ended.value.code)
     assert not list(tmp_path.rglob("*.json"))
+
+
+def test_all_targets_of_the_paper_in_turn(monkeypatch: pytest.MonkeyPatch) -> None:
+    compared: list[tuple[str, str | None]] = []
+
+    def compare(options: Compare, saved: str) -> None:
+        compared.append((options.target, options.output))
+        if options.target == "mog" and options.output is not None:
+            raise Stopped(15, "go on with it")
+
+    monkeypatch.setattr(command, "compare", compare)
+    command.main(["--target=all"])
+    assert compared == [("icg", None), ("scg", None), ("mog", None), ("rough_well", None)]
+    compared.clear()
+    with pytest.raises(Stopped) as stopped:
+        command.main(["--target=all", "--output=folder"])
+    assert compared == [("icg", "folder/icg"), ("scg", "folder/scg"), ("mog", "folder/mog")]
+    assert stopped.value.hint == "go on with it; then --target rough_well"
+
+
+@pytest.mark.parametrize("name", ["training.pt", "training-whitened.pt"])
+def test_a_damaged_checkpoint_is_one_line(run: Path, tmp_path: Path, name: str) -> None:
+    copy = tmp_path / "copy"
+    shutil.copytree(run, copy)
+    damaged = copy / "checkpoints" / name
+    damaged.write_bytes(damaged.read_bytes()[:500])
+    with pytest.raises(SystemExit, match=f"error: .*{name} cannot be gone on from") as ended:
+        run_command(lambda: command.main(["--resume", str(copy)]))
+    assert "\n" not in str(ended.value.code)
+    assert (copy / "results.json").read_bytes() == (run / "results.json").read_bytes()
