@@ -108,6 +108,14 @@ class ImageDataModule(LightningDataModule):
 
         Raises:
             DataError: There are too few images, or they have the wrong shape, type or numbers.
+
+        Example:
+            >>> import torch
+            >>> from data import ImageDataModule
+            >>> data = ImageDataModule.from_tensors(torch.rand(50, 8, 8), batch_size=10)
+            >>> data.setup()
+            >>> data.image_shape, data.heldout("test").shape
+            ((1, 8, 8), torch.Size([5, 64]))
         """
         if name in NAMES:
             raise DataError(f"images of your own cannot be called {name}; choose another name")

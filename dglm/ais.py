@@ -42,6 +42,9 @@ class AISSettings:
         schedule: Spacing of the temperatures.
         seed: Seed of all randomness.
         compile: Compile the transition: faster per gradient, once some twenty seconds are spent.
+
+    Raises:
+        ValueError: A count is below 1, or the seed is negative.
     """
 
     num_chains: int = 16
@@ -122,6 +125,15 @@ def estimate_log_likelihood(
         Annealed importance sampling (Neal, 2001).
         On the quantitative analysis of decoder-based generative models (Wu, Burda, Salakhutdinov
         and Grosse, 2017).
+
+    Example:
+        >>> import torch
+        >>> from dglm import GenerativeModel, estimate_log_likelihood
+        >>> model = GenerativeModel(torch.nn.Linear(2, 6), latent_dim=2)
+        >>> images, _ = model.sample(3)
+        >>> result = estimate_log_likelihood(model, images, num_chains=4, num_temperatures=10)
+        >>> result.log_likelihood.shape, result.log_weights.shape
+        (torch.Size([3]), torch.Size([3, 4]))
     """
     check_counts(num_chains=num_chains, num_leapfrogs=num_leapfrogs)
     model.check_observations(images)

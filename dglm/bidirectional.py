@@ -73,8 +73,15 @@ def bidirectional_bounds(
 
     With (x, z) simulated, z is an exact draw from p(z|x). Annealing from it to q₀ estimates 1/p(x)
     without bias, so that minus its logarithm bounds log p(x) from above in expectation, as
-    annealing from q₀ does from below. The gap tells how far off such annealing is, for this model
-    and for data like its own; on other data it is a guide, not a bound.
+    annealing from q₀ does from below:
+
+    .. math::
+        E \log \tfrac{1}{C} \sum_c w_c \leq \log p(x)
+        \leq -E \log \tfrac{1}{C} \sum_c \tilde w_c
+
+    with the weights w of the way there and w̃ of the way back. The gap tells how far off such
+    annealing is, for this model and for data like its own; on other data it is a guide, not a
+    bound.
 
     Arguments:
         model: p(x, z).

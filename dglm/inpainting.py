@@ -31,7 +31,9 @@ def inpaint(
     generator: torch.Generator | None = None,
     observe: Callable[[Tensor, Tensor], object] = lambda x, z: None,
 ) -> Tensor:
-    """Fill in the hidden pixels by alternating z given x and hidden pixels given z.
+    r"""Fill in the hidden pixels by alternating z given x and hidden pixels given z.
+
+    .. math:: z_t \sim p(z | x_{t - 1}), \quad x_t^\text{hidden} \sim p(x^\text{hidden} | z_t)
 
     With an encoder, z is drawn anew from q(z|x) at each sweep, which is biased as q is. With a
     kernel, z persists from sweep to sweep, so that the chain leaves p(z, hidden | given) invariant.
@@ -57,6 +59,16 @@ def inpaint(
     References:
         Generalizing Hamiltonian Monte Carlo with Neural Networks (Levy, Hoffman and
         Sohl-Dickstein, 2018), Section 5.2.2.
+
+    Example:
+        >>> import torch
+        >>> from dglm import GenerativeModel, inpaint
+        >>> from samplers import HMC
+        >>> model = GenerativeModel(torch.nn.Linear(2, 6), latent_dim=2)
+        >>> images, z = model.sample(3)
+        >>> given = torch.arange(6) < 3
+        >>> inpaint(model, images, given, sweeps=4, posterior=(HMC(), 2), start=z).shape
+        torch.Size([4, 3, 6])
     """
     model.check_observations(images)
     _check_mask(given, images)

@@ -19,6 +19,14 @@ class GenerativeModel(nn.Module):
         latent_dim: Length of z.
         likelihood: What the decoder's output means; Bernoulli logits by default.
 
+    Raises:
+        ValueError: ``latent_dim`` is below 1.
+
+    References:
+        Auto-encoding variational Bayes (Kingma and Welling, 2014).
+        Stochastic backpropagation and approximate inference in deep generative models (Rezende,
+        Mohamed and Wierstra, 2014).
+
     Example:
         >>> import torch
         >>> from dglm import GenerativeModel

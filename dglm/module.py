@@ -66,6 +66,16 @@ class DGLM(LightningModule):
         Generalizing Hamiltonian Monte Carlo with Neural Networks (Levy, Hoffman and
         Sohl-Dickstein, 2018), Algorithm 2.
         Learning deep latent Gaussian models with Markov chain Monte Carlo (Hoffman, 2017).
+
+    Example:
+        >>> import torch
+        >>> from dglm import DGLM, Decoder, Encoder, GenerativeModel
+        >>> from samplers import L2HMC
+        >>> model = GenerativeModel(Decoder(2, 6, hidden=[8]), latent_dim=2)
+        >>> kernel = L2HMC(2, num_leapfrogs=3, observation_dim=6, embedding_hidden=[8])
+        >>> dglm = DGLM(model, Encoder(6, 2, hidden=[8]), kernel, num_mh_steps=2)
+        >>> dglm.posterior_samples(torch.zeros(5, 6)).shape  # after Trainer.fit, for use
+        torch.Size([5, 2])
     """
 
     model: GenerativeModel
@@ -174,6 +184,9 @@ class DGLM(LightningModule):
             start: z₀; no gradient reaches it.
             generator: Of the noise.
             num_mh_steps: J, at least 1; by default as many as in training.
+
+        Raises:
+            ValueError: The model is a VAE.
         """
         if self.kernel is None:
             raise ValueError("a VAE has no kernel to run: build the DGLM with one")

@@ -8,7 +8,9 @@ from torch import Tensor, nn
 
 
 class Decoder(nn.Module):
-    """A softplus network from latent variables to the parameters of the likelihood.
+    r"""A softplus network from latent variables to the parameters of the likelihood.
+
+    .. math:: h_0 = z, \quad h_l = \mathrm{softplus}(W_l h_{l - 1} + b_l), \quad W h_L + b
 
     Arguments:
         latent_dim: Length of z.
@@ -46,7 +48,9 @@ class Decoder(nn.Module):
 
 
 class Encoder(nn.Module):
-    """A softplus network from observations to a Gaussian q(z|x) with diagonal covariance.
+    r"""A softplus network from observations to a Gaussian q(z|x) with diagonal covariance.
+
+    .. math:: q(z|x) = N(z; μ(x), \operatorname{diag}(σ(x)^2))
 
     Arguments:
         observation_dim: Length of x.

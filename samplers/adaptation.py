@@ -98,6 +98,14 @@ def adapt(
     References:
         The windows follow Stan's (Stan Reference Manual, "HMC algorithm parameters"), the draws
         of many chains pooled in place of one chain's.
+
+    Example:
+        >>> import torch
+        >>> from samplers import HMC, adapt, sample
+        >>> energy = lambda x: 0.5 * (x / torch.tensor([0.1, 10.0])).square().sum(dim=-1)
+        >>> warm = adapt(HMC(), energy, torch.zeros(20, 2), num_steps=50, mass="diagonal")
+        >>> sample(warm.kernel, energy, warm.position, num_draws=5).draws.shape
+        torch.Size([20, 5, 2])
     """
     if num_steps < 20:
         raise ValueError(f"num_steps must be at least 20, got {num_steps}")

@@ -80,6 +80,16 @@ def sample(
     Raises:
         ValueError: A count is below 1, or the energy or its gradient is not finite where a chain
             starts.
+
+    Example:
+        >>> import torch
+        >>> from samplers import HMC, sample
+        >>> energy = lambda x: 0.5 * x.square().sum(dim=-1)
+        >>> chains = sample(HMC(num_leapfrogs=5, step_size=0.3), energy, torch.zeros(4, 2), 10)
+        >>> chains.draws.shape
+        torch.Size([4, 10, 2])
+        >>> chains.export()["posterior"]["position"].shape  # for arviz.from_dict
+        (4, 10, 2)
     """
     chunks, done = [], 0
     for chunk, _ in sample_chunks(

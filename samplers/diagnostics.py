@@ -127,6 +127,13 @@ def summarise(draws: Tensor) -> Summary:
     References:
         Rank-normalization, folding, and localization: an improved R̂ for assessing convergence of
         MCMC (Vehtari, Gelman, Simpson, Carpenter and Bürkner, 2021).
+
+    Example:
+        >>> import torch
+        >>> from samplers import summarise
+        >>> independent = torch.randn(4, 500, 2, generator=torch.Generator().manual_seed(0))
+        >>> bool((summarise(independent).ess_bulk > 1000).all())
+        True
     """
     values = draws.double().cpu().numpy()
     moves = np.ptp(values, axis=(0, 1)) > 0

@@ -13,7 +13,10 @@ from samplers.leapfrog import leapfrog
 class HMC(Kernel):
     r"""Hamiltonian Monte Carlo with a fixed number of leapfrogs and unit mass.
 
-    The proposal follows H(x, v) = U(x) + vᵀv / 2 for ``num_leapfrogs`` steps of size ε.
+    The proposal follows H(x, v) = U(x) + vᵀv / 2 for ``num_leapfrogs`` steps of size ε:
+
+    .. math::
+        v' = v - \tfrac{ε}{2} ∂U(x), \quad x' = x + ε v', \quad v'' = v' - \tfrac{ε}{2} ∂U(x')
 
     Arguments:
         num_leapfrogs: M, leapfrogs a proposal.

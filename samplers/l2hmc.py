@@ -18,7 +18,16 @@ class L2HMC(Kernel):
 
     Exact whatever its weights: each leapfrog is invertible with a known Jacobian, the direction
     d = ±1 is drawn anew for every proposal, and d = -1 applies the inverse, leapfrogs in reverse
-    order. With S = T = Q = 0 it is :class:`samplers.HMC`.
+    order. With S = T = Q = 0 it is :class:`samplers.HMC`. A leapfrog, for d = 1:
+
+    .. math::
+        v' &= v ⊙ e^{\frac{ε}{2} S_v} - \tfrac{ε}{2} (∂U(x) ⊙ e^{ε Q_v} + T_v) \\
+        x' &= x_{\bar m} + m ⊙ [x ⊙ e^{ε S_x} + ε (v' ⊙ e^{ε Q_x} + T_x)] \\
+        x'' &= x'_m + \bar m ⊙ [x' ⊙ e^{ε S_x} + ε (v' ⊙ e^{ε Q_x} + T_x)] \\
+        v'' &= v' ⊙ e^{\frac{ε}{2} S_v} - \tfrac{ε}{2} (∂U(x'') ⊙ e^{ε Q_v} + T_v)
+
+    with a random half m of the coordinates and its complement; S, T and Q see what is not
+    updated, and the time.
 
     Arguments:
         dim: D, coordinates of the position.
@@ -96,7 +105,11 @@ class L2HMC(Kernel):
         energy: Energy,
         context: Tensor | None = None,
     ) -> tuple[State, Tensor, Tensor]:
-        """Take ``num_leapfrogs`` augmented leapfrogs, each chain in its own direction."""
+        """Take ``num_leapfrogs`` augmented leapfrogs, each chain in its own direction.
+
+        Raises:
+            ValueError: There is an embedding but no context, or a context but no embedding.
+        """
         if context is None and self.embedding is not None:
             raise ValueError(
                 "this kernel has an embedding: pass context=kernel.embed(observations)"

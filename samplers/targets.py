@@ -169,15 +169,32 @@ class Banana(Target):
 
 
 def ill_conditioned_gaussian(dim: int = 50) -> Gaussian:
-    """Return the paper's ICG: independent variances, log-spaced from 1e-2 to 1e2."""
+    r"""Return the paper's ICG: independent variances, log-spaced from 1e-2 to 1e2.
+
+    .. math:: σ_i^2 = 10^{-2 + 4 (i - 1) / (D - 1)}, \quad i = 1, …, D
+
+    Arguments:
+        dim: D.
+
+    References:
+        Generalizing Hamiltonian Monte Carlo with Neural Networks (Levy, Hoffman and
+        Sohl-Dickstein, 2018), Section 5.1.
+    """
     variances = torch.logspace(-2, 2, dim, dtype=torch.float64)
     return Gaussian(torch.zeros(dim), variances.diag())
 
 
 def strongly_correlated_gaussian(small_variance: float = 1e-2) -> Gaussian:
-    """Return the paper's SCG: variances 1e2 and ``small_variance``, rotated by π/4.
+    r"""Return the paper's SCG: variances 1e2 and ``small_variance``, rotated by π/4.
 
-    The notebook of its released code has the small variance 0.1.
+    .. math:: Σ = R \operatorname{diag}(100, s) R^\top
+
+    Arguments:
+        small_variance: s; the notebook of the paper's released code has 0.1.
+
+    References:
+        Generalizing Hamiltonian Monte Carlo with Neural Networks (Levy, Hoffman and
+        Sohl-Dickstein, 2018), Section 5.1.
     """
     mean, difference = 0.5 * (100 + small_variance), 0.5 * (100 - small_variance)
     return Gaussian(

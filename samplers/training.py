@@ -43,6 +43,9 @@ class TrainingSettings:
         learning_rate: Adam's.
         learning_rate_decay: Its factor over each 1,000 iterations.
         seed: All randomness is a function of (seed, iteration).
+
+    Raises:
+        ValueError: A number is out of range, or the metric is unknown.
     """
 
     num_iterations: int = 5000
@@ -137,6 +140,18 @@ def train_sampler(
     References:
         Generalizing Hamiltonian Monte Carlo with Neural Networks (Levy, Hoffman and
         Sohl-Dickstein, 2018), Algorithm 1.
+
+    Example:
+        >>> import torch
+        >>> from samplers import L2HMC, TrainingSettings, train_sampler
+        >>> kernel = L2HMC(dim=2, num_leapfrogs=5)
+        >>> energy = lambda x: 0.5 * (x / torch.tensor([0.1, 1.0])).square().sum(dim=-1)
+        >>> settings = TrainingSettings(num_iterations=3, num_chains=10)  # thousands, for use
+        >>> history = train_sampler(
+        ...     kernel, energy, lambda n, g: torch.randn(n, 2, generator=g), settings
+        ... )
+        >>> history.loss.shape
+        torch.Size([3])
     """
     training = _Training(kernel, energy, initial, settings or TrainingSettings())
     if checkpoint is not None and checkpoint.exists():
