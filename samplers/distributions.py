@@ -1,5 +1,7 @@
 """Any distribution of ``torch.distributions`` as an energy, constrained ones too."""
 
+from copy import copy
+
 from torch import Tensor
 from torch.distributions import Distribution, biject_to
 
@@ -14,8 +16,8 @@ class DistributionEnergy:
 
     Arguments:
         distribution: Of vectors, without a batch shape:
-            ``Independent(Gamma(a, b), 1)`` for parameters (D,). With ``validate_args=False``, so
-            that kernels with this energy can be compiled.
+            ``Independent(Gamma(a, b), 1)`` for parameters (D,). A copy of it is kept that does
+            not validate: a trajectory that has diverged is rejected and counted, not an error.
 
     Raises:
         ValueError: It is a batch of distributions, or one of single numbers.
@@ -38,7 +40,7 @@ class DistributionEnergy:
                 f"(D,), got {tuple(distribution.batch_shape)} and "
                 f"{tuple(distribution.event_shape)}: wrap it in torch.distributions.Independent"
             )
-        self.distribution = distribution
+        self.distribution = _without_validation(distribution)
         self.transform = biject_to(distribution.support)
         self.dim: int = self.transform.inverse_shape(distribution.event_shape)[0]
 
@@ -50,3 +52,12 @@ class DistributionEnergy:
     def constrain(self, position: Tensor) -> Tensor:
         """Return x = T(y), (…, D), for unconstrained draws y."""
         return self.transform(position)
+
+
+def _without_validation(distribution: Distribution) -> Distribution:
+    copied = copy(distribution)
+    copied._validate_args = False
+    for name, part in list(vars(copied).items()):
+        if isinstance(part, Distribution):
+            setattr(copied, name, _without_validation(part))
+    return copied
