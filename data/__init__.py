@@ -2,23 +2,29 @@
 
 from data.batches import Batches, share
 from data.errors import DataError, DataUnavailable
+from data.images import MNIST_SHAPE, ImageShape, ImageSplits, grey_levels
 from data.module import ImageDataModule, Split
-from data.sources import NAMES, ImageSplits, Name, check_heldout, download_images, load_images
+from data.own import splits_of_tensors
+from data.sources import NAMES, Name, check_heldout, download_images, load_images
 from data.splits import BINARIZATION_SEED, SPLIT_SEED
 
 __all__ = [
     "BINARIZATION_SEED",
+    "MNIST_SHAPE",
     "NAMES",
     "SPLIT_SEED",
     "Batches",
     "DataError",
     "DataUnavailable",
     "ImageDataModule",
+    "ImageShape",
     "ImageSplits",
     "Name",
     "Split",
     "check_heldout",
     "download_images",
+    "grey_levels",
     "load_images",
     "share",
+    "splits_of_tensors",
 ]

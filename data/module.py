@@ -10,16 +10,17 @@ from torch import Tensor
 
 from data.batches import Batches, EpochBatches, TrainingBatches, share
 from data.errors import DataError, DataUnavailable
+from data.images import MNIST_SHAPE, ImageShape, ImageSplits, digest, grey_levels
+from data.own import check_levels, splits_of_tensors
 from data.sources import (
-    ImageSplits,
-    Name,
+    NAMES,
     check_heldout,
     check_name,
     download_images,
     is_absent,
     load_images,
 )
-from data.splits import binarize, binarize_fixed, split_validation
+from data.splits import BINARIZATION_SEED, binarize, binarize_fixed, split_validation
 from samplers.random import seeded_generator
 
 Split = Literal["train", "validation", "test"]
@@ -33,22 +34,28 @@ _VALIDATION_MNIST_5K = 500
 
 
 class ImageDataModule(LightningDataModule):
-    """Binarized 28 x 28 images, flat, as one float32 tensor (B, 784) a batch.
+    """Images, flat, as one float32 tensor (B, C · H · W) a batch.
 
     Training images are binarized anew each time, as a function of (seed, global step, rank).
     Validation and test images have one binarization, the same for every seed and device.
-    Training images lie on the device as uint8.
+    Training images lie on the device, as uint8 where they are grey levels from 0 to 255.
 
     Where ``mnist`` is neither in ``root`` nor downloadable, ``mnist-5k`` takes its place, one
     printed line says so, and :attr:`dataset_name` tells the data set really used.
 
     Arguments:
-        name: The data set.
+        name: mnist, fashion-mnist, kmnist or mnist-5k; or the path of images of your own: a .pt or
+            .npy file of one tensor (N, H, W) or (N, C, H, W), or a folder of image files of one
+            size, in subfolders that name their classes or without. A fixed tenth of them is for
+            testing, unless the folder holds the folders train and test.
         root: The folder of the data sets, which may be read-only if the data set is in it.
         batch_size: The number of images in a batch of one process.
         validation: How many of the training images are for validation: the same ones for every
-            seed; 0 trains on all. By default 5,000, and 500 for mnist-5k.
+            seed; 0 trains on all. By default 5,000, 500 for mnist-5k, a tenth of images of one's
+            own.
         seed: The seed of the data order and of dynamic binarization.
+        binarize: Draw each pixel as 0 or 1, with its grey level as the probability of 1; if false,
+            pixels are the grey levels themselves, from 0 to 1, or the numbers of a tensor.
 
     Raises:
         DataError: The name is unknown, or a number is out of range.
@@ -56,11 +63,12 @@ class ImageDataModule(LightningDataModule):
 
     def __init__(
         self,
-        name: Name = "mnist",
+        name: str = "mnist",
         root: str = "datasets",
         batch_size: int = 128,
         validation: int | None = None,
         seed: int = 0,
+        binarize: bool = True,
     ) -> None:
         super().__init__()
         check_name(name)
@@ -75,16 +83,59 @@ class ImageDataModule(LightningDataModule):
         self.batch_size = batch_size
         self.validation = validation
         self.seed = seed
+        self.binarize = binarize
         self._prepared = False
+        self._own: ImageSplits | None = None
         self._splits: ImageSplits | None = None
         self._rows: dict[str, Tensor] = {}
+
+    @classmethod
+    def from_tensors(
+        cls,
+        train_images: Tensor,
+        test_images: Tensor | None = None,
+        name: str = "tensors",
+        **options: Any,
+    ) -> "ImageDataModule":
+        """Return a data module of images in memory.
+
+        Arguments:
+            train_images: (N, H, W) or (N, C, H, W), uint8 from 0 to 255 or floating-point; from
+                these the validation images are taken.
+            test_images: Likewise; without them a fixed tenth of the images is for testing.
+            name: What to call the data set.
+            options: batch_size, validation, seed and binarize, as of the class.
+
+        Raises:
+            DataError: There are too few images, or they have the wrong shape, type or numbers.
+        """
+        if name in NAMES:
+            raise DataError(f"images of your own cannot be called {name}; choose another name")
+        module = cls(**options)
+        module._name, module._own = name, splits_of_tensors(name, train_images, test_images)
+        return module
+
+    @property
+    def image_shape(self) -> ImageShape:
+        """Channels, height and width of an image.
+
+        Raises:
+            DataError: The images are the user's own and cannot be read.
+        """
+        return MNIST_SHAPE if self._name in NAMES else self._own_images().image_shape
+
+    def _own_images(self) -> ImageSplits:
+        if self._own is None:
+            self._own = load_images(self._name)
+        return self._own
 
     def prepare_data(self) -> None:
         """Download what is not there; announce where mnist-5k takes the place of mnist."""
         if self._prepared:
             return
         try:
-            download_images(self._name, self.root)
+            if self._own is None:
+                download_images(self._name, self.root)
         except DataUnavailable as error:
             if self._name != "mnist":
                 raise
@@ -103,14 +154,22 @@ class ImageDataModule(LightningDataModule):
             self.prepare_data()  # for those who use the data without a Trainer
         # Every process must find out by itself, as prepare_data runs in one process only.
         missing = self._name == "mnist" and is_absent(self._name, self.root)
-        splits = load_images(_FALLBACK if missing else self._name, self.root)
+        if self._name in NAMES:
+            splits = load_images(_FALLBACK if missing else self._name, self.root)
+        else:
+            splits = self._own_images()
+            if self.binarize:
+                check_levels(splits)
         validation = self._validation_count(splits)
         train_rows, validation_rows = split_validation(splits.train_labels, validation)
         self._rows = {"train": train_rows, "validation": validation_rows}
         self._splits = splits
 
     def _validation_count(self, splits: ImageSplits) -> int:
-        default = _VALIDATION_MNIST_5K if splits.name == "mnist-5k" else _VALIDATION
+        own = min(_VALIDATION, len(splits.train_images) // 10)
+        default = _VALIDATION if splits.name in NAMES else own
+        if splits.name == "mnist-5k":
+            default = _VALIDATION_MNIST_5K
         count = default if self.validation is None else self.validation
         if count >= len(splits.train_images):
             raise DataError(
@@ -131,18 +190,25 @@ class ImageDataModule(LightningDataModule):
         return self._loaded.train_labels[self._rows[split]]
 
     def heldout(self, split: Split) -> Tensor:
-        """Return all images of a split in their one fixed binarization, for scores.
+        """Return all images of a split as they are scored, in their one fixed binarization.
 
         Returns:
-            Zeros and ones, (N, 784), float32, on the CPU: the same for every seed, device and
-            order of calls; an image keeps its binarization where ``validation`` changes.
+            Zeros and ones, or grey levels where nothing is binarized, (N, C · H · W), float32, on
+            the CPU: the same for every seed, device and order of calls; an image keeps its
+            binarization where ``validation`` changes.
         """
-        if split == "test":
-            return binarize_fixed(self._loaded.test_images, stream=1).float()
-        return binarize_fixed(self._loaded.train_images, stream=0)[self._rows[split]].float()
+        images = self._loaded.test_images if split == "test" else self._loaded.train_images
+        stream = 1 if split == "test" else 0
+        fixed = binarize_fixed(images, stream).float() if self.binarize else grey_levels(images)
+        return fixed if split == "test" else fixed[self._rows[split]]
+
+    @property
+    def binarization(self) -> str:
+        """How held-out images are binarized, in words."""
+        return f"fixed, seed {BINARIZATION_SEED}" if self.binarize else "none"
 
     def train_dataloader(self) -> TrainingBatches:
-        """Return shuffled batches of uint8 images, (B, 784); the Trainer's hook binarizes them."""
+        """Return shuffled batches of images, (B, D); the Trainer's hook binarizes them."""
         images = self._loaded.train_images[self._rows["train"]].to(self._device)
         order = EpochBatches(
             len(images), self.batch_size, self.seed, rank=self._rank, world_size=self._world_size
@@ -150,26 +216,30 @@ class ImageDataModule(LightningDataModule):
         return TrainingBatches(images, order)
 
     def val_dataloader(self) -> Batches:
-        """Return the validation images, binarized, each once over all processes."""
+        """Return the validation images as they are scored, each once over all processes."""
         return self._heldout_batches("validation")
 
     def test_dataloader(self) -> Batches:
-        """Return the test images, binarized, each once over all processes."""
+        """Return the test images as they are scored, each once over all processes."""
         return self._heldout_batches("test")
 
     def on_after_batch_transfer(self, batch: Tensor, dataloader_idx: int) -> Tensor:
-        """Binarize a batch of training images anew."""
+        """Binarize a batch of training images anew, or turn it into grey levels."""
         if self.trainer is None or not self.trainer.training:
             return batch
         generator = seeded_generator(
             batch.device, BINARIZATION_STREAM, self.seed, self.trainer.global_step, self._rank
         )
+        images = binarize(batch, generator) if self.binarize else grey_levels(batch)
         # Lightning converts to the model's precision before this hook, while the batch is uint8.
-        return self.trainer.precision_plugin.convert_input(binarize(batch, generator))
+        return self.trainer.precision_plugin.convert_input(images)
 
     def state_dict(self) -> dict[str, Any]:
         """Return which images this run trains on, for its checkpoints."""
-        return {"dataset_name": self.dataset_name, "validation": len(self._rows["validation"])}
+        state = {"dataset_name": self.dataset_name, "validation": len(self._rows["validation"])}
+        if self._own is not None:
+            state |= {"image_shape": list(self.image_shape), "digest": digest(self._own)}
+        return state if self.binarize else {**state, "binarize": False}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Compare the images with those of the run that is resumed or scored.

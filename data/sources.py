@@ -1,4 +1,4 @@
-"""The image data sets by name: local IDX files, else a download; 5,000 digits that need neither."""
+"""The image data sets by name or path: IDX files, downloads, 5,000 digits that need neither."""
 
 import contextlib
 import http.client
@@ -8,7 +8,7 @@ import tempfile
 from collections.abc import Iterator
 from functools import cache
 from pathlib import Path
-from typing import Literal, NamedTuple, get_args
+from typing import Literal, get_args
 
 import torch
 from torch import Tensor
@@ -16,6 +16,8 @@ from torchvision import datasets
 
 from data.errors import DataError, DataUnavailable
 from data.idx import find_idx, read_images, read_labels
+from data.images import ImageSplits
+from data.own import read_own
 from data.splits import stratified_order
 
 Name = Literal["mnist", "fashion-mnist", "kmnist", "mnist-5k"]
@@ -36,21 +38,6 @@ _MNIST_5K_TEST = 500
 _TIMEOUT_SECONDS = 20.0
 
 
-class ImageSplits(NamedTuple):
-    """A data set in memory; the images are rows of 784 grey levels from 0 to 255."""
-
-    name: str
-    """The data set, one of :data:`NAMES`."""
-    train_images: Tensor
-    """(N, 784), uint8."""
-    train_labels: Tensor
-    """(N,), int64."""
-    test_images: Tensor
-    """(M, 784), uint8."""
-    test_labels: Tensor
-    """(M,), int64."""
-
-
 def load_images(name: str, root: str | Path = "datasets") -> ImageSplits:
     """Return a data set from the folder ``root``, downloaded into it where it is not there.
 
@@ -59,7 +46,7 @@ def load_images(name: str, root: str | Path = "datasets") -> ImageSplits:
     class are the test set, and the other 4,500 take turns by class.
 
     Arguments:
-        name: One of :data:`NAMES`.
+        name: One of :data:`NAMES`, or the path of images of your own (see :func:`read_own`).
         root: A folder in torchvision's layout, ``ROOT/MNIST/raw/train-images-idx3-ubyte`` or
             ``.gz`` and so on, with FashionMNIST and KMNIST for the other sets.
 
@@ -68,6 +55,8 @@ def load_images(name: str, root: str | Path = "datasets") -> ImageSplits:
         DataUnavailable: No file is there, and the data set cannot be downloaded.
     """
     download_images(name, root)
+    if name not in NAMES:
+        return read_own(Path(name))
     return _mnist_5k() if name == "mnist-5k" else _read_splits(name, raw_folder(name, root))
 
 
@@ -79,7 +68,7 @@ def download_images(name: str, root: str | Path = "datasets") -> None:
         DataUnavailable: No file is there, and the data set cannot be downloaded.
     """
     check_name(name)
-    if name == "mnist-5k":
+    if name not in _CLASSES:
         return
     folder = raw_folder(name, root)
     missing = [file for file in _FILES if find_idx(folder, file) is None]
@@ -102,7 +91,7 @@ def download_images(name: str, root: str | Path = "datasets") -> None:
 
 def is_absent(name: str, root: str | Path = "datasets") -> bool:
     """Return whether not a single file of the data set is in the folder ``root``."""
-    if name == "mnist-5k":
+    if name not in _CLASSES:
         return False
     folder = raw_folder(name, root)
     return all(find_idx(folder, file) is None for file in _FILES)
@@ -114,9 +103,12 @@ def raw_folder(name: str, root: str | Path) -> Path:
 
 
 def check_name(name: str) -> None:
-    """Raise :class:`DataError` for a name that is none of :data:`NAMES`."""
-    if name not in NAMES:
-        raise DataError(f"unknown data set {name!r}; choose one of {', '.join(NAMES)}")
+    """Raise :class:`DataError` for a name that is none of :data:`NAMES` and no path."""
+    if name not in NAMES and not Path(name).exists():
+        raise DataError(
+            f"unknown data set {name!r}; choose one of {', '.join(NAMES)}, or name a folder of "
+            "images or a .pt or .npy file"
+        )
 
 
 def check_heldout(trained_on: str, evaluated_on: str) -> None:

@@ -8,6 +8,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from data.images import grey_levels
+
 SPLIT_SEED = 0
 """Seed of the train and validation split, and of the split of mnist-5k."""
 BINARIZATION_SEED = 1
@@ -56,13 +58,16 @@ def binarize_fixed(images: Tensor, stream: int) -> Tensor:
     The draw of an image depends on its row in the file and on nothing else.
 
     Arguments:
-        images: All images of a file, (N, 784), uint8.
+        images: All images of a file, (N, D), uint8 or from 0 to 1.
         stream: Which file, so that two files do not share their random numbers.
 
     Returns:
-        Zeros and ones, (N, 784), uint8.
+        Zeros and ones, (N, D), uint8.
     """
     random = np.random.RandomState((BINARIZATION_SEED, stream))
+    if images.dtype != torch.uint8:
+        uniform = torch.from_numpy(random.random_sample(tuple(images.shape)))
+        return (uniform < images).to(torch.uint8)
     # Uniform over 0 ... 254, so that level k is exceeded with probability exactly k / 255.
     threshold = random.randint(0, _LEVELS, size=tuple(images.shape), dtype=np.uint8)
     return (torch.from_numpy(threshold) < images).to(torch.uint8)
@@ -72,10 +77,10 @@ def binarize(images: Tensor, generator: torch.Generator) -> Tensor:
     """Draw a fresh binarization on the device of ``images`` and ``generator``.
 
     Arguments:
-        images: Grey levels, (B, 784), uint8.
+        images: Grey levels, (B, D), uint8 or from 0 to 1.
         generator: The source of the random numbers.
 
     Returns:
-        Zeros and ones, (B, 784), float32.
+        Zeros and ones, (B, D), floating-point.
     """
-    return torch.bernoulli(images.float() / _LEVELS, generator=generator)
+    return torch.bernoulli(grey_levels(images), generator=generator)

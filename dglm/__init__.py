@@ -3,6 +3,7 @@
 from dglm.ais import AISResult, AISSettings, estimate_log_likelihood
 from dglm.bidirectional import BidirectionalBounds, bidirectional_bounds
 from dglm.chain import Chain
+from dglm.convolutional import ConvolutionalDecoder, ConvolutionalEncoder
 from dglm.exactness import WatchExactness
 from dglm.gaussian import DiagonalGaussian
 from dglm.importance import ImportanceResult, importance_weighted_bound
@@ -23,6 +24,8 @@ __all__ = [
     "BidirectionalBounds",
     "Chain",
     "ChainMeans",
+    "ConvolutionalDecoder",
+    "ConvolutionalEncoder",
     "Decoder",
     "DiagonalGaussian",
     "Encoder",

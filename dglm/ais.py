@@ -17,6 +17,7 @@ from dglm.annealing import (
     tune_step_sizes,
 )
 from dglm.gaussian import DiagonalGaussian
+from dglm.memory import batches
 from dglm.model import GenerativeModel
 from dglm.weights import log_mean_exp, log_mean_standard_error, weight_effective_sample_size
 from samplers import HMC, seeded_generator
@@ -24,7 +25,6 @@ from samplers import HMC, seeded_generator
 Start = nn.Module | Literal["prior"]
 """Where chains start: at the prior, or at the q(z|x) of an encoder."""
 
-_MEMORY_BUDGET = 2**30
 _PILOT_CHAINS = 128
 _PILOT_STREAM, _CHAIN_STREAM, _REVERSE_STREAM = 0, 1, 2
 
@@ -236,18 +236,6 @@ def annealed_path(model: GenerativeModel, images: Tensor, start: Start) -> Annea
     return AnnealedEnergy(model.misfit(images), q)
 
 
-def batches(model: GenerativeModel, images: Tensor, num_chains: int) -> list[tuple[int, Tensor]]:
-    """Return (first image, images repeated for their chains) in pieces that fit in memory.
-
-    The pieces depend on the sizes alone, not on the machine, so that results do not either.
-    """
-    images_each = max(1, _MEMORY_BUDGET // (num_chains * _bytes_per_chain(model, images[:2])))
-    return [
-        (first, images[first : first + images_each].repeat_interleave(num_chains, dim=0))
-        for first in range(0, len(images), images_each)
-    ]
-
-
 def check_counts(**counts: int) -> None:
     """Raise ValueError that names the first count below 1."""
     for name, count in counts.items():
@@ -275,27 +263,3 @@ def tuned_step_sizes(
 def scaled(progress: Callable[[int], None], chains: int) -> Callable[[int], None]:
     """Turn a count of gradients over all chains into the count of each chain."""
     return lambda gradients: progress(gradients * chains)
-
-
-def _bytes_per_chain(model: GenerativeModel, images: Tensor) -> int:
-    """Return roughly what one more chain takes: twice what autograd saves for one more row."""
-    saved = []
-    for rows in (1, 2):
-        total = 0
-
-        def pack(tensor: Tensor) -> Tensor:
-            nonlocal total
-            total += tensor.numel() * tensor.element_size()
-            return tensor
-
-        with (
-            torch.inference_mode(False),
-            torch.enable_grad(),
-            torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor),
-        ):
-            x = torch.zeros(rows, images.shape[1], dtype=images.dtype, device=images.device)
-            z = x.new_zeros(rows, model.latent_dim).requires_grad_()
-            model.misfit(x)(z)
-        saved.append(total)
-    image = images.shape[1] * images.element_size()
-    return 2 * (saved[1] - saved[0] + image)

@@ -7,8 +7,8 @@ from typing import NamedTuple
 import torch
 from torch import Tensor, nn
 
-from dglm.ais import batches
 from dglm.gaussian import DiagonalGaussian
+from dglm.memory import batches
 from dglm.model import GenerativeModel
 from samplers import seeded_generator
 

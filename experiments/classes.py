@@ -20,7 +20,7 @@ class Classifier(NamedTuple):
     standard_error: float
 
     def classify(self, images: Tensor) -> Tensor:
-        """Return the class of each image (…, 784), (…,), on the CPU."""
+        """Return the class of each image (…, D), (…,), on the CPU."""
         found = self.network.predict(images.flatten(0, -2).cpu().numpy())
         return torch.from_numpy(found).view(images.shape[:-1])
 

@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 from typing import Any
 
-from data import ImageDataModule, Name, Split, check_heldout
+from data import DataError, ImageDataModule, Split, check_heldout
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -11,11 +11,12 @@ class DataOptions:
     """Where the images come from.
 
     Args:
-        name: The data set; by default the one that the model was trained on.
+        name: The data set, or the path of images of your own; by default what the model was
+            trained on.
         root: The folder of the data sets.
     """
 
-    name: Name | None = None
+    name: str | None = None
     root: str = "datasets"
 
 
@@ -30,14 +31,20 @@ def held_out(
         split: Which images will be used; those of "train" need not be held out.
 
     Raises:
-        DataError: The model was trained on these very images.
+        DataError: The model was trained on these very images, or they have changed since.
     """
     data = ImageDataModule(
         options.name or trained["dataset_name"],
         options.root,
         validation=trained["validation"],
+        binarize=trained.get("binarize", True),
     )
     data.setup()
+    if data.dataset_name == trained["dataset_name"] and data.state_dict() != trained:
+        raise DataError(
+            f"the images of {data.dataset_name} are others than those that the model was trained "
+            "on, so that none are known to be held out; restore them, or name another data set"
+        )
     if split != "train":
         check_heldout(trained["dataset_name"], data.dataset_name)
     return data

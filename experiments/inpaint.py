@@ -16,7 +16,7 @@ from rich.console import Console
 from rich.table import Table
 from torch import Tensor, nn
 
-from data import BINARIZATION_SEED, ImageDataModule
+from data import ImageDataModule
 from dglm import DGLM, KernelSteps, inpaint
 from dglm.ais import check_counts
 from experiments.checkpoints import load_checkpoint
@@ -100,9 +100,13 @@ def run(options: Inpaint) -> None:
     posteriors = chosen_posteriors(dglm, options)
     output = output_file(options.output, options.checkpoint, "inpainting", ".png", ".json")
     data = held_out(options.data, trained)
+    if len(data.labels("train").unique()) < 2:
+        raise CommandError(f"{data.dataset_name} has no classes, whose visits could be counted")
     dglm = dglm.to(choose_device(options.accelerator))
     images = data.heldout("test")[: options.num_images].to(dglm.device)
-    mask = given_pixels(options.mask, seeded_generator("cpu", options.seed, _STREAM))
+    mask = given_pixels(
+        options.mask, data.image_shape, seeded_generator("cpu", options.seed, _STREAM)
+    )
     given = mask.to(dglm.device)
     classifier = train_classifier(data, options.seed)
     figures, shown = {}, {}
@@ -126,7 +130,9 @@ def run(options: Inpaint) -> None:
     title = (
         "Each pixel hidden or not" if options.mask == "random" else f"{options.mask} half hidden"
     )
-    save_inpainting(output, images[:_SHOWN_IMAGES], given, shown, title.capitalize())
+    save_inpainting(
+        output, images[:_SHOWN_IMAGES], given, shown, data.image_shape, title.capitalize()
+    )
     output.with_suffix(".json").write_text(json.dumps(summary, indent=2) + "\n")
     print_table(summary, output)
 
@@ -164,7 +170,7 @@ def fill_in(
 
     Returns:
         The figures of each chain, (image, chain), those of the drawn pixels named "drawn_…"; and
-        the images after each sweep, (sweeps, image · chain, 784), those of an image side by side.
+        the images after each sweep, (sweeps, image · chain, D), those of an image side by side.
     """
     generator = seeded_generator(images.device, options.seed, _STREAM)
     rows = images.repeat_interleave(options.num_chains, dim=0)
@@ -223,7 +229,7 @@ def description(
         "kernel": "none" if dglm.kernel is None else type(dglm.kernel).__name__.lower(),
         "dataset": data.dataset_name,
         "split": "test",
-        "binarization": f"fixed, seed {BINARIZATION_SEED}",
+        "binarization": data.binarization,
         "training_images": len(data.labels("train")),
         "seed": options.seed,
         "mask": options.mask,

@@ -15,6 +15,7 @@ from lightning.pytorch.utilities.rank_zero import rank_zero_only
 
 from data import ImageDataModule
 from dglm import WatchExactness
+from experiments.banner import Banner
 from experiments.checkpoints import check_same_model, read_checkpoint
 from experiments.command import (
     CommandError,
@@ -25,6 +26,7 @@ from experiments.command import (
     resumed_arguments,
     run_command,
 )
+from experiments.images_over_time import ImagesOverTime
 from experiments.models import KernelName, build_dglm
 from experiments.progress import TrainingProgress
 from experiments.report import Evaluation, report
@@ -72,9 +74,10 @@ class MnistCLI(LightningCLI):
         parser.add_argument(
             "--resume", type=str | None, default=None, help="Run folder to go on with."
         )
-        parser.add_argument("--quiet", type=bool, default=False, help="Show no progress bars.")
+        parser.add_argument("--quiet", type=bool, default=False, help="Show results alone.")
         parser.add_class_arguments(Evaluation, "evaluation")
         parser.link_arguments("kernel", "model.kernel")
+        parser.link_arguments("data.image_shape", "model.image_shape", apply_on="instantiate")
         for target in ("seed_everything", "data.seed", "model.seed", "evaluation.seed"):
             parser.link_arguments("seed", target)
 
@@ -95,9 +98,17 @@ class MnistCLI(LightningCLI):
             CSVLogger(self.folder, name="", version=""),
             TensorBoardLogger(self.folder, name="", version=""),
         ]
-        callbacks: list[Callback] = [WatchExactness(), SaveCheckpoints(self.folder)]
+        callbacks: list[Callback] = [
+            WatchExactness(),
+            ImagesOverTime(),
+            SaveCheckpoints(self.folder),
+        ]
         if not self.config.quiet:
-            callbacks.append(TrainingProgress())
+            scoring = self.config_init.evaluation
+            callbacks += [
+                Banner(scoring.settings, scoring.num_images, self.folder),
+                TrainingProgress(),
+            ]
         if self.config.data.validation == 0:
             kwargs["limit_val_batches"] = 0
         chosen = self.config_init.trainer

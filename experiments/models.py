@@ -1,18 +1,34 @@
 """The models that the commands build."""
 
+import math
 from typing import Literal
 
-from dglm import DGLM, Decoder, Encoder, GenerativeModel
+from torch import nn
+
+from data import MNIST_SHAPE
+from dglm import (
+    DGLM,
+    Bernoulli,
+    ConvolutionalDecoder,
+    ConvolutionalEncoder,
+    Decoder,
+    Encoder,
+    Gaussian,
+    GenerativeModel,
+)
 from samplers import HMC, L2HMC, Kernel
 
 KernelName = Literal["none", "hmc", "l2hmc"]
-IMAGE_SIZE = 28 * 28
+LikelihoodName = Literal["bernoulli", "gaussian"]
 
 
 def build_dglm(
     kernel: KernelName = "l2hmc",
     latent_dim: int = 20,
     hidden: list[int] = [200, 200],  # noqa: B006  (jsonargparse shows it in --help)
+    channels: list[int] | None = None,
+    likelihood: LikelihoodName = "bernoulli",
+    noise_scale: float = 0.1,
     num_mh_steps: int = 3,
     num_leapfrogs: int = 5,
     step_size: float = 0.1,
@@ -20,13 +36,19 @@ def build_dglm(
     embedding_hidden: list[int] = [200],  # noqa: B006
     learning_rate: float = 1e-3,
     seed: int = 0,
+    image_shape: tuple[int, int, int] = MNIST_SHAPE,
 ) -> DGLM:
-    """Build a model of binary images.
+    """Build a model of images.
 
     Args:
         kernel: What refines the posterior draws: none (VAE), hmc (HMC-DGLM) or l2hmc (L2HMC-DGLM).
         latent_dim: Length of the latent vector z.
         hidden: Units in each hidden layer of the decoder; the encoder mirrors them.
+        channels: Channels in each hidden layer of a convolutional decoder, which doubles the sides
+            of the image in each; the encoder mirrors them. If null, networks are dense.
+        likelihood: What pixels are: bernoulli (drawn with the grey level as probability) or
+            gaussian (grey levels themselves, with --data.binarize false).
+        noise_scale: Standard deviation of gaussian pixels around their mean.
         num_mh_steps: Metropolis-Hastings steps from the encoder's draw to the decoder's.
         num_leapfrogs: Leapfrogs in each of those steps.
         step_size: Step size of the leapfrogs at the start; HMC adapts it, L2HMC learns it.
@@ -34,9 +56,17 @@ def build_dglm(
         embedding_hidden: Units in the hidden layers of the image embedding that the sampler sees.
         learning_rate: Learning rate of Adam.
         seed: Seed of the training noise.
+        image_shape: Channels, height and width of an image.
     """
-    decoder = Decoder(latent_dim, IMAGE_SIZE, hidden)
-    encoder = Encoder(IMAGE_SIZE, latent_dim, hidden[::-1])
+    pixels = math.prod(image_shape)
+    decoder: nn.Module
+    encoder: nn.Module
+    if channels is None:
+        decoder = Decoder(latent_dim, pixels, hidden)
+        encoder = Encoder(pixels, latent_dim, hidden[::-1])
+    else:
+        decoder = ConvolutionalDecoder(latent_dim, image_shape, channels)
+        encoder = ConvolutionalEncoder(image_shape, latent_dim, channels[::-1])
     sampler: Kernel | None = None
     if kernel == "hmc":
         sampler = HMC(num_leapfrogs, step_size)
@@ -47,8 +77,15 @@ def build_dglm(
             step_size,
             hidden=sampler_hidden,
             head_scale=0.01,
-            observation_dim=IMAGE_SIZE,
+            observation_dim=pixels,
             embedding_hidden=embedding_hidden,
         )
-    model = GenerativeModel(decoder, latent_dim)
+    observed = Bernoulli() if likelihood == "bernoulli" else Gaussian(noise_scale)
+    model = GenerativeModel(decoder, latent_dim, observed)
     return DGLM(model, encoder, sampler, num_mh_steps, learning_rate, seed)
+
+
+def model_name(dglm: DGLM) -> str:
+    """Return what the paper calls such a model."""
+    names = {HMC: "HMC-DGLM", L2HMC: "L2HMC-DGLM", type(None): "VAE"}
+    return names.get(type(dglm.kernel), "DGLM")

@@ -18,7 +18,6 @@ from rich.console import Console
 from rich.table import Table
 from torch import Tensor
 
-from data import BINARIZATION_SEED
 from dglm import DGLM, Estimate, LongChains, PrincipalAxes, long_chains, principal_axes
 from dglm.ais import check_counts
 from experiments.checkpoints import load_checkpoint
@@ -139,7 +138,7 @@ def run(options: Posterior) -> None:
         "image": index,
         "label": int(data.labels("test")[index]),
         **searched,
-        "binarization": f"fixed, seed {BINARIZATION_SEED}",
+        "binarization": data.binarization,
         "seed": options.seed,
         "num_chains": options.num_chains,
         "num_warmup": options.num_warmup,
@@ -148,7 +147,7 @@ def run(options: Posterior) -> None:
         summary |= {f"{name}_{key}": value for key, value in figures(sampled).items()}
     shown = {_NAMES[name]: sampled.chains for name, sampled in found.items()}
     picture = partial_file(output, "picture.png")
-    draw_posterior(picture, image, axes, shown, q)
+    draw_posterior(picture, image, data.image_shape, axes, shown, q)
     write_whole(json.dumps(summary, indent=2) + "\n", output.with_suffix(".json"))
     picture.replace(output)
     remove_partial_files(output)

@@ -8,16 +8,18 @@ import torch
 from matplotlib.axes import Axes
 from torch import Tensor
 
+from data import ImageShape
 from dglm import ChainMeans, DiagonalGaussian, LongChains, PrincipalAxes
 from dglm.shape import EDGES
+from experiments.figures import show_grid
 
-_SIDE = 28
 _ELLIPSES = (1, 2)
 
 
 def draw_posterior(
     path: Path,
     image: Tensor,
+    shape: ImageShape,
     axes: PrincipalAxes,
     found: dict[str, LongChains],
     q: DiagonalGaussian,
@@ -26,7 +28,8 @@ def draw_posterior(
 
     Arguments:
         path: The picture.
-        image: Whose posterior it is, (784,).
+        image: Whose posterior it is, (C · H · W,).
+        shape: (C, H, W).
         axes: Of the posterior; one posterior standard deviation is the unit.
         found: Draws, by the name of the sampler.
         q: q(z|x), one row.
@@ -43,8 +46,7 @@ def draw_posterior(
     left.set(xlim=(-4.5, 4.5), xlabel="first principal axis", ylabel="density")
     left.legend(fontsize=8, loc="upper right")
     inset = left.inset_axes((0.02, 0.72, 0.18, 0.26))
-    inset.imshow(image.cpu().view(_SIDE, _SIDE).numpy(), cmap="gray_r", vmin=0, vmax=1)
-    inset.set(xticks=[], yticks=[])
+    show_grid(inset, image[None], shape, 1)
     draws = axes.project(first.draws).flatten(0, 1)
     right.hist2d(*draws.T.numpy(), bins=90, range=[[-4.5, 4.5]] * 2, cmap="Blues")
     _ellipses(right, draws.mean(dim=0), draws.T.cov(), "k--", "fitted Gaussian")

@@ -11,7 +11,7 @@ from rich.console import Console
 from rich.table import Table
 from torch import Tensor
 
-from data import BINARIZATION_SEED, ImageDataModule
+from data import ImageDataModule, ImageShape
 from dglm import DGLM, AISSettings, inpaint
 from dglm.ais import check_counts
 from dglm.exactness import EXACTNESS_BOUND, exactness_errors, exactness_warning
@@ -93,12 +93,12 @@ def report(
         ),
         **training_faults(dglm, data.batch_size * trainer.world_size),
         "split": "test",
-        "binarization": f"fixed, seed {BINARIZATION_SEED}",
+        "binarization": data.binarization,
         **score_summary(result, options.settings),
         **posterior_figures(dglm, images[:_CHECKED_IMAGES]),
     }
     write_whole(json.dumps(summary, indent=2) + "\n", folder / "summary.json")
-    draw(dglm, images, options.num_sweeps, folder)
+    draw(dglm, images, data.image_shape, options.num_sweeps, folder)
     print_summary(summary, folder)
 
 
@@ -145,33 +145,40 @@ def posterior_figures(dglm: DGLM, images: Tensor) -> dict[str, float]:
     return figures
 
 
-def draw(dglm: DGLM, images: Tensor, sweeps: int, folder: Path) -> None:
+def draw(dglm: DGLM, images: Tensor, shape: ImageShape, sweeps: int, folder: Path) -> None:
     """Write samples.png, reconstructions.png and inpainting.png."""
     generator = seeded_generator(images.device, _REPORT_STREAM, dglm.seed, 1)
     with torch.no_grad():
         z = dglm.model.sample(100, generator)[1]
         samples = dglm.model.likelihood.mean(dglm.model.decoder(z))
-    save_samples(folder / "samples.png", [("", samples)], "p(x|z), z from the prior")
+    save_samples(folder / "samples.png", [("", samples)], shape, "p(x|z), z from the prior")
     shown = images[:12]
     rows = {"test images": shown, "from q": dglm.reconstruct(shown, 0, generator)}
     if dglm.kernel is not None:
         rows["from the kernel"] = dglm.reconstruct(shown, None, generator)
-    save_rows(folder / "reconstructions.png", rows, "Reconstructions: p(x|z), z a posterior draw")
-    draw_inpainting(dglm, images[:_SHOWN_DIGITS], sweeps, generator, folder / "inpainting.png")
+    title = "Reconstructions: p(x|z), z a posterior draw"
+    save_rows(folder / "reconstructions.png", rows, shape, title)
+    path = folder / "inpainting.png"
+    draw_inpainting(dglm, images[:_SHOWN_DIGITS], shape, sweeps, generator, path)
 
 
 def draw_inpainting(
-    dglm: DGLM, images: Tensor, sweeps: int, generator: torch.Generator, path: Path
+    dglm: DGLM,
+    images: Tensor,
+    shape: ImageShape,
+    sweeps: int,
+    generator: torch.Generator,
+    path: Path,
 ) -> None:
     """Draw block-Gibbs sweeps over hidden upper halves, by q and by the kernel."""
-    given = given_pixels("top").to(images.device)
+    given = given_pixels("top", shape).to(images.device)
     with torch.no_grad():
         start = dglm.posterior(images).sample(generator)
     frames = {"q": inpaint(dglm.model, images, given, sweeps, dglm.encoder, generator=generator)}
     if dglm.kernel is not None:
         posterior = (dglm.kernel, dglm.num_mh_steps)
         frames["kernel"] = inpaint(dglm.model, images, given, sweeps, posterior, start, generator)
-    save_inpainting(path, images, given, frames, "Upper half hidden")
+    save_inpainting(path, images, given, frames, shape, "Upper half hidden")
 
 
 def print_summary(summary: dict[str, Any], folder: Path) -> None:

@@ -6,6 +6,7 @@ import torch
 from rich.console import Console
 from torch import Tensor
 
+from data import MNIST_SHAPE
 from dglm import DGLM
 from dglm.ais import check_counts
 from experiments.checkpoints import load_checkpoint
@@ -17,7 +18,8 @@ from experiments.command import (
     run_command,
 )
 from experiments.figures import save_samples
-from samplers import HMC, L2HMC, seeded_generator
+from experiments.models import model_name
+from samplers import seeded_generator
 
 _STREAM = 0x73616D706C6573
 
@@ -66,6 +68,9 @@ def run(options: Samples) -> None:
             f"the models have different numbers of latent variables, {sorted(sizes)}: "
             "they cannot share z"
         )
+    shapes = {tuple(trained.get("image_shape", MNIST_SHAPE)) for _, trained in loaded.values()}
+    if len(shapes) > 1:
+        raise CommandError(f"the models' images have different shapes, {sorted(shapes)}")
     output = output_file(options.output, options.checkpoints[0], "samples", ".png")
     generator = seeded_generator("cpu", options.seed, _STREAM)
     z = torch.randn(options.num_images, sizes.pop(), generator=generator)
@@ -73,20 +78,15 @@ def run(options: Samples) -> None:
         (f"{model_name(dglm)}, {trained['dataset_name']}\n{path}", expected(dglm, z))
         for path, (dglm, trained) in loaded.items()
     ]
-    save_samples(output, panels, f"p(x|z), the same z from the prior, seed {options.seed}")
+    title = f"p(x|z), the same z from the prior, seed {options.seed}"
+    save_samples(output, panels, shapes.pop(), title)
     Console().print(f"  {output}", highlight=False, soft_wrap=True)
 
 
 @torch.no_grad()
 def expected(dglm: DGLM, z: Tensor) -> Tensor:
-    """Return the mean of p(x|z), (N, 784)."""
+    """Return the mean of p(x|z), (N, C · H · W)."""
     return dglm.model.likelihood.mean(dglm.model.decoder(z))
-
-
-def model_name(dglm: DGLM) -> str:
-    """Return what the paper calls such a model."""
-    names = {HMC: "HMC-DGLM", L2HMC: "L2HMC-DGLM", type(None): "VAE"}
-    return names.get(type(dglm.kernel), "DGLM")
 
 
 if __name__ == "__main__":

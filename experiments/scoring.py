@@ -24,7 +24,7 @@ def score(
     batch_size: int,
     quiet: bool,
 ) -> AISResult:
-    """Estimate log p(x) of each image (N, 784) by ``trainer.test``; in every process the same.
+    """Estimate log p(x) of each image (N, D) by ``trainer.test``; in every process the same.
 
     Batches that ``dglm.test_results`` holds are not estimated again.
     """

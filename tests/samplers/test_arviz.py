@@ -1,0 +1,42 @@
+"""Chains go to ArviZ in one line, and its plots open.
+
+ArviZ 1 needs Python 3.12. On 3.11 its data structures alone are installed, without its plots.
+"""
+
+from pathlib import Path
+
+import matplotlib as mpl
+import numpy as np
+import pytest
+import torch
+
+from samplers import HMC, Chains, sample, seeded_generator
+
+
+@pytest.fixture
+def chains() -> Chains:
+    kernel, start = HMC(num_leapfrogs=5, step_size=0.5), torch.zeros(4, 3)
+    generator = seeded_generator("cpu", 0)
+    return sample(kernel, lambda x: 0.5 * x.square().sum(1), start, 200, generator=generator)
+
+
+def test_from_dict_takes_an_export(chains: Chains) -> None:
+    arviz_base = pytest.importorskip("arviz_base")
+    data = arviz_base.from_dict(chains.export())
+    position, statistics = data["posterior"]["position"], data["sample_stats"]
+    assert position.dims[:2] == ("chain", "draw")
+    assert np.array_equal(position.values, chains.draws.numpy())
+    assert set(statistics.data_vars) == {"lp", "acceptance_rate", "diverging"}
+    assert np.array_equal(statistics["lp"].values, -chains.energy.numpy())
+
+
+@pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::FutureWarning")
+def test_plots_open(chains: Chains, tmp_path: Path) -> None:
+    arviz = pytest.importorskip("arviz", minversion="1.0", reason="ArviZ 1 needs Python 3.12")
+    mpl.use("Agg")
+    data = arviz.from_dict(chains.export())
+    assert (arviz.summary(data)["r_hat"].astype(float) < 1.1).all()
+    for plot in (arviz.plot_trace_dist, arviz.plot_rank, arviz.plot_autocorr, arviz.plot_ess):
+        path = tmp_path / f"{plot.__name__}.png"
+        plot(data).savefig(path)
+        assert path.stat().st_size > 5000
