@@ -11,6 +11,7 @@ from samplers.diagnostics import (
     ess_per_step,
     summarise,
 )
+from samplers.distributions import DistributionEnergy
 from samplers.energy import Energy, EnergyWithGradient, State, evaluate, leaf
 from samplers.exactness import RoundTrip, round_trip
 from samplers.hmc import HMC
@@ -39,6 +40,7 @@ __all__ = [
     "Adapted",
     "Banana",
     "Chains",
+    "DistributionEnergy",
     "DualAveraging",
     "ESSPerStep",
     "Energy",

@@ -3,7 +3,7 @@
 import importlib.util
 import time
 from collections.abc import Callable
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import torch
@@ -23,22 +23,43 @@ def nuts_is_installed() -> bool:
 
 
 def run_nuts(target: Target, start: Tensor, num_steps: int, seed: int) -> tuple[Chains, Cost, str]:
-    """Sample with blackjax's NUTS, its window adaptation run on one chain beforehand.
-
-    Compiling counts neither as training nor as sampling time: the run is timed the second time.
+    """Sample a target with :func:`sample_with_nuts`.
 
     Raises:
         ValueError: The density in JAX differs from the target's.
     """
+    log_density = _log_density(target)
+    check_density(log_density, target, start)
+    return sample_with_nuts(log_density, start, num_steps, seed)
+
+
+def sample_with_nuts(
+    log_density: Callable[[Any], Any],
+    start: Tensor,
+    num_steps: int,
+    seed: int,
+    mass: Literal["diagonal", "dense"] = "diagonal",
+) -> tuple[Chains, Cost, str]:
+    """Sample with blackjax's NUTS, its window adaptation run on one chain beforehand.
+
+    Compiling counts neither as training nor as sampling time: the run is timed the second time.
+
+    Arguments:
+        log_density: log p of one point, for JAX.
+        start: Where the chains start, (chain, D).
+        num_steps: Draws of each chain.
+        seed: Of all randomness.
+        mass: What is adapted beside the step size.
+    """
     import blackjax
     import jax
 
-    log_density = _log_density(target)
     position = jax.numpy.asarray(start.numpy())
-    _check(log_density, target, start)
     warm_up_key, run_key = jax.random.split(jax.random.key(seed))
     began = time.perf_counter()
-    warm_up = blackjax.window_adaptation(blackjax.nuts, log_density)
+    warm_up = blackjax.window_adaptation(
+        blackjax.nuts, log_density, is_mass_matrix_diagonal=mass == "diagonal"
+    )
     (_, parameters), trace = warm_up.run(warm_up_key, position[0], _WARM_UP_STEPS)
     gradients = int(trace.info.num_integration_steps.sum())
     warm_up_seconds = time.perf_counter() - began
@@ -61,16 +82,20 @@ def run_nuts(target: Target, start: Tensor, num_steps: int, seed: int) -> tuple[
     *kept, integration_steps = (torch.from_numpy(np.array(field)) for field in fields)
     chains = Chains(*(field.transpose(0, 1) for field in kept))
     cost = Cost(float(integration_steps.float().mean()), seconds, gradients, warm_up_seconds)
-    return chains, cost, f"ε {float(parameters['step_size']):.3g}, adapted diagonal mass"
+    return chains, cost, f"ε {float(parameters['step_size']):.3g}, adapted {mass} mass"
 
 
-def _check(log_density: Callable[[Any], Any], target: Target, start: Tensor) -> None:
+def check_density(
+    log_density: Callable[[Any], Any], energy: Callable[[Tensor], Tensor], start: Tensor
+) -> None:
+    """Raise ValueError where log p in JAX is not minus U, up to a constant."""
     import jax
 
     there = torch.from_numpy(np.array(jax.vmap(log_density)(start.numpy())))
-    difference = -there - target(start)
-    if (difference - difference.mean()).abs().max() > 1e-3 * target(start).abs().max():
-        raise ValueError(f"the density of {type(target).__name__} in JAX is another one")
+    here = energy(start)
+    difference = -there - here
+    if (difference - difference.mean()).abs().max() > 1e-3 * here.abs().max():
+        raise ValueError(f"the density of {type(energy).__name__} in JAX is another one")
 
 
 def _log_density(target: Target) -> Callable[[Any], Any]:

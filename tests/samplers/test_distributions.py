@@ -1,0 +1,77 @@
+import math
+
+import pytest
+import torch
+from torch.distributions import (
+    Beta,
+    Dirichlet,
+    Distribution,
+    Gamma,
+    HalfNormal,
+    Independent,
+    MultivariateNormal,
+    Normal,
+)
+
+from samplers import HMC, DistributionEnergy, adapt, sample, seeded_generator, summarise
+
+CORRELATED = torch.tensor([[2.0, 1.0], [1.0, 1.0]])
+
+
+def independent(kind: type[Distribution], *parameters: list[float]) -> Distribution:
+    return Independent(kind(*map(torch.tensor, parameters)), 1)
+
+
+CASES: dict[str, Distribution] = {
+    "normal": MultivariateNormal(torch.tensor([1.0, -1.0]), CORRELATED),
+    "gamma": independent(Gamma, [3.0, 8.0], [1.0, 4.0]),
+    "half-normal": independent(HalfNormal, [1.0, 3.0]),
+    "beta": independent(Beta, [2.0, 5.0], [3.0, 1.5]),
+    "Dirichlet": Dirichlet(torch.tensor([2.0, 3.0, 4.0])),
+}
+
+
+@pytest.mark.parametrize("distribution", CASES.values(), ids=CASES.keys())
+def test_draws_have_the_moments_of_the_distribution(distribution: Distribution) -> None:
+    energy = DistributionEnergy(distribution)
+    generator = seeded_generator("cpu", 0)
+    start = torch.randn(100, energy.dim, generator=generator)
+    warm = adapt(HMC(4), energy, start, 300, mass="diagonal", generator=generator)
+    chains = sample(warm.kernel, energy, warm.position, 400, generator=generator)
+    x = energy.constrain(chains.draws).double()
+    assert distribution.support.check(x).all()
+    mean, variance = distribution.mean.double(), distribution.variance.double()
+    for values, exact in ((x, mean), ((x - mean).square(), variance)):
+        summary = summarise(values)
+        assert summary.ess_bulk.min() > 4000
+        assert ((values.mean(dim=(0, 1)) - exact).abs() < 5 * summary.mcse).all()
+
+
+def test_energy_is_that_of_the_change_of_variables() -> None:
+    energy = DistributionEnergy(independent(Gamma, [3.0], [2.0]))
+    u = torch.tensor([[-0.7], [0.4]])
+    # p(exp u) exp u, with p(x) = 2³ x² exp(-2x) / Γ(3).
+    expected = -(math.log(8.0) - math.log(2.0) + 3 * u - 2 * u.exp())[:, 0]
+    torch.testing.assert_close(energy(u), expected)
+
+
+def test_a_diverged_trajectory_is_no_error() -> None:
+    distribution = CASES["gamma"]
+    energy = DistributionEnergy(distribution)
+    kernel = HMC(3, 100.0)
+    state = kernel.init(torch.zeros(20, 2), energy)
+    _, info = kernel.step(state, energy, kernel.noise(state, seeded_generator("cpu", 0)))
+    assert info.diverging.any()
+    assert not info.accepted[info.diverging].any()
+    with pytest.raises(ValueError, match="support"):  # the user's own is as it was
+        distribution.log_prob(torch.tensor([-1.0, 1.0]))
+
+
+def test_a_simplex_has_a_coordinate_less() -> None:
+    assert DistributionEnergy(CASES["Dirichlet"]).dim == 2
+
+
+@pytest.mark.parametrize("distribution", [Normal(0.0, 1.0), Normal(torch.zeros(2), torch.ones(2))])
+def test_distributions_of_numbers_and_batches_are_refused(distribution: Distribution) -> None:
+    with pytest.raises(ValueError, match=r"wrap it in .*Independent"):
+        DistributionEnergy(distribution)
