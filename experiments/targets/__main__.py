@@ -8,6 +8,7 @@ import json
 import sys
 import time
 from copy import copy
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import cast
@@ -28,7 +29,7 @@ from experiments.progress import counted
 from experiments.targets.figures import draw_figures
 from experiments.targets.measure import Cost, Measured, Reference
 from experiments.targets.nuts import nuts_is_installed, run_nuts
-from experiments.targets.options import PAPER, Compare, SamplerOptions
+from experiments.targets.options import PAPER, Compare, SamplerOptions, WhitenedOptions
 from experiments.targets.table import markdown
 from experiments.targets.tuning import baselines, warm_up_gradients, warmed_up
 from samplers import (
@@ -127,7 +128,14 @@ def train(
 ) -> tuple[Kernel, tuple[int, float]]:
     """Return a trained kernel, and its training's gradients over all chains and seconds."""
     began = time.perf_counter()
-    training, whiten = options.training, sampler is options.whitened
+    training = options.training
+    if isinstance(sampler, WhitenedOptions):
+        training = replace(
+            training,
+            jump_scale=sampler.jump_scale,
+            metric=sampler.metric,
+            learning_rate=sampler.learning_rate,
+        )
     torch.manual_seed(options.seed)
     kernel: Kernel = L2HMC(
         target.dim,
@@ -137,7 +145,7 @@ def train(
         head_scale=sampler.head_scale,
     )
     gradients = 0
-    if whiten:
+    if isinstance(sampler, WhitenedOptions):
         warm = cast(
             Preconditioned, warmed_up(target, start, "dense", options.num_steps, options.seed)
         )
@@ -151,7 +159,7 @@ def train(
     trained = copy(kernel)
     if training.num_iterations >= _WORTH_COMPILING:
         trained.compile()
-    name = "training-whitened" if whiten else "training"
+    name = "training-whitened" if sampler is options.whitened else "training"
     with counted(f"{options.target}, {name}", training.num_iterations, options.quiet) as progress:
         history = train_sampler(
             trained,
