@@ -135,6 +135,7 @@ def train(
             jump_scale=sampler.jump_scale,
             metric=sampler.metric,
             learning_rate=sampler.learning_rate,
+            learning_rate_decay=sampler.learning_rate_decay,
         )
     torch.manual_seed(options.seed)
     kernel: Kernel = L2HMC(

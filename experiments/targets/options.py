@@ -51,13 +51,15 @@ class WhitenedOptions(SamplerOptions):
         jump_scale: λ.
         metric: What jumps are measured in.
         learning_rate: Adam's.
+        learning_rate_decay: Its factor over each 1,000 iterations.
     """
 
     num_leapfrogs: int = 1
-    step_size: float = 0.8
+    step_size: float = 1.0
     jump_scale: float = 1.0
     metric: Metric = "squares"
-    learning_rate: float = 0.003
+    learning_rate: float = 0.01
+    learning_rate_decay: float = 0.4
 
 
 @dataclass(frozen=True, kw_only=True)
