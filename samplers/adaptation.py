@@ -20,6 +20,7 @@ TARGET_ACCEPTANCE = 0.65
 _WINDOWS = (0.15, 0.1, 0.2, 0.4, 0.15)
 """Shares of the warm-up; the mass is set after each of the inner ones, from its draws alone."""
 _PRIOR_DRAWS, _PRIOR_VARIANCE = 5, 1e-3
+_FINE_SHRINKAGE = 0.5
 
 
 class Adapted(NamedTuple):
@@ -39,19 +40,30 @@ class DualAveraging:
         \quad \log ε_t = \log 10 ε_0 - \tfrac{\sqrt t}{γ} \bar H_t, \\
         \log \bar ε_t &= t^{-κ} \log ε_t + (1 - t^{-κ}) \log \bar ε_{t-1}
 
-    with γ = 0.05, t₀ = 10 and κ = 0.75.
+    with γ = 0.05, t₀ = 10 and κ = 0.75: made to find the scale of ε from one noisy chain. Where ε
+    is nearly right and A_t the mean of many chains, it swings between too long and too short; then
+    a larger γ, and ε₀ itself as the centre, settle at A*.
 
     Arguments:
         log_step_size: log ε₀.
         target: A*, in (0, 1).
+        shrinkage: γ, how strongly log ε is held to its centre.
+        overshoot: What stands for 10 in log 10 ε₀, the centre.
 
     References:
         The No-U-Turn Sampler (Hoffman and Gelman, 2014), Section 3.2.
     """
 
-    def __init__(self, log_step_size: Tensor, target: float) -> None:
-        self.centre = log_step_size.detach() + math.log(10)
+    def __init__(
+        self,
+        log_step_size: Tensor,
+        target: float,
+        shrinkage: float = 0.05,
+        overshoot: float = 10.0,
+    ) -> None:
+        self.centre = log_step_size.detach() + math.log(overshoot)
         self.target = target
+        self.shrinkage = shrinkage
         self.count = 0
         self.shortfall = torch.zeros_like(self.centre)
         self.average = torch.zeros_like(self.centre)
@@ -62,7 +74,7 @@ class DualAveraging:
         share = 1 / (self.count + 10)
         missing = self.target - acceptance.nan_to_num(0.0, 0.0, 0.0).mean()
         self.shortfall = torch.lerp(self.shortfall, missing.to(self.shortfall), share)
-        log_step_size = self.centre - math.sqrt(self.count) / 0.05 * self.shortfall
+        log_step_size = self.centre - math.sqrt(self.count) / self.shrinkage * self.shortfall
         self.average = torch.lerp(self.average, log_step_size, self.count**-0.75)
         return log_step_size
 
@@ -116,13 +128,17 @@ def adapt(
     generator = generator or seeded_generator(position.device, 0)
     state = kernel.init(position, energy)
     moving: Kernel = kernel
+    averaging = DualAveraging(kernel.log_step_size, target)
     for index, share in enumerate(_WINDOWS):
         steps = round(share * num_steps)
-        state, moments = _window(moving, energy, state, steps, target, generator)
-        if mass != "unit" and 0 < index < len(_WINDOWS) - 1:
+        state, moments = _window(moving, energy, state, steps, averaging, generator)
+        whiten = mass != "unit" and 0 < index < len(_WINDOWS) - 1
+        if whiten:
             factor = _factor(moments, steps * len(position), mass)
             moving = Preconditioned(kernel, moments.mean, factor).to(position.device)
             kernel.log_step_size.fill_(0.0)
+        if whiten or index == 0:
+            averaging = DualAveraging(kernel.log_step_size, target, _FINE_SHRINKAGE, overshoot=1.0)
     return Adapted(moving, state.position)
 
 
@@ -131,11 +147,10 @@ def _window(
     energy: Energy,
     state: State,
     num_steps: int,
-    target: float,
+    averaging: DualAveraging,
     generator: torch.Generator,
 ) -> tuple[State, Moments]:
     """Adapt the step size for some steps; return the moments of their draws."""
-    averaging = DualAveraging(kernel.log_step_size, target)
     moments = Moments.of(state.position)
     for count in range(1, num_steps + 1):
         state, info = kernel.step(state, energy, kernel.noise(state, generator))

@@ -4,7 +4,7 @@ import time
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Literal, NamedTuple
+from typing import Literal, NamedTuple, get_args
 
 import torch
 from torch import Tensor
@@ -15,6 +15,9 @@ from samplers.kernel import Info, Kernel
 from samplers.moments import Moments
 from samplers.objective import reciprocal_jump_loss
 from samplers.random import seeded_generator
+
+Metric = Literal["plain", "deviation", "covariance", "squares"]
+"""What jumps are measured in: see :class:`TrainingSettings`."""
 
 Initial = Callable[[int, torch.Generator], Tensor]
 """Draws n points from the distribution that chains start from, (n, D)."""
@@ -36,7 +39,8 @@ class TrainingSettings:
         initial_weight: λ_b, the weight of the loss at fresh draws of the initial distribution, as
             many as there are persistent chains; 0 for none.
         metric: What jumps are measured in: plain distance, which the widest axes dominate; running
-            standard deviations; or the running covariance.
+            standard deviations; the running covariance; or "squares", the coordinates w that it
+            whitens and their squares alike, so that leaping to the mirror image is no progress.
         initial_temperature: The energy is divided by a temperature that falls geometrically from
             here to 1 over the first ``annealing_iterations``.
         annealing_iterations: 0 for no annealing.
@@ -52,7 +56,7 @@ class TrainingSettings:
     num_chains: int = 200
     jump_scale: float = 1.0
     initial_weight: float = 0.0
-    metric: Literal["plain", "deviation", "covariance"] = "plain"
+    metric: Metric = "plain"
     initial_temperature: float = 1.0
     annealing_iterations: int = 0
     learning_rate: float = 1e-3
@@ -74,10 +78,9 @@ class TrainingSettings:
         for name in ("initial_weight", "annealing_iterations", "seed"):
             if not getattr(self, name) >= 0:
                 raise ValueError(f"{name} must not be negative, got {getattr(self, name)}")
-        if self.metric not in ("plain", "deviation", "covariance"):
-            raise ValueError(
-                f"metric must be 'plain', 'deviation' or 'covariance', got {self.metric!r}"
-            )
+        if self.metric not in get_args(Metric):
+            allowed = ", ".join(map(repr, get_args(Metric)))
+            raise ValueError(f"metric must be one of {allowed}, got {self.metric!r}")
 
     def temperature(self, iteration: int) -> float:
         """Return T at an iteration: T₀^(1 - i/n) for i < n, then 1."""
@@ -189,7 +192,7 @@ class _Training:
         generator = seeded_generator(self.device, settings.seed, _START_STREAM)
         self.position = initial(settings.num_chains, generator).to(parameter)
         dim = self.position.shape[1]
-        enough = {"plain": 1, "deviation": 2, "covariance": dim + 1}[settings.metric]
+        enough = {"plain": 1, "deviation": 2}.get(settings.metric, dim + 1)
         if settings.num_chains < enough:
             raise ValueError(
                 f"the metric {settings.metric!r} in {dim} dimensions needs at least {enough} "
@@ -230,14 +233,22 @@ class _Training:
 
     def _squared_jump(self, start: Tensor, info: Info) -> Tensor:
         """Return δ, (B,), in the units of the metric."""
-        jump = info.proposal - start
-        covariance = self.moments.covariance
+        before, after = self._measured(start), self._measured(info.proposal)
+        jump = (after - before).square().sum(dim=-1)
+        if self.settings.metric == "squares":
+            # Half, because the square of a standard normal number has the variance 2.
+            jump = jump + 0.5 * (after.square() - before.square()).square().sum(dim=-1)
+        return jump
+
+    def _measured(self, position: Tensor) -> Tensor:
+        """Return points (B, D) in the coordinates of the metric."""
+        if self.settings.metric == "plain":
+            return position
+        mean, covariance = self.moments
         if self.settings.metric == "deviation":
-            jump = jump / covariance.diagonal().sqrt()
-        elif self.settings.metric == "covariance":
-            factor = torch.linalg.cholesky(covariance)
-            jump = torch.linalg.solve_triangular(factor.T, jump, upper=True, left=False)
-        return jump.square().sum(dim=-1)
+            return (position - mean) / covariance.diagonal().sqrt()
+        factor = torch.linalg.cholesky(covariance)
+        return torch.linalg.solve_triangular(factor.T, position - mean, upper=True, left=False)
 
     def _update(self, loss: Tensor) -> Tensor:
         """Take one step of Adam, but not where the gradient is not finite."""

@@ -7,6 +7,8 @@ come after it.
 import json
 import sys
 import time
+from copy import copy
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import cast
@@ -28,7 +30,7 @@ from experiments.progress import counted
 from experiments.targets.figures import draw_figures
 from experiments.targets.measure import Cost, Measured, Reference
 from experiments.targets.nuts import nuts_is_installed, run_nuts
-from experiments.targets.options import PAPER, Compare, SamplerOptions
+from experiments.targets.options import PAPER, Compare, SamplerOptions, WhitenedOptions
 from experiments.targets.table import markdown
 from experiments.targets.tuning import baselines, warm_up_gradients, warmed_up
 from samplers import (
@@ -46,6 +48,8 @@ from samplers import (
 from samplers.files import write_whole
 
 _START_STREAM, _DRAWS_STREAM, _TEMPERING_STREAM = 10, 11, 12
+_WORTH_COMPILING = 10_000
+"""Iterations from which on a compiled training gains more than the minute that compiling takes."""
 
 
 def main(arguments: list[str] | None = None) -> None:
@@ -132,7 +136,15 @@ def train(
     target: Target, start: torch.Tensor, options: Compare, folder: Path, sampler: SamplerOptions
 ) -> tuple[Kernel, tuple[int, float]]:
     """Return a trained kernel, and its training's gradients over all chains and seconds."""
-    training, whiten = options.training, sampler is options.whitened
+    training = options.training
+    if isinstance(sampler, WhitenedOptions):
+        training = replace(
+            training,
+            jump_scale=sampler.jump_scale,
+            metric=sampler.metric,
+            learning_rate=sampler.learning_rate,
+            learning_rate_decay=sampler.learning_rate_decay,
+        )
     torch.manual_seed(options.seed)
     kernel: Kernel = L2HMC(
         target.dim,
@@ -142,7 +154,7 @@ def train(
         head_scale=sampler.head_scale,
     )
     gradients, seconds = 0, 0.0
-    if whiten:
+    if isinstance(sampler, WhitenedOptions):
         began = time.perf_counter()
         warm = cast(
             Preconditioned, warmed_up(target, start, "dense", options.num_steps, options.seed)
@@ -154,13 +166,17 @@ def train(
     def initial(count: int, generator: torch.Generator) -> torch.Tensor:
         return sampler.initial_scale * torch.randn(count, target.dim, generator=generator)
 
-    name = "training-whitened" if whiten else "training"
+    # A copy that shares the parameters: the comparison runs every sampler eagerly.
+    trained = copy(kernel)
+    if training.num_iterations >= _WORTH_COMPILING:
+        trained.compile()
+    name = "training-whitened" if sampler is options.whitened else "training"
     with (
         counted(f"{options.target}, {name}", training.num_iterations, options.quiet) as shown,
         stopped_between(shown) as progress,
     ):
         history = train_sampler(
-            kernel,
+            trained,
             target,
             initial,
             training,

@@ -5,6 +5,7 @@ from pathlib import Path
 import matplotlib.pyplot as plt
 import torch
 from matplotlib.axes import Axes
+from matplotlib.patches import Circle
 from torch import Tensor
 
 from experiments.targets.measure import Measured
@@ -139,7 +140,15 @@ def _relative_moves(axes: Axes, target: Target, lines: list[Measured]) -> None:
 def _proposal_paths(axes: Axes, target: Target, kernel: L2HMC) -> None:
     """Draw the leapfrogs of some proposals over the density."""
     positions, _ = _trajectories(target, kernel, _PATHS)
-    _density(axes, target, _limits(target))
+    if isinstance(target, Gaussian):
+        # On its own scale a narrow Gaussian is a line: its principal axes, each in its deviation.
+        positions = (positions - target.mean) @ target.whitening
+        for radius in (1, 2, 3):
+            axes.add_patch(Circle((0, 0), radius, fill=False, color="0.6", linewidth=0.8))
+        axes.set(xlabel="along the narrow axis / σ", ylabel="along the wide axis / σ")
+        axes.set_aspect("equal", adjustable="datalim")
+    else:
+        _density(axes, target, _limits(target))
     for path in positions.unbind(dim=1):
         axes.plot(*path[:, :2].T, ".-", linewidth=0.9, markersize=4)
         axes.plot(*path[0, :2], "ko", markersize=4)

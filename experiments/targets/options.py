@@ -4,6 +4,7 @@ from dataclasses import dataclass, field
 from typing import Literal
 
 from samplers import TrainingSettings
+from samplers.training import Metric
 
 TargetName = Literal[
     "icg",
@@ -43,6 +44,25 @@ class SamplerOptions:
 
 
 @dataclass(frozen=True, kw_only=True)
+class WhitenedOptions(SamplerOptions):
+    """The learned sampler in whitened coordinates, and what differs in its training.
+
+    Args:
+        jump_scale: λ.
+        metric: What jumps are measured in.
+        learning_rate: Adam's.
+        learning_rate_decay: Its factor over each 1,000 iterations.
+    """
+
+    num_leapfrogs: int = 1
+    step_size: float = 1.0
+    jump_scale: float = 1.0
+    metric: Metric = "squares"
+    learning_rate: float = 0.01
+    learning_rate_decay: float = 0.4
+
+
+@dataclass(frozen=True, kw_only=True)
 class Compare:
     """What is compared on which target.
 
@@ -66,7 +86,7 @@ class Compare:
     seed: int = 0
     sampler: SamplerOptions = field(default_factory=SamplerOptions)
     training: TrainingSettings = field(default_factory=TrainingSettings)
-    whitened: SamplerOptions | None = None
+    whitened: WhitenedOptions | None = None
     temperatures: list[float] = field(default_factory=list)
     num_chains: int = 200
     num_steps: int = 2000

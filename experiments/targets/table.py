@@ -26,21 +26,33 @@ _COLUMNS = {
 }
 
 
-def markdown(rows: list[dict[str, Any]]) -> str:
-    """Return a table: a line for each target and sampler, medians over seeds, all seeds' ESS."""
+_BRIEF = ("ess", "ess_squares", "ess_per_gradient", "min_coordinate_ess_per_gradient")
+
+
+def markdown(rows: list[dict[str, Any]], brief: bool = False) -> str:
+    """Return a table: a line for each target and sampler, medians over seeds, all seeds' ESS.
+
+    The brief one has fewer columns, and the paper's figures.
+    """
     groups: dict[tuple[str, str], list[dict[str, Any]]] = defaultdict(list)
     for row in rows:
         groups[row["target"], row["sampler"]].append(row)
-    header = ["target", "sampler", "settings", *_COLUMNS.values(), "ESS/step by seed"]
+    columns = _BRIEF if brief else tuple(_COLUMNS)
+    names = [_COLUMNS[key] for key in columns]
+    between = "paper's ESS/step" if brief else "settings"
+    header = ["target", "sampler", between, *names, "ESS/step by seed"]
     lines = ["| " + " | ".join(header) + " |", "|" + "---|" * len(header)]
     for (target, sampler), group in groups.items():
-        numbers = [f"{median(row[key] for row in group):.3g}" for key in _COLUMNS]
+        numbers = [f"{median(row[key] for row in group):.3g}" for key in columns]
         seeds = ", ".join(
             f"{row['ess']:.3g} ± {row['ess_standard_error']:.2g}"
             for row in sorted(group, key=lambda row: row["seed"])
         )
-        settings = group[0]["settings"] if len(group) == 1 else ""
-        lines.append("| " + " | ".join([target, sampler, settings, *numbers, seeds]) + " |")
+        if brief:
+            special = f"{PAPER_ESS[target]}" if sampler == "L2HMC" and target in PAPER_ESS else ""
+        else:
+            special = group[0]["settings"] if len(group) == 1 else ""
+        lines.append("| " + " | ".join([target, sampler, special, *numbers, seeds]) + " |")
     return "\n".join(lines) + "\n"
 
 
@@ -50,11 +62,14 @@ def main(arguments: list[str] | None = None) -> None:
         prog="python -m experiments.targets.table", description=__doc__, exit_on_error=False
     )
     parser.add_argument("--runs", default="runs/targets", help="Folder of the runs.")
-    folder = Path(parser.parse_args(arguments).runs)
+    parser.add_argument("--brief", type=bool, default=False, help="The columns of the README.")
+    options = parser.parse_args(arguments)
+    folder = Path(options.runs)
     files = sorted(folder.glob("*/results.json"))
     if not files:
         raise CommandError(f"there is no finished run in {folder}")
-    print(markdown([row for file in files for row in json.loads(file.read_text())]), end="")
+    rows = [row for file in files for row in json.loads(file.read_text())]
+    print(markdown(rows, options.brief), end="")
 
 
 if __name__ == "__main__":

@@ -85,6 +85,15 @@ def test_the_table_of_all_runs(run: Path, capsys: pytest.CaptureFixture[str]) ->
     assert capsys.readouterr().out == (run / "table.md").read_text()
 
 
+def test_the_brief_table_has_the_papers_figure_beside_l2hmc_alone(
+    run: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    table.main(["--runs", str(run.parent), "--brief", "true"])
+    header, _, *lines = capsys.readouterr().out.splitlines()
+    place = header.split(" | ").index("paper's ESS/step")
+    assert [line.split(" | ")[place] for line in lines] == ["0.0324", *[""] * (len(lines) - 1)]
+
+
 def test_tuning_sees_through_chains_that_step_from_side_to_side() -> None:
     target = TARGETS["scg"]().float()
     start = target.sample(100, seeded_generator("cpu", 0))

@@ -242,6 +242,24 @@ def test_jumps_are_measured_in_the_metric_of_the_draws_before(metric: Any) -> No
         draws.append(after.position)
 
 
+def test_squares_metric_adds_the_jump_of_the_whitened_squares() -> None:
+    kernel = Recording()
+    history = train_sampler(kernel, TARGET, initial, TrainingSettings(6, 7, metric="squares"))
+    draws = [kernel.steps[0][0].position]
+    for index, (start, after, info) in enumerate(kernel.steps):
+        pooled = torch.cat(draws)
+        factor = torch.linalg.cholesky(torch.cov(pooled.T, correction=0))
+        before, proposal = (
+            (each - pooled.mean(dim=0)) @ factor.inverse().T
+            for each in (start.position, info.proposal)
+        )
+        squares = 0.5 * (proposal.square() - before.square()).square()
+        jump = ((proposal - before).square() + squares).sum(dim=-1)
+        expected = (jump * info.acceptance).mean().item()
+        assert history.jump[index].item() == pytest.approx(expected, rel=1e-4)
+        draws.append(after.position)
+
+
 def test_covariance_metric_does_not_see_an_affine_map_of_the_target(random_l2hmc: Build) -> None:
     def standard_normal(position: Tensor) -> Tensor:
         return 0.5 * position.square().sum(dim=-1)
