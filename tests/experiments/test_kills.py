@@ -11,7 +11,8 @@ Run = tuple[str, list[str], str, str]
 InProcesses = Callable[[list[Run]], tuple[list[int], str]]
 
 TARGETS = [
-    "--target=scg",
+    "--target=mog",
+    "--temperatures=[]",
     "--training.num_iterations=20",
     "--training.num_chains=10",
     "--whitened.num_leapfrogs=2",
