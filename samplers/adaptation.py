@@ -20,7 +20,7 @@ TARGET_ACCEPTANCE = 0.65
 _WINDOWS = (0.15, 0.1, 0.2, 0.4, 0.15)
 """Shares of the warm-up; the mass is set after each of the inner ones, from its draws alone."""
 _PRIOR_DRAWS, _PRIOR_VARIANCE = 5, 1e-3
-_FINE_SHRINKAGE = 0.5
+_SHRINKAGE = 0.5
 
 
 class Adapted(NamedTuple):
@@ -35,46 +35,47 @@ class Adapted(NamedTuple):
 class DualAveraging:
     r"""The step size that reaches a target acceptance, by Nesterov's dual averaging.
 
+    While the acceptance stays on one side of A*, ε is doubled or halved. From the ε₀ where it
+    crosses, for t = 1, 2, …:
+
     .. math::
         \bar H_t &= \bigl(1 - \tfrac{1}{t + t_0}\bigr) \bar H_{t-1} + \tfrac{A^* - A_t}{t + t_0},
-        \quad \log ε_t = \log 10 ε_0 - \tfrac{\sqrt t}{γ} \bar H_t, \\
+        \quad \log ε_t = \log ε_0 - \tfrac{\sqrt t}{γ} \bar H_t, \\
         \log \bar ε_t &= t^{-κ} \log ε_t + (1 - t^{-κ}) \log \bar ε_{t-1}
 
-    with γ = 0.05, t₀ = 10 and κ = 0.75: made to find the scale of ε from one noisy chain. Where ε
-    is nearly right and A_t the mean of many chains, it swings between too long and too short; then
-    a larger γ, and ε₀ itself as the centre, settle at A*.
+    with t₀ = 10 and κ = 0.75. Here γ = 0.5 and the centre is ε₀, not the paper's 0.05 and 10 ε₀:
+    those find the scale of ε too, from one noisy chain, and swing where A_t is the mean of many.
 
     Arguments:
-        log_step_size: log ε₀.
+        log_step_size: log ε to begin with.
         target: A*, in (0, 1).
-        shrinkage: γ, how strongly log ε is held to its centre.
-        overshoot: What stands for 10 in log 10 ε₀, the centre.
 
     References:
-        The No-U-Turn Sampler (Hoffman and Gelman, 2014), Section 3.2.
+        The No-U-Turn Sampler (Hoffman and Gelman, 2014), Section 3.2 and, of the doubling,
+        Algorithm 4.
     """
 
-    def __init__(
-        self,
-        log_step_size: Tensor,
-        target: float,
-        shrinkage: float = 0.05,
-        overshoot: float = 10.0,
-    ) -> None:
-        self.centre = log_step_size.detach() + math.log(overshoot)
+    def __init__(self, log_step_size: Tensor, target: float) -> None:
+        self.centre = log_step_size.detach().clone()
         self.target = target
-        self.shrinkage = shrinkage
+        self.direction: float | None = None
         self.count = 0
         self.shortfall = torch.zeros_like(self.centre)
-        self.average = torch.zeros_like(self.centre)
+        self.average = self.centre
 
     def update(self, acceptance: Tensor) -> Tensor:
         """Return the next log ε after a step with acceptance probabilities (B,)."""
+        missing = self.target - acceptance.nan_to_num(0.0, 0.0, 0.0).mean()
+        if self.count == 0:
+            direction = -1.0 if missing > 0 else 1.0
+            self.direction = self.direction or direction
+            if direction == self.direction:
+                self.centre = self.average = self.centre + direction * math.log(2)
+                return self.centre
         self.count += 1
         share = 1 / (self.count + 10)
-        missing = self.target - acceptance.nan_to_num(0.0, 0.0, 0.0).mean()
         self.shortfall = torch.lerp(self.shortfall, missing.to(self.shortfall), share)
-        log_step_size = self.centre - math.sqrt(self.count) / self.shrinkage * self.shortfall
+        log_step_size = self.centre - math.sqrt(self.count) / _SHRINKAGE * self.shortfall
         self.average = torch.lerp(self.average, log_step_size, self.count**-0.75)
         return log_step_size
 
@@ -132,13 +133,12 @@ def adapt(
     for index, share in enumerate(_WINDOWS):
         steps = round(share * num_steps)
         state, moments = _window(moving, energy, state, steps, averaging, generator)
-        whiten = mass != "unit" and 0 < index < len(_WINDOWS) - 1
-        if whiten:
+        if mass != "unit" and 0 < index < len(_WINDOWS) - 1:
             factor = _factor(moments, steps * len(position), mass)
+            if moving is kernel:  # later windows change the coordinates little
+                kernel.log_step_size.fill_(0.0)
             moving = Preconditioned(kernel, moments.mean, factor).to(position.device)
-            kernel.log_step_size.fill_(0.0)
-        if whiten or index == 0:
-            averaging = DualAveraging(kernel.log_step_size, target, _FINE_SHRINKAGE, overshoot=1.0)
+            averaging = DualAveraging(kernel.log_step_size, target)
     return Adapted(moving, state.position)
 
 

@@ -94,7 +94,10 @@ def tune(
         if value > best_value:
             best, best_value = (moving, length, step_size), value
     if best is None:
-        raise ValueError("no step size of the grid moves the chains")
+        raise ValueError(
+            f"no step size of the grid around {float(warm.step_size):.3g} moves the chains: give "
+            "a longer warm-up, with more --num_steps"
+        )
     kernel, length, step_size = best
     settings = f"ε {step_size:.3g}, {length} leapfrog{'s' if length > 1 else ''}"
     return Tuned(kernel, settings, gradients, time.perf_counter() - began)

@@ -11,7 +11,7 @@ Run = tuple[str, list[str], str, str]
 InProcesses = Callable[[list[Run]], tuple[list[int], str]]
 
 TARGETS = [
-    "--target=mog",
+    "--target=scg",
     "--temperatures=[]",
     "--training.num_iterations=20",
     "--training.num_chains=10",

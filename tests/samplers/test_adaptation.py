@@ -15,6 +15,7 @@ from samplers import (
     adapt,
     sample,
     seeded_generator,
+    strongly_correlated_gaussian,
     track_acceptance,
 )
 from samplers.adaptation import TARGET_ACCEPTANCE
@@ -88,24 +89,36 @@ def test_adapted_step_size_reaches_the_target_acceptance(target: float, step_siz
     assert abs(found.mean() - target) < 5 * 0.004
 
 
-@pytest.mark.parametrize(
-    ("options", "shrinkage", "overshoot"),
-    [({}, 0.05, 10), ({"shrinkage": 0.5}, 0.5, 10), ({"overshoot": 1.0}, 0.05, 1)],
-)
-def test_dual_averaging_is_that_of_the_paper(
-    options: dict[str, float], shrinkage: float, overshoot: float
-) -> None:
-    start, target, acceptances = math.log(0.1), 0.8, [0.9, 0.2, 1.0, 0.6]
-    averaging = DualAveraging(torch.tensor(start), target, **options)
-    shortfall = average = 0.0
-    for count, acceptance in enumerate(acceptances, start=1):
+@pytest.mark.parametrize(("before", "factor"), [([0.1, 0.7], 0.25), ([0.9], 2.0)])
+def test_dual_averaging_by_hand(before: list[float], factor: float) -> None:
+    # The first acceptance beyond the target on the other side ends the halving or doubling.
+    start, target = math.log(0.1), 0.8
+    averaging = DualAveraging(torch.tensor(start), target)
+    for count, acceptance in enumerate(before, start=1):
+        found = averaging.update(torch.tensor([acceptance, acceptance]))
+        expected = start + math.copysign(count, math.log(factor)) * math.log(2)
+        assert found.item() == averaging.average.item() == pytest.approx(expected)
+    centre = start + math.log(factor)
+    crossing = [0.9, 0.2, 1.0, 0.6] if factor < 1 else [0.2, 0.9, 1.0, 0.6]
+    shortfall, average = 0.0, centre
+    for count, acceptance in enumerate(crossing, start=1):
         found = averaging.update(torch.tensor([acceptance, acceptance]))
         share, decay = 1 / (count + 10), count**-0.75
         shortfall = (1 - share) * shortfall + share * (target - acceptance)
-        expected = start + math.log(overshoot) - math.sqrt(count) / shrinkage * shortfall
+        expected = centre - math.sqrt(count) / 0.5 * shortfall
         average = decay * expected + (1 - decay) * average
         assert found.item() == pytest.approx(expected)
         assert averaging.average.item() == pytest.approx(average)
+
+
+@pytest.mark.parametrize("num_steps", [60, 100])
+def test_a_short_warm_up_finds_a_step_size_far_from_one(num_steps: int) -> None:
+    # In the coordinates of a diagonal mass this needs a step size of some hundredths.
+    target = strongly_correlated_gaussian().float()
+    start = target.sample(10, seeded_generator("cpu", 0))
+    warm = adapt(HMC(10), target, start, num_steps, mass="diagonal")
+    acceptance = sample(warm.kernel, target, warm.position, 50).acceptance
+    assert acceptance.mean() > 0.05
 
 
 @pytest.mark.parametrize("mass", ["diagonal", "dense"])
