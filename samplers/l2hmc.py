@@ -99,6 +99,10 @@ class L2HMC(Kernel):
         """Compile one leapfrog, which all share: a trajectory of M takes M times as long to."""
         self._leapfrog = torch.compile(_leapfrog, **options)
 
+    def __getstate__(self) -> dict[str, Any]:
+        """Leave out the compiled code, which cannot be pickled, as torch does of other modules."""
+        return {**super().__getstate__(), "_leapfrog": _leapfrog}
+
     def embed(self, observations: Tensor) -> Tensor | None:
         """Return the embedding (B, hidden) of observations (B, N); None without an embedding."""
         return None if self.embedding is None else self.embedding(observations)
@@ -122,6 +126,9 @@ class L2HMC(Kernel):
             )
         if context is not None and self.embedding is None:
             raise ValueError("this kernel was built without observation_dim and takes no context")
+        if not (momentum.requires_grad or torch.compiler.is_compiling()):
+            # As that of the later leapfrogs does, or the compiler would compile them apart.
+            momentum = momentum.detach().requires_grad_(torch.is_grad_enabled())
         forward = direction[:, None] > 0
         # One number a chain, each with its own gate, or a diverged chain would spoil ε for all.
         step_size = finite_gradient(self.step_size.expand(len(momentum), 1))
