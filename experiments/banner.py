@@ -12,6 +12,7 @@ from torch import nn
 from data import ImageDataModule
 from dglm import DGLM, AISSettings
 from dglm.ais import gradient_evaluations
+from experiments.compilation import is_compiled, training_gradients
 from experiments.models import model_name
 
 
@@ -19,12 +20,16 @@ class Banner(Callback):
     """Prints what is trained, on what, where, and what it costs.
 
     Arguments:
+        compile: Whether the chain is compiled; by default where it saves time.
         scoring: How the trained model will be scored.
         num_images: On how many images.
         folder: The run folder.
     """
 
-    def __init__(self, scoring: AISSettings, num_images: int, folder: Path) -> None:
+    def __init__(
+        self, compile: bool | None, scoring: AISSettings, num_images: int, folder: Path
+    ) -> None:
+        self.compile = compile
         self.scoring = scoring
         self.num_images = num_images
         self.folder = folder
@@ -48,7 +53,8 @@ class Banner(Callback):
             "data": data_size(data),
             "device": device(trainer),
             "update": update_cost(dglm, data.batch_size * trainer.world_size),
-            "training": training_cost(dglm, data.batch_size, trainer),
+            "training": training_cost(dglm, trainer),
+            "compiled": compilation(self.compile, dglm, trainer),
             "scoring": self._scoring_cost(),
             "files": str(self.folder),
         }
@@ -109,11 +115,17 @@ def update_cost(dglm: DGLM, batch_size: int) -> str:
     )
 
 
-def training_cost(dglm: DGLM, batch_size: int, trainer: Trainer) -> str:
+def training_cost(dglm: DGLM, trainer: Trainer) -> str:
     """Return what the whole training takes, in words."""
-    updates = int(trainer.estimated_stepping_batches)
-    batches = updates * trainer.accumulate_grad_batches
-    gradients = batches * batch_size * trainer.world_size * dglm.gradients_per_update
+    updates = trainer.estimated_stepping_batches
     resumed = f", going on after {trainer.global_step:,}" if trainer.global_step else ""
-    epochs = batches / trainer.num_training_batches
-    return f"{updates:,} updates{resumed}, {epochs:.1f} epochs, {gradients:.2g} gradients"
+    epochs = updates * trainer.accumulate_grad_batches / trainer.num_training_batches
+    gradients = training_gradients(trainer, dglm)
+    return f"{updates:,.0f} updates{resumed}, {epochs:.1f} epochs, {gradients:.2g} gradients"
+
+
+def compilation(wanted: bool | None, dglm: DGLM, trainer: Trainer) -> str:
+    """Return whether the chain is compiled, in words."""
+    if is_compiled(wanted, trainer, dglm):
+        return "the chain of an update, in the first one: up to a minute"
+    return "nothing" if wanted is False or dglm.kernel is None else "nothing: too short to pay"

@@ -109,6 +109,8 @@ def run_command(main: Callable[[], None]) -> None:
     """
     for name in ("lightning.pytorch", "lightning.fabric"):
         logging.getLogger(name).setLevel(logging.WARNING)
+    # The compiler's word on a CUDA toolkit without a GPU.
+    logging.getLogger("torch.utils.cpp_extension").setLevel(logging.ERROR)
     # A run folder holds more than the logs, and nothing that a run wrote is deleted.
     warnings.filterwarnings("ignore", ".*directory .* exists and is not empty.*")
     warnings.filterwarnings("ignore", ".*LeafSpec.*", FutureWarning)  # Lightning's own

@@ -46,8 +46,6 @@ class ImagesOverTime(Callback):
         if trainer.global_step > self._logged:
             self._log(trainer, cast(DGLM, pl_module))
 
-    # A compiled kernel would be compiled again for so few images.
-    @torch.compiler.set_stance("force_eager")
     def _log(self, trainer: Trainer, dglm: DGLM) -> None:
         self._logged = trainer.global_step
         loggers = [each for each in trainer.loggers if isinstance(each, TensorBoardLogger)]

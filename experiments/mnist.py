@@ -27,6 +27,7 @@ from experiments.command import (
     run_command,
     with_switches,
 )
+from experiments.compilation import CompileTraining
 from experiments.images_over_time import ImagesOverTime
 from experiments.models import KernelName, build_dglm
 from experiments.progress import TrainingProgress
@@ -76,6 +77,12 @@ class MnistCLI(LightningCLI):
             "--resume", type=str | None, default=None, help="Run folder to go on with."
         )
         parser.add_argument("--quiet", type=bool, default=False, help="Show results alone.")
+        parser.add_argument(
+            "--compile",
+            type=bool | None,
+            default=None,
+            help="Compile the chain of an update; where that saves time if null.",
+        )
         parser.add_class_arguments(Evaluation, "evaluation")
         parser.link_arguments("kernel", "model.kernel")
         parser.link_arguments("data.image_shape", "model.image_shape", apply_on="instantiate")
@@ -101,6 +108,7 @@ class MnistCLI(LightningCLI):
             TensorBoardLogger(self.folder, name="", version=""),
         ]
         callbacks: list[Callback] = [
+            CompileTraining(self.config.compile),  # before what runs the kernel after an update
             WatchExactness(),
             ImagesOverTime(),
             SaveCheckpoints(self.folder),
@@ -108,7 +116,7 @@ class MnistCLI(LightningCLI):
         if not self.config.quiet:
             scoring = self.config_init.evaluation
             callbacks += [
-                Banner(scoring.settings, scoring.num_images, self.folder),
+                Banner(self.config.compile, scoring.settings, scoring.num_images, self.folder),
                 TrainingProgress(),
             ]
         if self.config.data.validation == 0:

@@ -52,7 +52,9 @@ def draw_posterior(
     _ellipses(right, draws.mean(dim=0), draws.T.cov(), "k--", "fitted Gaussian")
     _ellipses(right, mean, covariance, "r-", "q(z|x)")
     right.set(xlabel="first principal axis", ylabel="second principal axis", aspect="equal")
-    right.legend(fontsize=8, title="1 and 2 standard deviations", title_fontsize=8)
+    right.legend(
+        fontsize=8, loc="upper right", title="1 and 2 standard deviations", title_fontsize=8
+    )
     figure.suptitle("p(z|x); unit: one posterior standard deviation", fontsize=10)
     figure.savefig(path, dpi=100)
     plt.close(figure)

@@ -110,7 +110,7 @@ class Kernel(nn.Module, ABC):
         noises: Sequence[Noise],
         context: Tensor | None = None,
     ) -> tuple[State, list[Info]]:
-        """Take one :meth:`step` for each noise: what :meth:`compile` makes one compiled region.
+        """Take one :meth:`step` for each noise, in one call that :meth:`compile` can speed up.
 
         Returns:
             The last state, and one Info a step.
@@ -122,11 +122,11 @@ class Kernel(nn.Module, ABC):
         return state, infos
 
     def compile(self, **options: Any) -> None:
-        """Compile :meth:`forward` at its next call, which takes a while, by ``torch.compile``.
+        """Compile the kernel at its next call, which takes a while, by ``torch.compile``.
 
-        Calls of one shape, number of steps and class of energy share a compilation; numbers that
-        the energy holds must be tensors to change without a new one. Parameters and ``state_dict``
-        stay as they are.
+        One compiled region is :meth:`forward`, or what a subclass makes of it. Calls of one shape,
+        number of steps and class of energy share a compilation; numbers that the energy holds must
+        be tensors to change without a new one. Parameters and ``state_dict`` stay as they are.
 
         Where the compiler does not work, the kernel stays as it is and a warning says so.
 
@@ -139,7 +139,11 @@ class Kernel(nn.Module, ABC):
                 stacklevel=2,
             )
             return
-        super().compile(**{"fullgraph": True, "dynamic": False, "options": _INDUCTOR} | options)
+        self.compile_region({"fullgraph": True, "dynamic": False, "options": _INDUCTOR} | options)
+
+    def compile_region(self, options: dict[str, Any]) -> None:
+        """Have ``torch.compile`` compile, with its options, what is one region of this kernel."""
+        super().compile(**options)
 
     def step(
         self, state: State, energy: Energy, noise: Noise, context: Tensor | None = None
@@ -177,7 +181,9 @@ class Kernel(nn.Module, ABC):
             - (end.energy + kinetic_energy(momentum))
             + log_determinant
         )
-        finite = (end.position.isfinite() & end.gradient.isfinite()).all(dim=-1)
+        # Zero times a finite number is 0, else NaN: a sum, which compiles to a tenth of the time
+        # that a conjunction of booleans takes.
+        finite = (0.0 * end.position + 0.0 * end.gradient).sum(dim=-1) == 0.0
         diverging = ~(finite & log_ratio.isfinite()) | (log_ratio < -DIVERGENCE_THRESHOLD)
         acceptance = torch.where(diverging, -torch.inf, log_ratio).clamp(max=0.0).exp()
         accepted = noise.uniform < acceptance

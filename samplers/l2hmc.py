@@ -1,7 +1,8 @@
 """Learned Hamiltonian Monte Carlo (L2HMC)."""
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -92,6 +93,15 @@ class L2HMC(Kernel):
         )
         self.register_buffer("mask", random_halves(num_leapfrogs, dim))
         self.register_buffer("times", time_encoding(num_leapfrogs), persistent=False)
+        self._leapfrog: Callable[..., tuple[State, Tensor, Tensor]] = _leapfrog
+
+    def compile_region(self, options: dict[str, Any]) -> None:
+        """Compile one leapfrog, which all share: a trajectory of M takes M times as long to."""
+        self._leapfrog = torch.compile(_leapfrog, **options)
+
+    def __getstate__(self) -> dict[str, Any]:
+        """Leave out the compiled code, which cannot be pickled, as torch does of other modules."""
+        return {**super().__getstate__(), "_leapfrog": _leapfrog}
 
     def embed(self, observations: Tensor) -> Tensor | None:
         """Return the embedding (B, hidden) of observations (B, N); None without an embedding."""
@@ -116,6 +126,9 @@ class L2HMC(Kernel):
             )
         if context is not None and self.embedding is None:
             raise ValueError("this kernel was built without observation_dim and takes no context")
+        if not (momentum.requires_grad or torch.compiler.is_compiling()):
+            # As that of the later leapfrogs does, or the compiler would compile them apart.
+            momentum = momentum.detach().requires_grad_(torch.is_grad_enabled())
         forward = direction[:, None] > 0
         # One number a chain, each with its own gate, or a diverged chain would spoil ε for all.
         step_size = finite_gradient(self.step_size.expand(len(momentum), 1))
@@ -125,31 +138,34 @@ class L2HMC(Kernel):
             time = torch.where(forward, self.times[step], self.times[reverse]).to(momentum)
             mask = torch.where(forward, self.mask[step], ~self.mask[reverse])
             state, momentum, change = self._leapfrog(
-                state, momentum, direction, energy, step_size, mask, time, context
+                self, state, momentum, direction, energy, step_size, mask, time, context
             )
             log_determinant = log_determinant + change
         return state, momentum, log_determinant
 
-    def _leapfrog(
-        self,
-        state: State,
-        momentum: Tensor,
-        direction: Tensor,
-        energy: Energy,
-        step_size: Tensor,
-        mask: Tensor,
-        time: Tensor,
-        context: Tensor | None,
-    ) -> tuple[State, Tensor, Tensor]:
-        def momentum_update(position: Tensor, gradient: Tensor) -> Update:
-            return self.momentum_network(position, gradient, time, context)
 
-        def position_update(fixed: Tensor, momentum: Tensor) -> Update:
-            return self.position_network(fixed, momentum, time, context)
+def _leapfrog(
+    kernel: L2HMC,
+    state: State,
+    momentum: Tensor,
+    direction: Tensor,
+    energy: Energy,
+    step_size: Tensor,
+    mask: Tensor,
+    time: Tensor,
+    context: Tensor | None,
+) -> tuple[State, Tensor, Tensor]:
+    # A function of the kernel, not a bound method: a copied kernel must not use the original's
+    # networks once this is compiled.
+    def momentum_update(position: Tensor, gradient: Tensor) -> Update:
+        return kernel.momentum_network(position, gradient, time, context)
 
-        return augmented_leapfrog(
-            state, momentum, direction, energy, step_size, mask, momentum_update, position_update
-        )
+    def position_update(fixed: Tensor, momentum: Tensor) -> Update:
+        return kernel.position_network(fixed, momentum, time, context)
+
+    return augmented_leapfrog(
+        state, momentum, direction, energy, step_size, mask, momentum_update, position_update
+    )
 
 
 def time_encoding(num_leapfrogs: int) -> Tensor:

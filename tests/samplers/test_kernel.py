@@ -1,7 +1,9 @@
 """One property suite over every kernel: what the contract of ``Kernel`` promises."""
 
+import pickle
 from collections.abc import Callable
-from typing import NamedTuple
+from copy import copy, deepcopy
+from typing import Any, NamedTuple
 
 import pytest
 import torch
@@ -404,7 +406,7 @@ def test_compiled_kernel_is_the_eager_one_and_follows_a_changed_tensor(
     if not torch._dynamo.is_dynamo_supported():
         pytest.skip("torch.compile does not run here")
     torch.compiler.reset()
-    kernel, scaled = build(num_leapfrogs=1), Scaled(energy)
+    kernel, scaled = build(num_leapfrogs=2), Scaled(energy)
     names = list(kernel.state_dict())
     observations, position = torch.randn(5, 4), torch.randn(5, 3)
 
@@ -420,8 +422,29 @@ def test_compiled_kernel_is_the_eager_one_and_follows_a_changed_tensor(
     expected = [results(factor) for factor in (1.0, 0.5)]
     assert not torch.allclose(expected[0][0], expected[1][0])
     kernel.compile(backend="aot_eager")
-    first = results(1.0)
     with torch._dynamo.config.patch(error_on_recompile=True):
-        second = results(0.5)
+        first, second = results(1.0), results(0.5)
     torch.testing.assert_close([first, second], expected, rtol=1e-9, atol=1e-9)
     assert list(kernel.state_dict()) == names
+
+
+@pytest.mark.filterwarnings("ignore:The .grad attribute of a Tensor:UserWarning")
+def test_copies_of_a_compiled_kernel_are_not_compiled(build: Build, energy: PlainEnergy) -> None:
+    compiled = []
+
+    def backend(
+        graph: torch.fx.GraphModule, inputs: list[Any], **options: Any
+    ) -> torch.fx.GraphModule:
+        compiled.append(graph)
+        return graph
+
+    kernel = build(num_leapfrogs=2)
+    observations, position = torch.randn(5, 4), torch.randn(5, 3)
+    kernel.compile(backend=backend)
+    for other in (copy(kernel), deepcopy(kernel), pickle.loads(pickle.dumps(kernel))):
+        state = other.init(position, energy)
+        other(state, energy, [other.noise(state)], other.embed(observations))
+    assert not compiled
+    state = kernel.init(position, energy)
+    kernel(state, energy, [kernel.noise(state)], kernel.embed(observations))
+    assert compiled
