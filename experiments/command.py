@@ -24,6 +24,7 @@ from dglm import TrainingFailed
 
 CONFIGS = Path(__file__).parent / "configs"
 STOP_SIGNALS = (signal.SIGINT, signal.SIGTERM)
+_SWITCHES = ("--quiet", "--compile", "--bdmc", "--dry_run")
 _FOLDER_VARIABLE = "L2HMC_DGLM_RUN_FOLDER"
 
 Options = TypeVar("Options")
@@ -85,9 +86,20 @@ def parse_options(
 ) -> Options:
     """Return a dataclass of options, all but those present already added to the parser."""
     parser.add_class_arguments(options, skip=set(present))
-    parsed = parser.instantiate(parser.parse_args(arguments)).as_dict()
+    given = sys.argv[1:] if arguments is None else arguments
+    parsed = parser.instantiate(parser.parse_args(with_switches(given))).as_dict()
     del parsed["config"]
     return options(**parsed)
+
+
+def with_switches(arguments: list[str]) -> list[str]:
+    """Return the arguments with a switch that stands alone, as ``--quiet``, as ``--quiet=true``."""
+    following = [*arguments[1:], "--"]
+    pairs = zip(arguments, following, strict=True)
+    return [
+        f"{argument}=true" if argument in _SWITCHES and after.startswith("-") else argument
+        for argument, after in pairs
+    ]
 
 
 def run_command(main: Callable[[], None]) -> None:

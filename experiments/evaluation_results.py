@@ -31,15 +31,18 @@ def draw_curve(points: list[dict[str, Any]], path: Path) -> None:
 
     The bars are the part of the error that the chains cause: the images are the same everywhere.
     """
+    counts = [point["num_temperatures"] for point in points]
     figure, axes = plt.subplots(figsize=(5, 3.5), layout="constrained")
     axes.errorbar(
-        [point["num_temperatures"] for point in points],
+        counts,
         [point["log_likelihood"] for point in points],
         yerr=[point["standard_error_chains"] for point in points],
         marker="o",
         capsize=3,
     )
     axes.set_xscale("log")
+    axes.set_xticks(counts, [str(count) for count in counts])
+    axes.minorticks_off()
     axes.set_xlabel("temperatures")
     axes.set_ylabel("log p(x), nats")
     axes.set_title(f"{points[0]['num_images']} images, {points[0]['num_chains']} chains each")
@@ -77,4 +80,5 @@ def print_table(summary: dict[str, Any], output: Path) -> None:
         f"chains; {summary['gradient_evaluations']:.3g} gradients",
         highlight=False,
     )
-    console.print(f"  {output}\n  {output.with_suffix('.csv')}", highlight=False, soft_wrap=True)
+    for suffix in (".json", ".csv", ".png") if "curve" in summary else (".json", ".csv"):
+        console.print(f"  {output.with_suffix(suffix)}", highlight=False, soft_wrap=True)

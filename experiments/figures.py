@@ -95,7 +95,8 @@ def show_grid(axes: Axes, images: Tensor, shape: ImageShape, columns: int) -> No
 
 
 def _save(figure: plt.Figure, path: Path) -> None:
-    figure.savefig(path, dpi=110)
+    # Layouts measure labels before images take their shape, and would cut long ones off.
+    figure.savefig(path, dpi=110, bbox_inches="tight")
     plt.close(figure)
 
 

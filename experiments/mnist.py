@@ -25,6 +25,7 @@ from experiments.command import (
     keep_metrics,
     resumed_arguments,
     run_command,
+    with_switches,
 )
 from experiments.compilation import CompileTraining
 from experiments.images_over_time import ImagesOverTime
@@ -90,7 +91,8 @@ class MnistCLI(LightningCLI):
 
     def parse_arguments(self, parser: LightningArgumentParser, args: list[str] | None) -> None:  # type: ignore[override]
         """Parse the command line, that of a resumed run after its saved configuration."""
-        self.config = parser.parse_args(resumed_arguments(sys.argv[1:] if args is None else args))
+        given = with_switches(sys.argv[1:] if args is None else args)
+        self.config = parser.parse_args(resumed_arguments(given))
         if self.config.seed < 0:
             raise CommandError(f"--seed must be 0 or more, got {self.config.seed}")
 

@@ -18,6 +18,7 @@ from dglm.exactness import EXACTNESS_BOUND, exactness_errors, exactness_warning
 from dglm.posterior import long_chain_log_joint
 from dglm.safeguard import DIVERGENCE_BOUND, divergence_warning
 from experiments.figures import given_pixels, save_inpainting, save_rows, save_samples
+from experiments.models import model_name
 from experiments.scoring import check_error_bars, mean_and_error, score, score_summary
 from samplers import seeded_generator
 from samplers.files import write_whole
@@ -99,7 +100,7 @@ def report(
     }
     write_whole(json.dumps(summary, indent=2) + "\n", folder / "summary.json")
     draw(dglm, images, data.image_shape, options.num_sweeps, folder)
-    print_summary(summary, folder)
+    print_summary(f"{model_name(dglm)} on {data.dataset_name}, seed {dglm.seed}", summary, folder)
 
 
 def training_faults(dglm: DGLM, batch_size: int) -> dict[str, float]:
@@ -181,9 +182,9 @@ def draw_inpainting(
     save_inpainting(path, images, given, frames, shape, "Upper half hidden")
 
 
-def print_summary(summary: dict[str, Any], folder: Path) -> None:
+def print_summary(title: str, summary: dict[str, Any], folder: Path) -> None:
     """Print the results as a short table, and where the files are."""
-    table = Table(title=f"{summary['kernel']} on {summary['dataset']}, seed {summary['seed']}")
+    table = Table(title=title)
     for column, justify in (("", "left"), ("nats", "right"), ("standard error", "right")):
         table.add_column(column, justify=justify)  # type: ignore[arg-type]
     labels = {

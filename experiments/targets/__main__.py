@@ -25,6 +25,7 @@ from experiments.command import (
     resumed_arguments,
     run_command,
     stopped_between,
+    with_switches,
 )
 from experiments.progress import counted
 from experiments.targets.figures import draw_figures
@@ -54,7 +55,7 @@ _WORTH_COMPILING = 10_000
 
 def main(arguments: list[str] | None = None) -> None:
     """Compare, as the arguments say; by default those of the command line."""
-    given = sys.argv[1:] if arguments is None else arguments
+    given = with_switches(sys.argv[1:] if arguments is None else arguments)
     # Tensors this small gain nothing from a second thread, and wait for it where cores are busy.
     torch.set_num_threads(1)
     chosen, output = option_value(given, "--target"), option_value(given, "--output")

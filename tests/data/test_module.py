@@ -225,6 +225,7 @@ def test_mnist_5k_takes_the_place_of_mnist(
     images.setup("fit")
     images.setup("test")
     images.prepare_data()
+    ImageDataModule(root=str(tmp_path)).setup()
 
     output = capsys.readouterr().out
     assert output.count("\n") == 1

@@ -151,7 +151,7 @@ def test_latent_dim_must_be_positive() -> None:
     [
         (torch.zeros(2, 5), r"flat, \(B, 6\), got \(2, 5\)"),
         (torch.zeros(6), r"flat, \(B, 6\), got \(6,\)"),
-        (torch.zeros(2, 1, 6), r"flat, \(B, 6\), got \(2, 1, 6\)"),
+        (torch.zeros(2, 1, 6), r"flat, \(B, 6\), got \(2, 1, 6\); flatten them"),
         (torch.zeros(2, 28, 28), r"flat, \(B, 6\), got \(2, 28, 28\)"),
         (torch.zeros(0, 6), "the batch is empty"),
         (torch.full((2, 6), torch.nan), "2 of 2 observations hold NaN"),
@@ -169,3 +169,22 @@ def test_impossible_observations_are_refused(
 def test_possible_observations_are_accepted(model: GenerativeModel, images: Tensor) -> None:
     model.check_observations(images)
     GenerativeModel(model.decoder, 3, Gaussian()).check_observations(1e3 * images - 500)
+
+
+@pytest.mark.parametrize("build", [nn.Dropout, lambda: nn.BatchNorm1d(6)])
+def test_a_decoder_must_be_a_function_of_z_alone(
+    build: Callable[[], nn.Module], images: Tensor
+) -> None:
+    layer = build()
+    model = GenerativeModel(nn.Sequential(nn.Linear(3, 6), layer), 3)
+    with pytest.raises(ValueError, match=rf"{type(layer).__name__} is in training .*eval\(\)"):
+        model.check_observations(images)
+    model.decoder.eval()
+    model.check_observations(images)
+
+
+def test_a_decoder_must_return_flat_observations(images: Tensor) -> None:
+    decoder = nn.Sequential(nn.Linear(3, 6), nn.Unflatten(1, (1, 2, 3)))
+    with pytest.raises(ValueError, match=r"flat \(B, N\), but .* \(1, 1, 2, 3\) .*Flatten\(\)"):
+        GenerativeModel(decoder, 3).check_observations(images)
+    GenerativeModel(nn.Sequential(decoder, nn.Flatten()), 3).check_observations(images)

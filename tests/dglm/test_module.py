@@ -405,6 +405,17 @@ def test_training_moves_everything_that_is_trained_and_repeats_itself(
         assert not torch.equal(value, other[name]), name
 
 
+@pytest.mark.filterwarnings("ignore:Found .* in eval mode")
+def test_a_decoder_that_is_not_a_function_of_z_cannot_have_a_chain() -> None:
+    decoder = nn.Sequential(nn.Linear(3, 6), nn.BatchNorm1d(6))
+    module = DGLM(GenerativeModel(decoder, 3), Encoder(6, 3, (4,)), HMC(2))
+    with pytest.raises(ValueError, match=r"BatchNorm1d is in training mode.*decoder\.eval\(\)"):
+        fit(module)
+    decoder.eval()
+    fit(module)
+    assert not decoder.training
+
+
 def test_only_the_gradient_of_the_sampler_is_clipped(build_dglm: BuildDGLM) -> None:
     recorder = Recorder()
     # Such small steps have a loss, and a gradient, in the thousands.

@@ -1,0 +1,18 @@
+"""What the commands share."""
+
+import pytest
+
+from experiments.command import with_switches
+
+
+@pytest.mark.parametrize(
+    ("given", "meant"),
+    [
+        ("--quiet", "--quiet=true"),
+        ("--quiet --seed 1 --bdmc", "--quiet=true --seed 1 --bdmc=true"),
+        ("--quiet true --dry_run -c FILE", "--quiet true --dry_run=true -c FILE"),
+        ("--compile false --output --quiet=false", "--compile false --output --quiet=false"),
+    ],
+)
+def test_a_switch_needs_no_true(given: str, meant: str) -> None:
+    assert with_switches(given.split()) == meant.split()
