@@ -28,7 +28,7 @@ from experiments.command import (
 )
 from experiments.progress import counted
 from experiments.targets.figures import draw_figures
-from experiments.targets.measure import Cost, Measured, Reference
+from experiments.targets.measure import Cost, Measured, Reference, mode_weights
 from experiments.targets.nuts import nuts_is_installed, run_nuts
 from experiments.targets.options import PAPER, Compare, SamplerOptions, WhitenedOptions
 from experiments.targets.table import markdown
@@ -37,6 +37,7 @@ from samplers import (
     L2HMC,
     TARGETS,
     Chains,
+    GaussianMixture,
     Kernel,
     Preconditioned,
     Target,
@@ -48,6 +49,8 @@ from samplers import (
 from samplers.files import write_whole
 
 _START_STREAM, _DRAWS_STREAM, _TEMPERING_STREAM = 10, 11, 12
+_MODE_CHAINS = 5
+"""Chains that start in one mode, for each of the comparison: a mode's weight is hard to tell."""
 _WORTH_COMPILING = 40_000
 """Leapfrogs of a training from which on compiling gains more than it takes.
 
@@ -233,7 +236,11 @@ def _measured(
     chains: Chains = sample(kernel, target, start, options.num_steps, generator=generator)
     seconds = time.perf_counter() - began
     cost = Cost(kernel.num_leapfrogs, seconds, training_gradients, training_seconds)
-    return Reference(target).measure(name, settings, chains, cost)
+    measured = Reference(target).measure(name, settings, chains, cost)
+    if isinstance(target, GaussianMixture):
+        count, steps = _MODE_CHAINS * options.num_chains, options.num_steps // 10
+        measured.row.update(mode_weights(kernel, target, count, steps, generator))
+    return measured
 
 
 if __name__ == "__main__":
