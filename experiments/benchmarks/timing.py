@@ -28,8 +28,9 @@ class Workload:
     checks: dict[str, float]
 
 
-def run(workload: Workload) -> dict[str, Any]:
-    """Time the contenders in turns; return medians, quartiles and ratios to the reference."""
+def compare(build: Callable[[], Workload]) -> dict[str, Any]:
+    """Time contenders in turns; return medians, quartiles and ratios to the reference."""
+    workload = build()
     seconds: dict[str, list[float]] = {name: [] for name in workload.contenders}
     for work in workload.contenders.values():
         work()
@@ -54,10 +55,9 @@ def run(workload: Workload) -> dict[str, Any]:
         )
     return {
         "title": workload.title,
-        "reference": workload.reference,
-        "repeats": workload.repeats,
-        "checks": workload.checks,
         "rows": rows,
+        "note": f"{workload.repeats} turns; speed against {workload.reference}; contenders agree "
+        f"to a relative {workload.checks}",
     }
 
 
