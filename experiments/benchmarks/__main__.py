@@ -8,8 +8,9 @@ from typing import Any, Literal
 
 from jsonargparse import ArgumentParser
 
+from experiments.benchmarks.cases import Sizes
 from experiments.benchmarks.chains import small_target
-from experiments.benchmarks.decoders import annealing, posterior, sampler_update
+from experiments.benchmarks.decoders import SIZES, annealing, posterior, sampler_update
 from experiments.benchmarks.results import machine, show
 from experiments.benchmarks.startup import startup
 from experiments.benchmarks.timing import compare
@@ -20,9 +21,9 @@ Name = Literal["w1", "w2", "w3", "w4", "startup", "profile"]
 
 BENCHMARKS: dict[str, list[Callable[[], dict[str, Any]]]] = {
     "w1": [partial(compare, small_target)],
-    "w2": [partial(compare, partial(posterior, hidden)) for hidden in ([1024, 1024], [200, 200])],
-    "w3": [partial(compare, partial(annealing, hidden)) for hidden in ([1024, 1024], [200, 200])],
-    "w4": [partial(compare, sampler_update)],
+    "w2": [partial(compare, partial(posterior, sizes)) for sizes in SIZES],
+    "w3": [partial(compare, partial(annealing, sizes)) for sizes in SIZES],
+    "w4": [partial(compare, partial(sampler_update, Sizes()))],
     "startup": [startup],
     "profile": [training_profile],
 }

@@ -5,13 +5,19 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+import torch
 
 from experiments.benchmarks import __main__ as command
+from experiments.benchmarks.cases import SamplerUpdate, Sizes
+from experiments.benchmarks.published import PublishedL2HMC
 from experiments.benchmarks.startup import startup
 from experiments.benchmarks.training_profile import SelfTimes, training_profile
 from experiments.command import CommandError
+from samplers import L2HMC
 
 Arguments = Callable[..., list[str]]
+
+TINY = Sizes(6, 3, (12,), 2, 2, 8, (8,))
 
 
 def test_results_are_shown_and_written_once(
@@ -64,3 +70,24 @@ def test_an_action_does_not_count_what_lies_inside(monkeypatch: pytest.MonkeyPat
             pass
     assert profiler.seconds == {"inner": 3.0, "outer": 7.0, "epoch": 19.0}
     assert profiler.total == 29.0
+
+
+def test_the_published_scheme_computes_the_same_update() -> None:
+    ours, published = (SamplerUpdate(TINY, kernel_class=kind) for kind in (L2HMC, PublishedL2HMC))
+    torch.testing.assert_close(published(), ours(), rtol=1e-5, atol=0)
+    pairs = zip(published.kernel.parameters(), ours.kernel.parameters(), strict=True)
+    for theirs, own in pairs:
+        torch.testing.assert_close(theirs.grad, own.grad, rtol=1e-3, atol=1e-6)
+
+
+def test_the_published_scheme_takes_twice_the_gradients_twice() -> None:
+    taken = []
+    for kind in (L2HMC, PublishedL2HMC):
+        update, counted = SamplerUpdate(TINY, kernel_class=kind), []
+        update.case.model.decoder.output.register_forward_hook(
+            lambda *arguments, counted=counted: counted.append(1)
+        )
+        update()
+        taken.append(len(counted))
+    leapfrogs = TINY.mh_steps * TINY.leapfrogs
+    assert taken == [leapfrogs, 4 * leapfrogs]  # beside the first, which is taken by hand
