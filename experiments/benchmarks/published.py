@@ -35,11 +35,11 @@ class PublishedL2HMC(L2HMC):
         assert context is not None
         forward = self._one_way(state, momentum, torch.ones_like(direction), energy, context)
         backward = self._one_way(state, momentum, -torch.ones_like(direction), energy, context)
-        chosen = [
+        position, energies, gradient, momentum, log_determinant = (
             torch.where((direction > 0).view(-1, *[1] * (ours.dim() - 1)), ours, theirs)
             for ours, theirs in zip(forward, backward, strict=True)
-        ]
-        return State(*chosen[:3]), chosen[3], chosen[4]
+        )
+        return State(position, energies, gradient), momentum, log_determinant
 
     def _one_way(
         self,

@@ -36,11 +36,7 @@ def compare(build: Callable[[], Workload]) -> dict[str, Any]:
         work()
     for _ in range(workload.repeats):
         for name, work in workload.contenders.items():
-            began = time.perf_counter()
-            work()
-            if torch.cuda.is_available():
-                torch.cuda.synchronize()
-            seconds[name].append(time.perf_counter() - began)
+            seconds[name].append(seconds_of(work))
     reference = median(seconds[workload.reference])
     rows = []
     for name, times in seconds.items():
@@ -59,6 +55,21 @@ def compare(build: Callable[[], Workload]) -> dict[str, Any]:
         "note": f"{workload.repeats} turns; speed against {workload.reference}; contenders agree "
         f"to a relative {workload.checks}",
     }
+
+
+def median_seconds(work: Callable[[], object], repeats: int) -> float:
+    """Return the median time of some work that has been done once before."""
+    work()
+    return median(seconds_of(work) for _ in range(repeats))
+
+
+def seconds_of(work: Callable[[], object]) -> float:
+    """Return the seconds that some work takes, on a GPU until it is done there."""
+    began = time.perf_counter()
+    work()
+    if torch.cuda.is_available():
+        torch.cuda.synchronize()
+    return time.perf_counter() - began
 
 
 def agree(what: str, first: torch.Tensor, second: torch.Tensor, bound: float) -> dict[str, float]:

@@ -10,6 +10,7 @@ import torch
 from experiments.benchmarks import __main__ as command
 from experiments.benchmarks.cases import SamplerUpdate, Sizes
 from experiments.benchmarks.published import PublishedL2HMC
+from experiments.benchmarks.scaling import scaling
 from experiments.benchmarks.startup import startup
 from experiments.benchmarks.training_profile import SelfTimes, training_profile
 from experiments.command import CommandError
@@ -17,6 +18,7 @@ from samplers import L2HMC
 
 Arguments = Callable[..., list[str]]
 
+GROWING = ("chains", "MH steps", "leapfrogs", "latent dimensions")
 TINY = Sizes(6, 3, (12,), 2, 2, 8, (8,))
 
 
@@ -91,3 +93,14 @@ def test_the_published_scheme_takes_twice_the_gradients_twice() -> None:
         taken.append(len(counted))
     leapfrogs = TINY.mh_steps * TINY.leapfrogs
     assert taken == [leapfrogs, 4 * leapfrogs]  # beside the first, which is taken by hand
+
+
+def test_scaling_multiplies_each_size() -> None:
+    rows = scaling(TINY, factors=(1, 3), compile=False, repeats=1)["rows"]
+    sizes = {name: [row["size"] for row in rows if row["growing"] == name] for name in GROWING}
+    assert list(sizes.values()) == [[6, 18], [2, 6], [2, 6], [3, 9]]
+    for first, second in zip(rows[::2], rows[1::2], strict=True):
+        assert first["time_ratio"] == 1
+        assert second["time_ratio"] == pytest.approx(second["seconds"] / first["seconds"])
+    # 18 rows of 2 × 2 + 1 gradients.
+    assert rows[1]["microseconds_a_gradient"] == pytest.approx(1e6 * rows[1]["seconds"] / 90)
