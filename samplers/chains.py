@@ -167,14 +167,16 @@ def _chunks(
 ) -> Iterator[tuple[Chains, Snapshot]]:
     like = state
     for size in sizes:
-        kept = []
+        kept, every = [], []
         for _ in range(size):
             noises = [kernel.noise(like, generator) for _ in range(thin)]
             state, infos = kernel(state, energy, noises, context)
-            acceptance = torch.stack([info.acceptance for info in infos]).mean(dim=0)
-            diverging = torch.stack([info.diverging for info in infos]).any(dim=0)
-            kept.append((state.position, state.energy, acceptance, diverging))
-        chains = Chains(*(torch.stack(field, dim=1).cpu() for field in zip(*kept, strict=True)))
+            kept.append((state.position, state.energy))
+            every += [(info.acceptance, info.diverging) for info in infos]
+        position, potential = _stacked(kept)
+        acceptance, diverging = (field.unflatten(1, (size, thin)) for field in _stacked(every))
+        parts = position, potential, acceptance.mean(dim=2), diverging.any(dim=2)
+        chains = Chains(*(part.cpu() for part in parts))
         yield (
             chains,
             Snapshot(
@@ -185,6 +187,11 @@ def _chunks(
                 generator=generator.get_state(),
             ),
         )
+
+
+def _stacked(steps: list[tuple[Tensor, Tensor]]) -> list[Tensor]:
+    """Return both fields of all steps, (chain, step, …)."""
+    return [torch.stack(field, dim=1) for field in zip(*steps, strict=True)]
 
 
 @torch.no_grad()
