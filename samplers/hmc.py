@@ -7,7 +7,7 @@ from torch import Tensor
 
 from samplers.energy import Energy, State
 from samplers.kernel import Kernel
-from samplers.leapfrog import leapfrog
+from samplers.leapfrog import leapfrogs
 
 
 class HMC(Kernel):
@@ -54,8 +54,7 @@ class HMC(Kernel):
     ) -> tuple[State, Tensor, Tensor]:
         """Take ``num_leapfrogs`` leapfrogs, which preserve volume: log|det J| = 0."""
         step_size = direction[:, None] * self.step_size.to(momentum.dtype)
-        for _ in range(self.num_leapfrogs):
-            state, momentum = leapfrog(state, momentum, energy, step_size)
+        state, momentum = leapfrogs(state, momentum, energy, step_size, self.num_leapfrogs)
         return state, momentum, torch.zeros_like(state.energy)
 
 

@@ -92,16 +92,10 @@ class Kernel(nn.Module, ABC):
     def noise(self, state: State, generator: torch.Generator | None = None) -> Noise:
         """Draw the randomness of one step."""
         momentum = standard_normal(state.position, generator)
-        coin, uniform = (
-            torch.rand(
-                state.energy.shape,
-                generator=generator,
-                dtype=momentum.dtype,
-                device=momentum.device,
-            )
-            for _ in range(2)
+        coin, uniform = torch.rand(
+            2, len(momentum), generator=generator, dtype=momentum.dtype, device=momentum.device
         )
-        return Noise(momentum, torch.where(coin < 0.5, -1.0, 1.0).to(coin), uniform)
+        return Noise(momentum, torch.copysign(torch.ones_like(coin), coin - 0.5), uniform)
 
     def forward(
         self,
@@ -176,15 +170,12 @@ class Kernel(nn.Module, ABC):
         end, momentum, log_determinant = self.integrate(
             start, noise.momentum, noise.direction, energy, context
         )
-        log_ratio = (
-            (start.energy + kinetic_energy(noise.momentum))
-            - (end.energy + kinetic_energy(momentum))
-            + log_determinant
-        )
-        # Zero times a finite number is 0, else NaN: a sum, which compiles to a tenth of the time
-        # that a conjunction of booleans takes.
-        finite = (0.0 * end.position + 0.0 * end.gradient).sum(dim=-1) == 0.0
-        diverging = ~(finite & log_ratio.isfinite()) | (log_ratio < -DIVERGENCE_THRESHOLD)
+        # Zero times a finite number is 0, else NaN: one sum over coordinates, where a conjunction
+        # of booleans would take as long as the trajectory of a small target.
+        zero_if_finite = 0.0 * end.position.detach() + 0.0 * end.gradient.detach()
+        kinetic = 0.5 * (noise.momentum.square() - momentum.square()) + zero_if_finite
+        log_ratio = start.energy - end.energy + kinetic.sum(dim=-1) + log_determinant
+        diverging = ~log_ratio.isfinite() | (log_ratio < -DIVERGENCE_THRESHOLD)
         acceptance = torch.where(diverging, -torch.inf, log_ratio).clamp(max=0.0).exp()
         accepted = noise.uniform < acceptance
         proposal = torch.where(diverging[:, None], start.position, end.position)
@@ -211,11 +202,6 @@ class Kernel(nn.Module, ABC):
         state = self.init(position, energy)
         end, momentum, log_determinant = self.integrate(state, momentum, direction, energy, context)
         return end.position, momentum, log_determinant
-
-
-def kinetic_energy(momentum: Tensor) -> Tensor:
-    """Return vᵀv / 2 for each row, (B,)."""
-    return 0.5 * momentum.square().sum(dim=-1)
 
 
 def _choose(accepted: Tensor, new: Tensor, old: Tensor) -> Tensor:

@@ -20,24 +20,30 @@ class Update(NamedTuple):
     """Q: log-scale of the gradient or of the momentum, per unit of step size."""
 
 
-def leapfrog(
-    state: State, momentum: Tensor, energy: Energy, step_size: Tensor
+def leapfrogs(
+    state: State, momentum: Tensor, energy: Energy, step_size: Tensor, count: int
 ) -> tuple[State, Tensor]:
-    r"""Take one leapfrog of Hamiltonian dynamics.
+    r"""Take leapfrogs of Hamiltonian dynamics.
 
     .. math:: v' = v - \tfrac{ε}{2} ∂U(x), \quad x' = x + ε v', \quad
         v'' = v' - \tfrac{ε}{2} ∂U(x')
+
+    The half kick that ends a leapfrog and the one that begins the next are one.
 
     Arguments:
         state: Position, energy and gradient of the chains; the gradient is not evaluated again.
         momentum: v, (B, D).
         energy: U, from (B, D) to (B,).
         step_size: ε, 0-d or (B, 1); negative for a chain that goes backward in time.
+        count: M, at least 1.
     """
-    momentum = torch.addcmul(momentum, step_size, state.gradient, value=-0.5)
-    end = evaluate(energy, torch.addcmul(state.position, step_size, momentum))
-    momentum = torch.addcmul(momentum, step_size, end.gradient, value=-0.5)
-    return end, momentum
+    backward = -step_size
+    momentum = torch.addcmul(momentum, backward, state.gradient, value=0.5)
+    for remaining in reversed(range(count)):
+        state = evaluate(energy, torch.addcmul(state.position, step_size, momentum))
+        share = 1.0 if remaining else 0.5
+        momentum = torch.addcmul(momentum, backward, state.gradient, value=share)
+    return state, momentum
 
 
 def augmented_leapfrog(

@@ -10,7 +10,7 @@ from torch import Tensor
 from experiments.benchmarks.timing import Workload, agree
 from samplers import HMC, Energy, Kernel, State, ill_conditioned_gaussian, seeded_generator
 
-_CHAINS, _LEAPFROGS, _STEPS, _STEPS_A_CALL, _STEP_SIZE = 200, 10, 400, 2, 0.12
+_CHAINS, _LEAPFROGS, _STEPS, _STEPS_A_CALL, _STEP_SIZE = 200, 10, 400, 5, 0.12
 
 
 def small_target() -> Workload:

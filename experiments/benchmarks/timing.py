@@ -28,18 +28,15 @@ class Workload:
     checks: dict[str, float]
 
 
-def run(workload: Workload) -> dict[str, Any]:
-    """Time the contenders in turns; return medians, quartiles and ratios to the reference."""
+def compare(build: Callable[[], Workload]) -> dict[str, Any]:
+    """Time contenders in turns; return medians, quartiles and ratios to the reference."""
+    workload = build()
     seconds: dict[str, list[float]] = {name: [] for name in workload.contenders}
     for work in workload.contenders.values():
         work()
     for _ in range(workload.repeats):
         for name, work in workload.contenders.items():
-            began = time.perf_counter()
-            work()
-            if torch.cuda.is_available():
-                torch.cuda.synchronize()
-            seconds[name].append(time.perf_counter() - began)
+            seconds[name].append(seconds_of(work))
     reference = median(seconds[workload.reference])
     rows = []
     for name, times in seconds.items():
@@ -54,11 +51,25 @@ def run(workload: Workload) -> dict[str, Any]:
         )
     return {
         "title": workload.title,
-        "reference": workload.reference,
-        "repeats": workload.repeats,
-        "checks": workload.checks,
         "rows": rows,
+        "note": f"{workload.repeats} turns; speed against {workload.reference}; contenders agree "
+        f"to a relative {workload.checks}",
     }
+
+
+def median_seconds(work: Callable[[], object], repeats: int) -> float:
+    """Return the median time of some work that has been done once before."""
+    work()
+    return median(seconds_of(work) for _ in range(repeats))
+
+
+def seconds_of(work: Callable[[], object]) -> float:
+    """Return the seconds that some work takes, on a GPU until it is done there."""
+    began = time.perf_counter()
+    work()
+    if torch.cuda.is_available():
+        torch.cuda.synchronize()
+    return time.perf_counter() - began
 
 
 def agree(what: str, first: torch.Tensor, second: torch.Tensor, bound: float) -> dict[str, float]:

@@ -7,7 +7,17 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from samplers import RELEASE_CUTOFF, Chains, Target, autocorrelation, ess_per_step, summarise
+from samplers import (
+    RELEASE_CUTOFF,
+    Chains,
+    GaussianMixture,
+    Kernel,
+    Target,
+    autocorrelation,
+    ess_per_step,
+    sample,
+    summarise,
+)
 
 _REFERENCE_DRAWS = 200_000
 
@@ -104,6 +114,20 @@ class Reference:
             "training_seconds": cost.training_seconds,
         }
         return Measured(row, correlation.mean(dim=0), draws)
+
+
+def mode_weights(
+    kernel: Kernel, target: GaussianMixture, count: int, num_steps: int, generator: torch.Generator
+) -> dict[str, list[float]]:
+    """Return how often chains that all start in the first mode end in each, as columns of a row.
+
+    One draw of each chain counts, so that the draws are independent.
+    """
+    start = target.centres[:1].float().expand(count, -1)
+    draws = sample(kernel, target, start, 1, thin=num_steps, generator=generator).draws[:, 0]
+    share = target.responsibilities(draws)
+    error = share.std(dim=0) / count**0.5
+    return {"mode_weights": share.mean(dim=0).tolist(), "mode_weights_error": error.tolist()}
 
 
 def _continued(correlation: Tensor) -> float:

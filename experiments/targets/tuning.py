@@ -83,8 +83,7 @@ def tune(
     for length, multiple in product(lengths, _MULTIPLES):
         # As many gradients for each length, within bounds.
         steps = min(num_steps // 5, max(num_steps // 33, num_steps // length))
-        step_size = multiple * float(warm.step_size)
-        moving: Kernel = HMC(length, step_size)
+        moving: Kernel = HMC(length, multiple * float(warm.step_size))
         if isinstance(warm, Preconditioned):
             moving = warm.around(moving)
         generator = seeded_generator(start.device, seed, _TUNING_STREAM)
@@ -92,12 +91,16 @@ def tune(
         gradients += steps * length * len(start)
         value = reference.efficiency(draws) / length
         if value > best_value:
-            best, best_value = (moving, length, step_size), value
+            best, best_value = moving, value
     if best is None:
         raise ValueError(
             f"no step size of the grid around {float(warm.step_size):.3g} moves the chains: give "
             "a longer warm-up, with more --num_steps"
         )
-    kernel, length, step_size = best
-    settings = f"ε {step_size:.3g}, {length} leapfrog{'s' if length > 1 else ''}"
-    return Tuned(kernel, settings, gradients, time.perf_counter() - began)
+    return Tuned(best, settings_of(best), gradients, time.perf_counter() - began)
+
+
+def settings_of(kernel: Kernel) -> str:
+    """Return a kernel's step size and leapfrogs in words."""
+    leapfrogs = f"{kernel.num_leapfrogs} leapfrog{'s' if kernel.num_leapfrogs > 1 else ''}"
+    return f"ε {float(kernel.step_size.detach()):.3g}, {leapfrogs}"

@@ -10,9 +10,9 @@ import torch
 import experiments.targets.__main__ as command
 from experiments.command import Stopped, run_command
 from experiments.targets import table
-from experiments.targets.measure import Cost, Reference
+from experiments.targets.measure import Cost, Reference, mode_weights
 from experiments.targets.options import Compare
-from samplers import TARGETS, Chains, seeded_generator
+from samplers import HMC, TARGETS, Chains, GaussianMixture, seeded_generator
 
 SMALL = [
     "--training.num_iterations=12",
@@ -69,6 +69,23 @@ def test_a_run_leaves_a_row_for_each_sampler_and_its_pictures(run: Path) -> None
     for picture in ("autocorrelation", "chains", "learned"):
         assert (run / f"{picture}.png").stat().st_size < 300_000
     assert (run / "table.md").read_text().count("\n") == len(rows) + 2
+
+
+def test_a_row_of_a_mixture_says_where_chains_from_one_mode_end(run: Path) -> None:
+    rows = json.loads((run / "results.json").read_text())[:7]
+    for row in rows:
+        assert sum(row["mode_weights"]) == pytest.approx(1)
+    # Thirteen small steps, none of a kernel that learned to cross.
+    assert rows[0]["mode_weights"][0] > 0.9
+
+
+def test_modes_are_counted_by_where_the_chains_end() -> None:
+    target = GaussianMixture([[-0.5, 0.0], [0.5, 0.0]], [0.3, 0.3], [0.3, 0.7]).float()
+    found = mode_weights(HMC(5, 0.3), target, 2000, 60, seeded_generator("cpu", 0))
+    for value, error, weight in zip(*found.values(), (0.3, 0.7), strict=True):
+        # The modes overlap: shares vary less than certain ones, whose error is √(w (1 - w) / n).
+        assert 0 < error < (0.3 * 0.7 / 2000) ** 0.5
+        assert abs(value - weight) < 5 * error
 
 
 def test_a_run_that_is_resumed_gives_the_same_figures(run: Path, tmp_path: Path) -> None:

@@ -6,7 +6,6 @@ import torch
 from torch import Tensor
 
 from samplers import HMC
-from samplers.kernel import kinetic_energy
 
 
 def oscillator(position: Tensor) -> Tensor:
@@ -26,6 +25,10 @@ def coupled(position: Tensor) -> Tensor:
     """The Hénon-Heiles system with a third, free coordinate."""
     x, y, z = position.unbind(dim=-1)
     return 0.5 * (x**2 + y**2 + z**2) + x**2 * y - y**3 / 3
+
+
+def kinetic_energy(momentum: Tensor) -> Tensor:
+    return 0.5 * momentum.square().sum(dim=-1)
 
 
 SYSTEMS = [oscillator, pendulum, quartic, coupled]

@@ -5,7 +5,7 @@ import torch
 from torch import Tensor
 
 from samplers import Energy, State, evaluate
-from samplers.leapfrog import Update, affine, augmented_leapfrog, leapfrog
+from samplers.leapfrog import Update, affine, augmented_leapfrog, leapfrogs
 
 SIGNS = torch.tensor([1.0, -1.0, 1.0, -1.0], dtype=torch.float64)
 
@@ -43,16 +43,17 @@ def test_affine_backward_inverts_forward() -> None:
     assert torch.equal(change_back, -change)
 
 
-def test_leapfrog_by_hand(start: State, energy: Callable[[Tensor], Tensor]) -> None:
+@pytest.mark.parametrize("count", [1, 3])
+def test_leapfrogs_by_hand(start: State, energy: Callable[[Tensor], Tensor], count: int) -> None:
     momentum, step_size = torch.randn(4, 3), torch.tensor(0.3)
-    end, end_momentum = leapfrog(start, momentum, energy, SIGNS[:, None] * step_size)
-    signed = SIGNS[:, None] * 0.3
-    half = momentum - signed / 2 * evaluate(energy, start.position).gradient
-    position = start.position + signed * half
+    end, end_momentum = leapfrogs(start, momentum, energy, SIGNS[:, None] * step_size, count)
+    signed, position = SIGNS[:, None] * 0.3, start.position
+    for _ in range(count):
+        half = momentum - signed / 2 * evaluate(energy, position).gradient
+        position = position + signed * half
+        momentum = half - signed / 2 * evaluate(energy, position).gradient
     torch.testing.assert_close(end.position, position)
-    torch.testing.assert_close(
-        end_momentum, half - signed / 2 * evaluate(energy, position).gradient
-    )
+    torch.testing.assert_close(end_momentum, momentum)
     torch.testing.assert_close(end.energy, energy(position))
 
 
@@ -60,8 +61,8 @@ def test_leapfrog_backward_is_forward_with_the_momentum_flipped(
     start: State, energy: Energy
 ) -> None:
     momentum, step_size = torch.randn(4, 3), torch.tensor(0.3)
-    end, end_momentum = leapfrog(start, momentum, energy, -step_size)
-    mirror, mirror_momentum = leapfrog(start, -momentum, energy, step_size)
+    end, end_momentum = leapfrogs(start, momentum, energy, -step_size, count=1)
+    mirror, mirror_momentum = leapfrogs(start, -momentum, energy, step_size, count=1)
     torch.testing.assert_close(end.position, mirror.position)
     torch.testing.assert_close(end_momentum, -mirror_momentum)
 
@@ -69,7 +70,7 @@ def test_leapfrog_backward_is_forward_with_the_momentum_flipped(
 def test_augmented_leapfrog_without_updates_is_the_leapfrog(start: State, energy: Energy) -> None:
     momentum, step_size = torch.randn(4, 3), torch.full((4, 1), 0.3)
     mask = torch.rand(4, 3) < 0.5
-    plain, plain_momentum = leapfrog(start, momentum, energy, SIGNS[:, None] * step_size)
+    plain, plain_momentum = leapfrogs(start, momentum, energy, SIGNS[:, None] * step_size, count=1)
     end, end_momentum, log_determinant = augmented_leapfrog(
         start, momentum, SIGNS, energy, step_size, mask, no_update, no_update
     )

@@ -1,0 +1,80 @@
+"""The trajectory as it was first published, for comparison."""
+
+import torch
+from torch import Tensor
+
+from samplers import L2HMC, Energy, State, evaluate
+from samplers.leapfrog import Update, augmented_leapfrog
+
+
+class PublishedL2HMC(L2HMC):
+    """L2HMC with all the work of its first release: the same numbers, many times over.
+
+    Both directions run for every chain, half of the results thrown away; each leapfrog takes both
+    its gradients anew; each call of a network embeds the images anew. Its heads are fused, which
+    those of the release were not.
+
+    References:
+        Generalizing Hamiltonian Monte Carlo with Neural Networks (Levy, Hoffman and
+        Sohl-Dickstein, 2018): the code released with it.
+    """
+
+    def embed(self, observations: Tensor) -> Tensor | None:
+        """Return the observations themselves, which :meth:`integrate` embeds."""
+        return observations
+
+    def integrate(
+        self,
+        state: State,
+        momentum: Tensor,
+        direction: Tensor,
+        energy: Energy,
+        context: Tensor | None = None,
+    ) -> tuple[State, Tensor, Tensor]:
+        """Take ``num_leapfrogs`` leapfrogs in both directions, and choose."""
+        assert context is not None
+        forward = self._one_way(state, momentum, torch.ones_like(direction), energy, context)
+        backward = self._one_way(state, momentum, -torch.ones_like(direction), energy, context)
+        position, energies, gradient, momentum, log_determinant = (
+            torch.where((direction > 0).view(-1, *[1] * (ours.dim() - 1)), ours, theirs)
+            for ours, theirs in zip(forward, backward, strict=True)
+        )
+        return State(position, energies, gradient), momentum, log_determinant
+
+    def _one_way(
+        self,
+        state: State,
+        momentum: Tensor,
+        direction: Tensor,
+        energy: Energy,
+        images: Tensor,
+    ) -> list[Tensor]:
+        forward = bool(direction[0] > 0)
+        log_determinant = torch.zeros_like(state.energy)
+        for step in range(self.num_leapfrogs):
+            place = step if forward else self.num_leapfrogs - 1 - step
+            time = self.times[place].expand(len(momentum), -1)
+            mask = (self.mask[place] if forward else ~self.mask[place]).expand_as(momentum)
+
+            def momentum_update(x: Tensor, gradient: Tensor, time: Tensor = time) -> Update:
+                return self.momentum_network(
+                    x, gradient, time, super(PublishedL2HMC, self).embed(images)
+                )
+
+            def position_update(fixed: Tensor, v: Tensor, time: Tensor = time) -> Update:
+                return self.position_network(
+                    fixed, v, time, super(PublishedL2HMC, self).embed(images)
+                )
+
+            state, momentum, change = augmented_leapfrog(
+                evaluate(energy, state.position),
+                momentum,
+                direction,
+                energy,
+                self.step_size.expand(len(momentum), 1),
+                mask,
+                momentum_update,
+                position_update,
+            )
+            log_determinant = log_determinant + change
+        return [*state[:3], momentum, log_determinant]

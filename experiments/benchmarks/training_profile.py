@@ -1,0 +1,107 @@
+"""Where the time of the default training goes, update by update."""
+
+import time
+from collections import defaultdict
+from collections.abc import Callable, Sequence
+from functools import wraps
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Any
+
+from lightning.pytorch.profilers import Profiler
+
+from experiments.mnist import command_line, train
+
+_FIRST = "run_training_batch"
+_PARTS = {
+    "chain": ("chain",),
+    "encoder and decoder": ("training_step", "validation_step"),
+    "backward through all three": ("backward",),
+    "optimizer": ("optimizer_step", "optimizer_zero_grad", "configure_gradient_clipping"),
+    "logging of metrics": ("_log",),
+    "binarization": ("on_after_batch_transfer",),
+}
+_INSIDE, _STEP = 3, 4
+"""So many of the parts are the networks' own work, and the pure step."""
+
+
+class SelfTimes(Profiler):
+    """Seconds in each of Lightning's actions, those inside it left out, from the second update on.
+
+    The first update compiles.
+    """
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.seconds: defaultdict[str, float] = defaultdict(float)
+        self.total = 0.0
+        self._began = 0.0
+        self._open: list[list[float]] = []  # when each action began, and what lay inside it
+
+    def start(self, action_name: str) -> None:
+        """Begin an action."""
+        self._open.append([time.perf_counter(), 0.0])
+
+    def stop(self, action_name: str) -> None:
+        """End the action that began last."""
+        now = time.perf_counter()
+        began, inside = self._open.pop()
+        self.seconds[action_name] += now - began - inside
+        if self._open:
+            self._open[-1][1] += now - began
+        if action_name == _FIRST and not self._began:
+            self._began = now
+            self.seconds.clear()
+            self._open = [[now, 0.0] for _ in self._open]
+        self.total = now - self._began
+
+    def time(self, owner: object, method: str) -> None:
+        """Make an action of a method of an object."""
+        original: Callable[..., Any] = getattr(owner, method)
+
+        @wraps(original)
+        def timed(*arguments: Any, **options: Any) -> Any:
+            with self.profile(method):
+                return original(*arguments, **options)
+
+        setattr(owner, method, timed)
+
+
+def training_profile(options: Sequence[str] = ("--data.name", "mnist-5k")) -> dict[str, Any]:
+    """Profile a whole training, validation, pictures and checkpoints included."""
+    profiler = SelfTimes()
+    with TemporaryDirectory() as folder:
+        cli = command_line([*options, "--output", str(Path(folder) / "run")])
+        cli.trainer.profiler = profiler  # type: ignore[attr-defined]
+        for method in ("chain", "_log"):
+            profiler.time(cli.model, method)
+        train(cli)
+    seconds = parts(profiler)
+    inside, step = (sum(list(seconds.values())[:count]) for count in (_INSIDE, _STEP))
+    return {
+        "title": f"python -m experiments.mnist, {cli.trainer.global_step - 1} updates",
+        "rows": [
+            {"part": name, "share": spent / profiler.total, "seconds": spent}
+            for name, spent in seconds.items()
+        ],
+        "inside_share": inside / profiler.total,
+        "overhead": profiler.total / step - 1,
+        "note": f"{inside / profiler.total:.1%} inside chain, encoder and decoder; all that is not "
+        f"the step itself (the first four parts) adds {profiler.total / step - 1:.1%} to it",
+    }
+
+
+def parts(profiler: SelfTimes) -> dict[str, float]:
+    """Return the seconds of each part; each callback that takes 0.1 % of all is one."""
+    seconds = {
+        name: sum(spent for action, spent in profiler.seconds.items() if _method(action) in methods)
+        for name, methods in _PARTS.items()
+    }
+    for action, spent in profiler.seconds.items():
+        if action.startswith("[Callback]") and spent > 1e-3 * profiler.total:
+            seconds[action.removeprefix("[Callback]")] = spent
+    return seconds | {"the rest": profiler.total - sum(seconds.values())}
+
+
+def _method(action: str) -> str:
+    return action.rpartition(".")[2]

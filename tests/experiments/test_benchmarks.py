@@ -1,0 +1,106 @@
+"""The benchmarks at sizes that take seconds; their figures are not looked at, their sums are."""
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+
+from experiments.benchmarks import __main__ as command
+from experiments.benchmarks.cases import SamplerUpdate, Sizes
+from experiments.benchmarks.published import PublishedL2HMC
+from experiments.benchmarks.scaling import scaling
+from experiments.benchmarks.startup import startup
+from experiments.benchmarks.training_profile import SelfTimes, training_profile
+from experiments.command import CommandError
+from samplers import L2HMC
+
+Arguments = Callable[..., list[str]]
+
+GROWING = ("chains", "MH steps", "leapfrogs", "latent dimensions")
+TINY = Sizes(6, 3, (12,), 2, 2, 8, (8,))
+
+
+def test_results_are_shown_and_written_once(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    result = {"title": "a title", "rows": [{"contender": "ours", "seconds": 1.5}], "note": "a note"}
+    monkeypatch.setitem(command.BENCHMARKS, "w2", [lambda: result])
+    output = tmp_path / "results.json"
+    command.main(["w2", "--output", str(output)])
+    written = json.loads(output.read_text())
+    assert written["results"] == [{"benchmark": "w2", **result}]
+    assert {"torch", "threads", "device"} <= written["machine"].keys()
+    shown = capsys.readouterr().out
+    assert all(text in shown for text in ("w2: a title", "ours", "1.5", "a note"))
+    with pytest.raises(CommandError, match="exists already"):
+        command.main(["w2", "--output", str(output)])
+
+
+def test_startup_times_real_commands(small: Arguments) -> None:
+    options = small(None, trainer__max_steps=100)
+    eager = startup(options, updates=3, compile=("false",))["rows"]
+    assert [row["training"] for row in eager] == ["--compile false"]
+    assert 0 < eager[0]["later_updates_seconds"] < eager[0]["first_update_seconds"]
+
+
+def test_startup_says_that_the_training_failed() -> None:
+    with pytest.raises(RuntimeError, match="exit status 1"):
+        startup(["--data.name", "no such data"], updates=1, compile=("false",))
+
+
+def test_the_parts_of_a_profile_make_up_the_whole(small: Arguments) -> None:
+    options = small(None, trainer__max_steps=8)
+    result = training_profile(options)
+    shares = {row["part"]: row["share"] for row in result["rows"]}
+    assert sum(shares.values()) == pytest.approx(1)
+    assert min(shares.values()) > 0
+    inside = shares["chain"] + shares["encoder and decoder"] + shares["backward through all three"]
+    assert result["inside_share"] == pytest.approx(inside)
+    assert result["overhead"] == pytest.approx(1 / (inside + shares["optimizer"]) - 1)
+
+
+def test_an_action_does_not_count_what_lies_inside(monkeypatch: pytest.MonkeyPatch) -> None:
+    clock = iter([0.0, 10.0, 11.0, 20.0, 22.0, 25.0, 30.0, 40.0])
+    monkeypatch.setattr("time.perf_counter", lambda: next(clock))
+    profiler = SelfTimes()
+    with profiler.profile("epoch"):
+        with profiler.profile("run_training_batch"):
+            pass
+        with profiler.profile("outer"), profiler.profile("inner"):
+            pass
+    assert profiler.seconds == {"inner": 3.0, "outer": 7.0, "epoch": 19.0}
+    assert profiler.total == 29.0
+
+
+def test_the_published_scheme_computes_the_same_update() -> None:
+    ours, published = (SamplerUpdate(TINY, kernel_class=kind) for kind in (L2HMC, PublishedL2HMC))
+    torch.testing.assert_close(published(), ours(), rtol=1e-5, atol=0)
+    pairs = zip(published.kernel.parameters(), ours.kernel.parameters(), strict=True)
+    for theirs, own in pairs:
+        torch.testing.assert_close(theirs.grad, own.grad, rtol=1e-3, atol=1e-6)
+
+
+def test_the_published_scheme_takes_twice_the_gradients_twice() -> None:
+    taken = []
+    for kind in (L2HMC, PublishedL2HMC):
+        update, counted = SamplerUpdate(TINY, kernel_class=kind), []
+        update.case.model.decoder.output.register_forward_hook(
+            lambda *arguments, counted=counted: counted.append(1)
+        )
+        update()
+        taken.append(len(counted))
+    leapfrogs = TINY.mh_steps * TINY.leapfrogs
+    assert taken == [leapfrogs, 4 * leapfrogs]  # beside the first, which is taken by hand
+
+
+def test_scaling_multiplies_each_size() -> None:
+    rows = scaling(TINY, factors=(1, 3), compile=False, repeats=1)["rows"]
+    sizes = {name: [row["size"] for row in rows if row["growing"] == name] for name in GROWING}
+    assert list(sizes.values()) == [[6, 18], [2, 6], [2, 6], [3, 9]]
+    for first, second in zip(rows[::2], rows[1::2], strict=True):
+        assert first["time_ratio"] == 1
+        assert second["time_ratio"] == pytest.approx(second["seconds"] / first["seconds"])
+    # 18 rows of 2 × 2 + 1 gradients.
+    assert rows[1]["microseconds_a_gradient"] == pytest.approx(1e6 * rows[1]["seconds"] / 90)
