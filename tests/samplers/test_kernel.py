@@ -9,7 +9,18 @@ import pytest
 import torch
 from torch import Tensor
 
-from samplers import HMC, Energy, Info, Kernel, Noise, State, evaluate, leaf, seeded_generator
+from samplers import (
+    HMC,
+    L2HMC,
+    Energy,
+    Info,
+    Kernel,
+    Noise,
+    State,
+    evaluate,
+    leaf,
+    seeded_generator,
+)
 
 CHAINS = 6
 Build = Callable[..., Kernel]
@@ -81,12 +92,18 @@ def test_log_determinant_is_that_of_the_brute_force_jacobian(path: Path) -> None
 
 
 @torch.no_grad()
-def test_only_hmc_preserves_volume(path: Path) -> None:
+def test_hmc_preserves_volume_and_l2hmc_does_not(path: Path) -> None:
     _, _, log_determinant = path.follow()
     if isinstance(path.kernel, HMC):
         assert torch.equal(log_determinant, torch.zeros(CHAINS))
-    else:
+    if isinstance(path.kernel, L2HMC):
         assert log_determinant.norm() > 1e-2
+
+
+def test_the_step_size_travels_with_the_kernel(build: Build) -> None:
+    kernel = build()
+    assert kernel.step_size.dim() == 0
+    assert torch.equal(kernel.step_size, kernel.state_dict()["log_step_size"].exp())
 
 
 class Run(NamedTuple):
