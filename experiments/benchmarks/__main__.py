@@ -11,6 +11,7 @@ from jsonargparse import ArgumentParser
 from experiments.benchmarks.cases import Sizes
 from experiments.benchmarks.chains import small_target
 from experiments.benchmarks.decoders import SIZES, annealing, posterior, sampler_update
+from experiments.benchmarks.memory import memory
 from experiments.benchmarks.results import machine, show
 from experiments.benchmarks.scaling import scaling
 from experiments.benchmarks.startup import startup
@@ -18,7 +19,7 @@ from experiments.benchmarks.timing import compare
 from experiments.benchmarks.training_profile import training_profile
 from experiments.command import CommandError, run_command
 
-Name = Literal["w1", "w2", "w3", "w4", "startup", "profile", "scaling"]
+Name = Literal["w1", "w2", "w3", "w4", "startup", "profile", "memory", "scaling"]
 
 BENCHMARKS: dict[str, list[Callable[[], dict[str, Any]]]] = {
     "w1": [partial(compare, small_target)],
@@ -27,6 +28,7 @@ BENCHMARKS: dict[str, list[Callable[[], dict[str, Any]]]] = {
     "w4": [partial(compare, partial(sampler_update, Sizes()))],
     "startup": [startup],
     "profile": [training_profile],
+    "memory": [memory],
     "scaling": [scaling],
 }
 

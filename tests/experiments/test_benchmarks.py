@@ -9,6 +9,7 @@ import torch
 
 from experiments.benchmarks import __main__ as command
 from experiments.benchmarks.cases import SamplerUpdate, Sizes
+from experiments.benchmarks.memory import memory, peak_memory
 from experiments.benchmarks.published import PublishedL2HMC
 from experiments.benchmarks.scaling import scaling
 from experiments.benchmarks.startup import startup
@@ -20,6 +21,9 @@ Arguments = Callable[..., list[str]]
 
 GROWING = ("chains", "MH steps", "leapfrogs", "latent dimensions")
 TINY = Sizes(6, 3, (12,), 2, 2, 8, (8,))
+linux = pytest.mark.skipif(
+    not Path("/proc/self/clear_refs").exists(), reason="memory is measured on Linux"
+)
 
 
 def test_results_are_shown_and_written_once(
@@ -104,3 +108,21 @@ def test_scaling_multiplies_each_size() -> None:
         assert second["time_ratio"] == pytest.approx(second["seconds"] / first["seconds"])
     # 18 rows of 2 × 2 + 1 gradients.
     assert rows[1]["microseconds_a_gradient"] == pytest.approx(1e6 * rows[1]["seconds"] / 90)
+
+
+@linux
+def test_the_peak_is_that_of_the_work_beyond_what_is_held() -> None:
+    held = torch.ones(2**24)  # 64 MiB
+    assert peak_memory(lambda: held.clone().exp()) == pytest.approx(128, rel=0.1)
+    assert peak_memory(lambda: held.sum()) < 8
+
+
+@linux
+def test_the_memory_of_a_longer_chain_is_its_own_figure() -> None:
+    rows = memory([TINY], compile=[False], lengths=[4, 8])["rows"]
+    assert [row["work"].split(",")[-1].strip() for row in rows] == [
+        "eager",
+        "64 chains of 4 HMC steps",
+        "64 chains of 8 HMC steps",
+    ]
+    assert max(row["peak_mebibytes"] for row in rows) < 64
