@@ -49,7 +49,7 @@ class AnnealedEnergy:
         # the same for all leapfrogs at one temperature. Tensors all, β too: a compiled kernel
         # would be compiled again for each new number.
         mean = self.start.mean
-        self._beta = torch.tensor(beta, dtype=mean.dtype, device=mean.device)
+        self._beta = torch.full((), beta, dtype=mean.dtype, device=mean.device)  # no host sync
         self._curvature = (1 - beta) * self._precision + beta
         self._slope = (1 - beta) * mean * self._precision
         at_zero = -self.start.log_prob(torch.zeros_like(mean))

@@ -2,11 +2,14 @@
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from itertools import pairwise
 
 import torch
 from torch import Tensor
 
 from dglm import Decoder, DiagonalGaussian, GenerativeModel
+from dglm.ais import annealed_path, transition
+from dglm.annealing import anneal, temperatures
 from dglm.chain import run_chain
 from samplers import L2HMC, seeded_generator
 
@@ -29,6 +32,12 @@ class Sizes:
     def gradients(self) -> int:
         """Gradients of U of one chain."""
         return self.mh_steps * self.leapfrogs + 1
+
+    @property
+    def weights(self) -> int:
+        """Weights of the decoder's matrices."""
+        layers = [self.latent_dim, *self.hidden, _PIXELS]
+        return sum(inputs * outputs for inputs, outputs in pairwise(layers))
 
     def __str__(self) -> str:
         layers = "-".join(map(str, [self.latent_dim, *self.hidden, _PIXELS]))
@@ -99,10 +108,14 @@ class SamplerUpdate:
         if compile:
             self.kernel.compile()
 
-    def __call__(self) -> Tensor:
-        """Do it once; return the loss and the norm of its gradient, (2,)."""
+    def __call__(self, generator: torch.Generator | None = None) -> Tensor:
+        """Do it once; return the loss and the norm of its gradient, (2,).
+
+        Without a generator, with the same noise each time.
+        """
         self.kernel.zero_grad()
-        generator = seeded_generator(self.case.x.device, 0)
+        if generator is None:
+            generator = seeded_generator(self.case.x.device, 0)
         chain = run_chain(
             self.case.model,
             self.kernel,
@@ -116,3 +129,30 @@ class SamplerUpdate:
         loss.backward()
         gradients = [each.grad for each in self.kernel.parameters() if each.grad is not None]
         return torch.stack([loss.detach(), torch.nn.utils.get_total_norm(gradients)])
+
+
+class Annealing:
+    """Annealed importance sampling from the prior, its step size given: MH steps of leapfrogs.
+
+    Arguments:
+        sizes: Of the work; the networks of the sampler do not matter.
+        compile: Whether the transition is compiled.
+        device: Where.
+    """
+
+    def __init__(self, sizes: Sizes, compile: bool = False, device: str = "cpu") -> None:
+        self.sizes = sizes
+        self.case = Posterior(sizes, device)
+        self.betas = temperatures(sizes.mh_steps + 1)
+        self.step_sizes = torch.full((sizes.mh_steps,), 0.1).double()
+        self.kernel = transition(sizes.leapfrogs, self.case.x.device, compile)
+
+    @torch.no_grad()
+    def __call__(self, generator: torch.Generator | None = None) -> Tensor:
+        """Do it once; return the log weights, (rows,); without a generator, with the same noise."""
+        if generator is None:
+            generator = seeded_generator(self.case.x.device, 0)
+        path = annealed_path(self.case.model, self.case.x, "prior")
+        return anneal(
+            path, self.case.z, self.betas, self.kernel, self.step_sizes, generator
+        ).log_weight

@@ -4,11 +4,8 @@ from collections.abc import Callable
 from dataclasses import replace
 
 import torch
-from torch import Tensor
 
-from dglm.ais import annealed_path, transition
-from dglm.annealing import anneal, temperatures
-from experiments.benchmarks.cases import Posterior, SamplerUpdate, Sizes
+from experiments.benchmarks.cases import Annealing, Posterior, SamplerUpdate, Sizes
 from experiments.benchmarks.published import PublishedL2HMC
 from experiments.benchmarks.timing import Workload, agree
 from samplers import HMC, Kernel, State, seeded_generator
@@ -43,23 +40,15 @@ def posterior(sizes: Sizes) -> Workload:
 
 def annealing(sizes: Sizes) -> Workload:
     """Return W3: annealed importance sampling, eight transitions of ten leapfrogs."""
-    case, changes, leapfrogs = Posterior(sizes), 9, 10
-    betas, step_sizes = temperatures(changes), torch.full((changes - 1,), 0.1).double()
-    kernels = [transition(leapfrogs, case.x.device, compile) for compile in (True, False)]
-
-    @torch.no_grad()
-    def run(kernel: HMC) -> Tensor:
-        path = annealed_path(case.model, case.x, "prior")
-        generator = seeded_generator("cpu", 0)
-        return anneal(path, case.z, betas, kernel, step_sizes, generator).log_weight
-
-    checks = agree("log weight", run(kernels[0]), run(kernels[1]), 1e-3)
+    sizes = replace(sizes, mh_steps=8, leapfrogs=10)
+    compiled, eager = Annealing(sizes, compile=True), Annealing(sizes)
+    checks = agree("log weight", compiled(), eager(), 1e-3)
     contenders: dict[str, Callable[[], object]] = {
-        PRODUCTS: case.products((changes - 1) * leapfrogs + 1),
-        "compiled": lambda: run(kernels[0]),
-        "eager": lambda: run(kernels[1]),
+        PRODUCTS: compiled.case.products(sizes.gradients),
+        "compiled": compiled,
+        "eager": eager,
     }
-    title = f"AIS, {changes - 1} × {leapfrogs} leapfrogs, {sizes}"
+    title = f"AIS, {sizes.mh_steps} × {sizes.leapfrogs} leapfrogs, {sizes}"
     return Workload(title, PRODUCTS, contenders, 7, checks)
 
 

@@ -5,14 +5,15 @@ from torch import Tensor
 
 from samplers import L2HMC, Energy, State, evaluate
 from samplers.leapfrog import Update, augmented_leapfrog
+from samplers.networks import UpdateNetwork
 
 
 class PublishedL2HMC(L2HMC):
     """L2HMC with all the work of its first release: the same numbers, many times over.
 
     Both directions run for every chain, half of the results thrown away; each leapfrog takes both
-    its gradients anew; each call of a network embeds the images anew. Its heads are fused, which
-    those of the release were not.
+    its gradients anew; each call of a network embeds the images anew, and inputs and heads of the
+    networks have a product each.
 
     References:
         Generalizing Hamiltonian Monte Carlo with Neural Networks (Levy, Hoffman and
@@ -57,14 +58,12 @@ class PublishedL2HMC(L2HMC):
             mask = (self.mask[place] if forward else ~self.mask[place]).expand_as(momentum)
 
             def momentum_update(x: Tensor, gradient: Tensor, time: Tensor = time) -> Update:
-                return self.momentum_network(
-                    x, gradient, time, super(PublishedL2HMC, self).embed(images)
-                )
+                embedded = super(PublishedL2HMC, self).embed(images)
+                return unfused(self.momentum_network, x, gradient, time, embedded)
 
             def position_update(fixed: Tensor, v: Tensor, time: Tensor = time) -> Update:
-                return self.position_network(
-                    fixed, v, time, super(PublishedL2HMC, self).embed(images)
-                )
+                embedded = super(PublishedL2HMC, self).embed(images)
+                return unfused(self.position_network, fixed, v, time, embedded)
 
             state, momentum, change = augmented_leapfrog(
                 evaluate(energy, state.position),
@@ -78,3 +77,19 @@ class PublishedL2HMC(L2HMC):
             )
             log_determinant = log_determinant + change
         return [*state[:3], momentum, log_determinant]
+
+
+def unfused(
+    network: UpdateNetwork, first: Tensor, second: Tensor, time: Tensor, context: Tensor | None
+) -> Update:
+    """Return what the network does, with a matrix product for each input and each head."""
+    dim = first.shape[-1]
+    features = network.inputs.bias if context is None else network.inputs.bias + context
+    weights = network.inputs.weight.split([dim, dim, 2], dim=1)
+    for each, weight in zip((first, second, time), weights, strict=True):
+        features = features + each @ weight.T
+    hidden = torch.relu(network.trunk(torch.relu(features)))
+    heads = zip(network.heads.weight.split(dim), network.heads.bias.split(dim), strict=True)
+    scale, gate, translation = (hidden @ weight.T + bias for weight, bias in heads)
+    amplitude = network.log_amplitude.exp().split(dim)
+    return Update(amplitude[0] * scale.tanh(), translation, amplitude[1] * gate.tanh())

@@ -9,17 +9,23 @@ import torch
 
 from experiments.benchmarks import __main__ as command
 from experiments.benchmarks.cases import SamplerUpdate, Sizes
+from experiments.benchmarks.gpu import energy_error, gpu
+from experiments.benchmarks.memory import memory, peak_memory
 from experiments.benchmarks.published import PublishedL2HMC
 from experiments.benchmarks.scaling import scaling
 from experiments.benchmarks.startup import startup
 from experiments.benchmarks.training_profile import SelfTimes, training_profile
 from experiments.command import CommandError
-from samplers import L2HMC
+from samplers import HMC, L2HMC, Kernel
 
 Arguments = Callable[..., list[str]]
 
 GROWING = ("chains", "MH steps", "leapfrogs", "latent dimensions")
+HOW = ("eager", "compiled")
 TINY = Sizes(6, 3, (12,), 2, 2, 8, (8,))
+linux = pytest.mark.skipif(
+    not Path("/proc/self/clear_refs").exists(), reason="memory is measured on Linux"
+)
 
 
 def test_results_are_shown_and_written_once(
@@ -104,3 +110,48 @@ def test_scaling_multiplies_each_size() -> None:
         assert second["time_ratio"] == pytest.approx(second["seconds"] / first["seconds"])
     # 18 rows of 2 × 2 + 1 gradients.
     assert rows[1]["microseconds_a_gradient"] == pytest.approx(1e6 * rows[1]["seconds"] / 90)
+
+
+@linux
+def test_the_peak_is_that_of_the_work_beyond_what_is_held() -> None:
+    held = torch.ones(2**24)  # 64 MiB
+    assert peak_memory(lambda: held.clone().exp()) == pytest.approx(128, rel=0.1)
+    assert peak_memory(lambda: held.sum()) < 8
+
+
+@linux
+def test_the_memory_of_a_longer_chain_is_its_own_figure() -> None:
+    rows = memory([TINY], compile=[False], lengths=[4, 8])["rows"]
+    assert [row["work"].split(",")[-1].strip() for row in rows] == [
+        "eager",
+        "64 chains of 4 HMC steps",
+        "64 chains of 8 HMC steps",
+    ]
+    assert max(row["peak_mebibytes"] for row in rows) < 64
+
+
+def test_without_a_gpu_one_line_says_so(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setattr("torch.cuda.is_available", lambda: False)
+    output = tmp_path / "results.json"
+    with pytest.raises(CommandError, match="no CUDA GPU here"):
+        command.main(["gpu", "--output", str(output)])
+    assert not output.exists()
+
+
+@linux
+def test_the_benchmark_for_a_gpu_runs_on_a_processor(monkeypatch: pytest.MonkeyPatch) -> None:
+    compiled = []
+    monkeypatch.setattr(Kernel, "compile", lambda kernel: compiled.append(type(kernel)))
+    result = gpu("cpu", TINY, TINY, square=64)
+    assert compiled == [L2HMC, HMC] * 2
+    works = [row["work"] for row in result["rows"]]
+    assert works[:4] == [f"{name}, {how}, fp32" for how in HOW for name in ("update", "AIS")]
+    first, second = result["rows"][:2]
+    assert first["share_of_product_rate"] * first["milliseconds"] == pytest.approx(
+        2 * second["share_of_product_rate"] * second["milliseconds"]
+    )
+    assert torch.get_float32_matmul_precision() == "highest"
+
+
+def test_the_error_of_an_energy_is_that_of_single_precision() -> None:
+    assert 0 < energy_error("cpu", TINY) < 1e-3
