@@ -9,12 +9,15 @@ import torch
 from lightning.pytorch import Callback, Trainer
 from rich.console import Console
 from rich.table import Table
+from torch import Tensor
 
+from dglm import DGLM, estimate_log_likelihood
 from dglm.ais import gradient_evaluations
 from experiments.likelihood_curve.options import LikelihoodCurve, Model
 from experiments.mnist import command_line, train
 
 _UNTIMED_UPDATES, _TIMED_UPDATES = 2, 5
+_TIMED_IMAGES, _TIMED_TEMPERATURES = 64, 3
 
 
 class Cost(NamedTuple):
@@ -24,6 +27,7 @@ class Cost(NamedTuple):
     gradients: int
     """Of U, for one image each."""
     seconds: float
+    seconds_a_scoring_gradient: float
 
 
 class UpdateTimer(Callback):
@@ -51,12 +55,25 @@ def training_cost(options: LikelihoodCurve, model: Model) -> Cost:
         train(cli)
         updates = options.num_epochs * len(cli.datamodule.train_dataloader())
         gradients = updates * cli.model.gradients_per_update * cli.datamodule.batch_size
+        scoring = scoring_seconds(options, cli.model, cli.datamodule.heldout("test"))
     torch.compiler.reset()
-    return Cost(updates, gradients, updates * timer.seconds)
+    return Cost(updates, gradients, updates * timer.seconds, scoring)
+
+
+def scoring_seconds(options: LikelihoodCurve, dglm: DGLM, images: Tensor) -> float:
+    """Return the seconds of one gradient of a score, from a few temperatures, not compiled."""
+    images = images[: min(options.num_images, _TIMED_IMAGES)]
+    sizes = options.num_chains, _TIMED_TEMPERATURES, options.num_leapfrogs
+    began = time.perf_counter()
+    estimate_log_likelihood(dglm.model, images, *sizes)
+    return (time.perf_counter() - began) / gradient_evaluations(len(images), *sizes)
 
 
 def print_costs(options: LikelihoodCurve) -> None:
-    """Print the cost of each model's training and of the scores."""
+    """Print the cost of each model's training and of the scores.
+
+    Hours are those of eager chains: where chains are compiled, it takes less.
+    """
     table = Table(title="Cost, from a few updates of each model")
     for column in ("model", "updates", "gradients", "hours"):
         table.add_column(column, justify="left" if column == "model" else "right")
@@ -73,6 +90,7 @@ def print_costs(options: LikelihoodCurve) -> None:
     gradients = scores * gradient_evaluations(
         options.num_images, options.num_chains, options.num_temperatures, options.num_leapfrogs
     )
-    table.add_row(f"{scores} scores", "", f"{gradients:.2g}", "")
+    scoring = gradients * cost.seconds_a_scoring_gradient / 3600
     table.add_row(f"all trainings, {seeds} seed(s)", "", "", f"{total / 3600:.2f}")
+    table.add_row(f"{scores} scores", "", f"{gradients:.2g}", f"{scoring:.2f}")
     Console().print(table)
