@@ -35,6 +35,8 @@ def run_chain(
     start: Tensor,
     num_mh_steps: int,
     generator: torch.Generator | None = None,
+    *,
+    jump_scale: float = 1.0,
 ) -> Chain:
     """Run the kernel from ``start`` (B, latent_dim), differentiable in its parameters alone.
 
@@ -46,6 +48,7 @@ def run_chain(
         start: z₀; no gradient reaches it.
         num_mh_steps: J, at least 1.
         generator: Of the noise.
+        jump_scale: λ of the sampler's loss.
     """
     variance = q.variance().detach()
     energy, context = model.energy(x), kernel.embed(x)
@@ -63,7 +66,7 @@ def run_chain(
     return Chain(
         state,
         -torch.stack(energies).detach(),
-        reciprocal_jump_loss(jump, acceptance).sum(dim=0),
+        reciprocal_jump_loss(jump, acceptance, jump_scale).sum(dim=0),
         (jump * acceptance).detach().mean(dim=0),
         acceptance.detach().mean(dim=0),
         torch.stack([info.diverging for info in infos]).to(jump).mean(dim=0),

@@ -42,7 +42,7 @@ class DGLM(LightningModule):
     One training step on a minibatch x, for J = ``num_mh_steps``:
 
     1. z₀ ~ q(z|x); the encoder ascends E log p(x, z₀) + H[q], the decoder held fixed.
-    2. From z₀ (no gradient), J steps of the kernel; the sampler descends Σ_j ℓ_1(δ_j A_j), with
+    2. From z₀ (no gradient), J steps of the kernel; the sampler descends Σ_j ℓ_λ(δ_j A_j), with
        jumps δ measured in the standard deviations of q, through ∂U to second order.
     3. The decoder ascends log p(x, z_J) (no gradient to z_J).
 
@@ -57,9 +57,12 @@ class DGLM(LightningModule):
         num_mh_steps: J, Metropolis-Hastings steps from q to the draw that trains the decoder.
         learning_rate: Adam's, for all three parts.
         seed: All randomness of training is a function of (seed, global step, rank).
+        jump_scale: λ, the jump that counts as good, in standard deviations of q. The paper's 1
+            is short where posteriors are wider than q: then far jumps are all that is learned,
+            and chains approach the posterior more slowly.
 
     Raises:
-        ValueError: ``num_mh_steps`` is below 1.
+        ValueError: ``num_mh_steps`` is below 1 or ``jump_scale`` not positive.
         TypeError: A module cannot be described in a checkpoint (see dglm.architecture).
 
     References:
@@ -90,16 +93,20 @@ class DGLM(LightningModule):
         num_mh_steps: int = 5,
         learning_rate: float = 1e-3,
         seed: int = 0,
+        jump_scale: float = 1.0,
     ) -> None:
         super().__init__()
         if num_mh_steps < 1:
             raise ValueError(f"num_mh_steps must be at least 1, got {num_mh_steps}")
+        if not jump_scale > 0:
+            raise ValueError(f"jump_scale must be positive, got {jump_scale}")
         self.model = build(model)  # type: ignore[assignment]
         self.encoder = build(encoder)
         self.kernel = None if kernel is None else build(kernel)  # type: ignore[assignment]
         self.num_mh_steps = num_mh_steps
         self.learning_rate = learning_rate
         self.seed = seed
+        self.jump_scale = jump_scale
         self.ais = AISSettings()
         """How :meth:`test_step` estimates; set it before ``trainer.test``."""
         self.safeguard = Safeguard()
@@ -114,6 +121,7 @@ class DGLM(LightningModule):
             "num_mh_steps": num_mh_steps,
             "learning_rate": learning_rate,
             "seed": seed,
+            "jump_scale": jump_scale,
         }
         self.save_hyperparameters(arguments, logger=False)
 
@@ -191,7 +199,9 @@ class DGLM(LightningModule):
         if self.kernel is None:
             raise ValueError("a VAE has no kernel to run: build the DGLM with one")
         steps = self.num_mh_steps if num_mh_steps is None else num_mh_steps
-        return run_chain(self.model, self.kernel, x, q, start, steps, generator)
+        return run_chain(
+            self.model, self.kernel, x, q, start, steps, generator, jump_scale=self.jump_scale
+        )
 
     def setup(self, stage: str) -> None:
         """Refuse a precision, or a decoder, with which chains would not be exact."""

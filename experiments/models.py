@@ -35,6 +35,7 @@ def build_dglm(
     sampler_hidden: int = 100,
     embedding_hidden: list[int] = [200],  # noqa: B006
     learning_rate: float = 1e-3,
+    jump_scale: float = 1.0,
     seed: int = 0,
     image_shape: tuple[int, int, int] = MNIST_SHAPE,
 ) -> DGLM:
@@ -55,6 +56,7 @@ def build_dglm(
         sampler_hidden: Units in each hidden layer of the sampler's networks.
         embedding_hidden: Units in the hidden layers of the image embedding that the sampler sees.
         learning_rate: Learning rate of Adam.
+        jump_scale: The jump that the sampler's loss counts as good, in standard deviations of q.
         seed: Seed of the training noise.
         image_shape: Channels, height and width of an image.
     """
@@ -82,7 +84,7 @@ def build_dglm(
         )
     observed = Bernoulli() if likelihood == "bernoulli" else Gaussian(noise_scale)
     model = GenerativeModel(decoder, latent_dim, observed)
-    return DGLM(model, encoder, sampler, num_mh_steps, learning_rate, seed)
+    return DGLM(model, encoder, sampler, num_mh_steps, learning_rate, seed, jump_scale)
 
 
 def model_name(dglm: DGLM) -> str:

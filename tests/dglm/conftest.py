@@ -67,7 +67,7 @@ def build_kernel(kind: str, step_size: float) -> Kernel | None:
 def build_dglm() -> Callable[..., DGLM]:
     """A builder of the three kinds of module: "vae", "hmc" and "l2hmc"."""
 
-    def build(kind: str, step_size: float = 0.4, **options: int) -> DGLM:
+    def build(kind: str, step_size: float = 0.4, **options: float) -> DGLM:
         with torch.random.fork_rng():
             torch.manual_seed(1)
             model = spread(GenerativeModel(Decoder(LATENT, PIXELS, (5,)), LATENT))

@@ -5,7 +5,6 @@ import torch
 from torch import Tensor
 
 from dglm import DGLM, Chain, DiagonalGaussian
-from dglm.chain import run_chain
 from samplers import L2HMC, seeded_generator
 
 BuildDGLM = Callable[..., DGLM]
@@ -14,9 +13,7 @@ STEPS = 3
 
 
 def run(module: DGLM, x: Tensor, q: DiagonalGaussian, start: Tensor) -> Chain:
-    assert module.kernel is not None
-    generator = seeded_generator("cpu", 2)
-    return run_chain(module.model, module.kernel, x, q, start, STEPS, generator)
+    return module.chain(x, q, start, seeded_generator("cpu", 2), STEPS)
 
 
 @pytest.mark.parametrize("kind", ["hmc", "l2hmc"])
@@ -32,8 +29,11 @@ def test_log_joint_is_that_of_the_start_and_of_each_step(
         torch.testing.assert_close(chain.log_joint[row], module.model.log_joint(images, z).detach())
 
 
-def test_the_chain_repeats_the_steps_of_its_kernel(build_dglm: BuildDGLM, images: Tensor) -> None:
-    module = build_dglm("hmc")
+@pytest.mark.parametrize("scale", [1.0, 3.0])
+def test_the_chain_repeats_the_steps_of_its_kernel(
+    build_dglm: BuildDGLM, images: Tensor, scale: float
+) -> None:
+    module = build_dglm("hmc", jump_scale=scale)
     kernel, q = module.kernel, module.posterior(images)
     assert kernel is not None
     energy, generator = module.model.energy(images), seeded_generator("cpu", 2)
@@ -50,7 +50,8 @@ def test_the_chain_repeats_the_steps_of_its_kernel(build_dglm: BuildDGLM, images
     torch.testing.assert_close(chain.acceptance, acceptance.mean(dim=0))
     torch.testing.assert_close(chain.jump, (jump * acceptance).mean(dim=0))
     moved = jump * acceptance + 1e-4
-    torch.testing.assert_close(chain.loss, (1 / moved - moved).sum(dim=0))
+    expected = (scale**2 / moved - moved / scale**2).sum(dim=0)
+    torch.testing.assert_close(chain.loss, expected)
     assert torch.equal(chain.diverging, torch.zeros(7))
 
 

@@ -1,3 +1,4 @@
+import math
 import os
 import subprocess
 import sys
@@ -342,6 +343,12 @@ def test_a_chain_of_training_has_at_least_one_step(
 ) -> None:
     with pytest.raises(ValueError, match=f"num_mh_steps must be at least 1, got {num_mh_steps}"):
         build_dglm("hmc", num_mh_steps=num_mh_steps)
+
+
+@pytest.mark.parametrize("jump_scale", [0.0, -1.0, math.nan])
+def test_a_good_jump_has_a_length(build_dglm: BuildDGLM, jump_scale: float) -> None:
+    with pytest.raises(ValueError, match=f"jump_scale must be positive, got {jump_scale}"):
+        build_dglm("l2hmc", jump_scale=jump_scale)
 
 
 class Forgetful(nn.Linear):
