@@ -591,6 +591,7 @@ for path in sys.argv[1:]:
         "num_mh_steps": module.num_mh_steps,
         "learning_rate": module.learning_rate,
         "seed": module.seed,
+        "jump_scale": module.jump_scale,
     }
     torch.save((module.state_dict(), samples, summary), path + ".loaded")
 """
@@ -616,7 +617,9 @@ def checkpoints(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Saved]:
     for kind, kernel in kernels.items():
         decoder = nn.Sequential(nn.Linear(3, 5, bias=False), nn.Softplus(), nn.Linear(5, 6))
         model = GenerativeModel(decoder, 3)
-        module = DGLM(model, Encoder(6, 3, (4,)), kernel, 3, learning_rate=0.01, seed=9)
+        module = DGLM(
+            model, Encoder(6, 3, (4,)), kernel, 3, learning_rate=0.01, seed=9, jump_scale=2
+        )
         trainer, path = make_trainer(max_steps=2), folder / f"{kind}.ckpt"
         trainer.fit(module, Batches(2), Batches(1))
         trainer.save_checkpoint(path)
@@ -638,8 +641,8 @@ def test_a_checkpoint_loads_in_a_fresh_process(checkpoints: dict[str, Saved], ki
     module, path, x = checkpoints[kind]
     state, samples, summary = torch.load(f"{path}.loaded", weights_only=True)
     names = {"vae": "NoneType", "hmc": "HMC", "l2hmc": "L2HMC"}
-    expected = {"kernel": names[kind], "num_mh_steps": 3, "learning_rate": 0.01, "seed": 9}
-    assert summary == expected
+    settings = {"num_mh_steps": 3, "learning_rate": 0.01, "seed": 9, "jump_scale": 2}
+    assert summary == {"kernel": names[kind], **settings}
     assert state.keys() == module.state_dict().keys()
     for name, value in module.state_dict().items():
         assert torch.equal(state[name], value), name
