@@ -11,8 +11,17 @@ import experiments.targets.__main__ as command
 from experiments.command import Stopped, run_command
 from experiments.targets import table
 from experiments.targets.measure import Cost, Reference, mode_weights
-from experiments.targets.options import Compare
-from samplers import HMC, TARGETS, Chains, GaussianMixture, seeded_generator
+from experiments.targets.options import Compare, SamplerOptions
+from samplers import (
+    HMC,
+    L2HMC,
+    TARGETS,
+    Chains,
+    GaussianMixture,
+    TrainingHistory,
+    TrainingSettings,
+    seeded_generator,
+)
 
 SMALL = [
     "--training.num_iterations=12",
@@ -77,6 +86,24 @@ def test_a_row_of_a_mixture_says_where_chains_from_one_mode_end(run: Path) -> No
         assert sum(row["mode_weights"]) == pytest.approx(1)
     # Thirteen small steps, none of a kernel that learned to cross.
     assert rows[0]["mode_weights"][0] > 0.9
+
+
+@pytest.mark.parametrize(
+    ("iterations", "leapfrogs", "expected"), [(4000, 10, True), (3999, 10, False), (5000, 1, False)]
+)
+def test_a_training_of_many_leapfrogs_is_compiled_and_the_comparison_is_not(
+    iterations: int, leapfrogs: int, expected: bool, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    compiled: list[L2HMC] = []
+    monkeypatch.setattr(L2HMC, "compile", lambda kernel: compiled.append(kernel))
+    history = TrainingHistory(*torch.zeros(7, 1))
+    monkeypatch.setattr(command, "train_sampler", lambda *arguments, **options: history)
+    sampler = SamplerOptions(num_leapfrogs=leapfrogs)
+    options = Compare(sampler=sampler, training=TrainingSettings(iterations), quiet=True)
+    target = TARGETS["scg"]().float()
+    kernel, _ = command.train(target, target.sample(2), options, tmp_path, sampler)
+    assert len(compiled) == expected
+    assert kernel not in compiled
 
 
 def test_modes_are_counted_by_where_the_chains_end() -> None:
