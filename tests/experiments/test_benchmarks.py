@@ -52,7 +52,7 @@ def test_startup_times_real_commands(small: Arguments) -> None:
 
 
 def test_startup_says_that_the_training_failed() -> None:
-    with pytest.raises(RuntimeError, match="exit status 1"):
+    with pytest.raises(CommandError, match="exit status 1"):
         startup(["--data.name", "no such data"], updates=1, compile=("false",))
 
 
