@@ -121,7 +121,7 @@ def test_the_peak_is_that_of_the_work_beyond_what_is_held() -> None:
 
 @linux
 def test_the_memory_of_a_longer_chain_is_its_own_figure() -> None:
-    rows = memory([TINY], compile=[False], lengths=[4, 8])["rows"]
+    rows = memory([TINY], ways=["eager"], lengths=[4, 8])["rows"]
     assert [row["work"].split(",")[-1].strip() for row in rows] == [
         "eager",
         "64 chains of 4 HMC steps",
