@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+import torch._functorch.config as activations
 
 from dglm import long_chains, principal_axes
 from experiments.benchmarks.cases import DEFAULT_TRAINING, Posterior, SamplerUpdate, Sizes
@@ -22,16 +23,15 @@ _FORGET_PEAK = Path("/proc/self/clear_refs")
 
 def memory(
     sizes: Sequence[Sizes] = (replace(DEFAULT_TRAINING, mh_steps=5), Sizes()),
-    compile: Sequence[bool] = (False, True),
+    ways: Sequence[str] = ("eager", "compiled", "recomputed"),
     lengths: Sequence[int] = (250, 500, 1000),
 ) -> dict[str, Any]:
     """Measure each in a process of its own, so that none finds what another has left."""
     measured: dict[str, Callable[[], float]] = {}
     for each in sizes:
-        for compiled in compile:
-            name = f"update {each.mh_steps} × {each.leapfrogs}, {each}"
-            name += ", compiled" if compiled else ", eager"
-            measured[name] = partial(update_memory, each, compiled)
+        for way in ways:
+            name = f"update {each.mh_steps} × {each.leapfrogs}, {each}, {way}"
+            measured[name] = partial(update_memory, each, way)
     for length in lengths:
         measured[f"64 chains of {length} HMC steps"] = partial(chain_memory, length)
     rows = []
@@ -45,9 +45,10 @@ def memory(
     }
 
 
-def update_memory(sizes: Sizes, compile: bool) -> float:
-    """Return the memory of a sampler update, MiB."""
-    return peak_memory(SamplerUpdate(sizes, compile))
+def update_memory(sizes: Sizes, way: str) -> float:
+    """Return the memory of a sampler update, MiB: eager, compiled, or so that it recomputes."""
+    activations.activation_memory_budget = 0.0 if way == "recomputed" else 1.0
+    return peak_memory(SamplerUpdate(sizes, compile=way != "eager"))
 
 
 def chain_memory(length: int, sizes: Sizes = replace(DEFAULT_TRAINING, rows=64)) -> float:  # noqa: B008

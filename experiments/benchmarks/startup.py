@@ -12,6 +12,8 @@ from typing import Any
 
 from lightning.pytorch import Callback
 
+from experiments.command import CommandError
+
 _MARK = "update ended at"
 _CALLBACK = '[{"class_path": "experiments.benchmarks.startup.EndOfUpdates"}]'
 
@@ -54,7 +56,7 @@ def _seconds(arguments: Sequence[str], cache: str, updates: int) -> dict[str, fl
         ends = list(islice(_ends(child.stdout), updates))
         child.kill()
     if len(ends) < updates:
-        raise RuntimeError(f"the training ended with exit status {child.returncode}: {command}")
+        raise CommandError(f"the training ended early, with exit status {child.returncode}")
     later = [after - before for before, after in pairwise(ends)]
     return {"first_update_seconds": ends[0] - began, "later_updates_seconds": median(later)}
 

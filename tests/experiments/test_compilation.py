@@ -7,6 +7,7 @@ import pytest
 import torch
 
 from dglm import DGLM
+from experiments.command import CommandError
 from experiments.compilation import WORTH_COMPILING
 from experiments.mnist import command_line, main, train
 from samplers import Kernel
@@ -50,6 +51,52 @@ def test_a_compiled_training_is_the_eager_one(
     assert [each.__name__.lower() for each in compilations] == [kernel]
     assert models[0].keys() == models[1].keys()
     torch.testing.assert_close(models[1], models[0], rtol=1e-3, atol=1e-5)
+
+
+def test_a_training_that_recomputes_keeps_less_and_is_the_same(
+    small: Arguments, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    original = Kernel.compile
+    backend = "aot_eager_decomp_partition"  # divides the work as the real one does
+    monkeypatch.setattr(Kernel, "compile", lambda kernel: original(kernel, backend=backend))
+    kept, models = [], []
+    for recompute in ("false", "true"):
+        torch.compiler.reset()
+        folder = tmp_path / recompute
+        options = small(folder, compile="true", recompute=recompute, model__num_mh_steps=10)
+        cli = command_line(options)
+        kept.append([])
+        cli.model.training_step = counting(cli.model.training_step, kept[-1])
+        train(cli)
+        models.append(DGLM.load_from_checkpoint(folder / "checkpoints/last.ckpt").state_dict())
+    torch.testing.assert_close(models[1], models[0], rtol=1e-4, atol=1e-6)
+    assert sum(kept[1][-1].values()) < 0.5 * sum(kept[0][-1].values())
+
+
+def counting(step: Callable, kept: list[dict[int, int]]) -> Callable:
+    """Append what each call of a step but the first keeps for its backward pass: places, sizes.
+
+    The first compiles, during which nothing may count.
+    """
+
+    def pack(tensor: torch.Tensor) -> torch.Tensor:
+        kept[-1][tensor.data_ptr()] = tensor.numel()
+        return tensor
+
+    def counted(*arguments: object) -> torch.Tensor:
+        kept.append({})
+        if len(kept) == 1:
+            return step(*arguments)
+        with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
+            return step(*arguments)
+
+    return counted
+
+
+def test_nothing_is_recomputed_where_nothing_is_compiled(small: Arguments, tmp_path: Path) -> None:
+    with pytest.raises(CommandError, match="add --compile true"):
+        train(command_line(small(tmp_path / "run", recompute="true")))
+    assert not (tmp_path / "run").exists()
 
 
 def test_only_the_training_step_runs_compiled_code(
