@@ -126,7 +126,7 @@ class L2HMC(Kernel):
             )
         if context is not None and self.embedding is None:
             raise ValueError("this kernel was built without observation_dim and takes no context")
-        if not (momentum.requires_grad or torch.compiler.is_compiling()):
+        if self._leapfrog is not _leapfrog and not momentum.requires_grad:
             # As that of the later leapfrogs does, or the compiler would compile them apart.
             momentum = momentum.detach().requires_grad_(torch.is_grad_enabled())
         forward = direction[:, None] > 0
