@@ -27,16 +27,18 @@ _COLUMNS = {
 
 
 _BRIEF = ("ess", "ess_squares", "ess_per_gradient", "min_coordinate_ess_per_gradient")
+_BRIEF_SAMPLERS = ("L2HMC", "L2HMC, whitened", "HMC, same leapfrogs", "HMC, dense mass, tuned")
 
 
 def markdown(rows: list[dict[str, Any]], brief: bool = False) -> str:
     """Return a table: a line for each target and sampler, medians over seeds, all seeds' ESS.
 
-    The brief one has fewer columns, and the paper's figures.
+    The brief one has fewer columns and samplers, and the paper's figures.
     """
     groups: dict[tuple[str, str], list[dict[str, Any]]] = defaultdict(list)
     for row in rows:
-        groups[row["target"], row["sampler"]].append(row)
+        if not brief or row["sampler"] in _BRIEF_SAMPLERS:
+            groups[row["target"], row["sampler"]].append(row)
     columns = _BRIEF if brief else tuple(_COLUMNS)
     names = [_COLUMNS[key] for key in columns]
     between = "paper's ESS/step" if brief else "settings"
@@ -62,7 +64,7 @@ def main(arguments: list[str] | None = None) -> None:
         prog="python -m experiments.targets.table", description=__doc__, exit_on_error=False
     )
     parser.add_argument("--runs", default="runs/targets", help="Folder of the runs.")
-    parser.add_argument("--brief", type=bool, default=False, help="The columns of the README.")
+    parser.add_argument("--brief", type=bool, default=False, help="The README's table.")
     options = parser.parse_args(arguments)
     folder = Path(options.runs)
     files = sorted(folder.glob("*/results.json"))

@@ -129,11 +129,18 @@ def test_the_table_of_all_runs(run: Path, capsys: pytest.CaptureFixture[str]) ->
     assert capsys.readouterr().out == (run / "table.md").read_text()
 
 
-def test_the_brief_table_has_the_papers_figure_beside_l2hmc_alone(
+def test_the_brief_table_is_of_few_samplers_with_the_papers_figure_beside_l2hmc(
     run: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     table.main(["--runs", str(run.parent), "--brief", "true"])
     header, _, *lines = capsys.readouterr().out.splitlines()
+    samplers = [line.split(" | ")[1] for line in lines]
+    assert samplers == [
+        "L2HMC",
+        "L2HMC, whitened",
+        "HMC, same leapfrogs",
+        "HMC, dense mass, tuned",
+    ]
     place = header.split(" | ").index("paper's ESS/step")
     assert [line.split(" | ")[place] for line in lines] == ["0.0324", *[""] * (len(lines) - 1)]
 
