@@ -67,8 +67,10 @@ def test_chains_of_training_and_validation(
 ) -> None:
     module, chains, outputs = build_dglm(kind), [], []
 
-    def recording(model: nn.Module, kernel: nn.Module, x: Tensor, *arguments: Any) -> Chain:
-        chain = run_chain(model, kernel, x, *arguments)  # type: ignore[arg-type]
+    def recording(
+        model: nn.Module, kernel: nn.Module, x: Tensor, *arguments: Any, **options: Any
+    ) -> Chain:
+        chain = run_chain(model, kernel, x, *arguments, **options)  # type: ignore[arg-type]
         with torch.no_grad(), torch.autocast("cpu", enabled=False):
             chains.append((chain, module.model.log_joint(x, chain.state.position)))
         return chain
