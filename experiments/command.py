@@ -94,11 +94,9 @@ def parse_options(
 
 def with_switches(arguments: list[str]) -> list[str]:
     """Return the arguments with a switch that stands alone, as ``--quiet``, as ``--quiet=true``."""
-    following = [*arguments[1:], "--"]
-    pairs = zip(arguments, following, strict=True)
     return [
         f"{argument}=true" if argument in _SWITCHES and after.startswith("-") else argument
-        for argument, after in pairs
+        for argument, after in itertools.pairwise([*arguments, "--"])
     ]
 
 

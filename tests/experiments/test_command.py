@@ -8,6 +8,7 @@ from experiments.command import with_switches
 @pytest.mark.parametrize(
     ("given", "meant"),
     [
+        ("", ""),  # README's first command has none
         ("--quiet", "--quiet=true"),
         ("--quiet --seed 1 --bdmc", "--quiet=true --seed 1 --bdmc=true"),
         ("--quiet true --dry_run -c FILE", "--quiet true --dry_run=true -c FILE"),
