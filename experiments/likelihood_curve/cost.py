@@ -3,6 +3,7 @@
 import tempfile
 import time
 from pathlib import Path
+from statistics import median
 from typing import Any, NamedTuple
 
 import torch
@@ -70,19 +71,18 @@ def scoring_seconds(options: LikelihoodCurve, dglm: DGLM, images: Tensor) -> flo
 
 
 def print_costs(options: LikelihoodCurve) -> None:
-    """Print the cost of each model's training and of the scores.
-
-    Hours are those of eager chains: where chains are compiled, it takes less.
-    """
-    table = Table(title="Cost, from a few updates of each model")
+    """Print the cost of each model's training and of the scores."""
+    table = Table(title="Cost, from a few updates of each model; compiled chains take less")
     for column in ("model", "updates", "gradients", "hours"):
         table.add_column(column, justify="left" if column == "model" else "right")
     seeds, total = len(set(options.seeds)), 0.0
+    scoring = []
     for model in options.models():
         if model.seed != options.seeds[0]:
             continue
         cost = training_cost(options, model)
         total += seeds * cost.seconds
+        scoring.append(cost.seconds_a_scoring_gradient)
         name = model.name.partition("-seed")[0]
         hours = f"{cost.seconds / 3600:.2f}"
         table.add_row(f"{name}, each seed", f"{cost.updates:,}", f"{cost.gradients:.2g}", hours)
@@ -90,7 +90,7 @@ def print_costs(options: LikelihoodCurve) -> None:
     gradients = scores * gradient_evaluations(
         options.num_images, options.num_chains, options.num_temperatures, options.num_leapfrogs
     )
-    scoring = gradients * cost.seconds_a_scoring_gradient / 3600
+    hours = f"{gradients * median(scoring) / 3600:.2f}"
     table.add_row(f"all trainings, {seeds} seed(s)", "", "", f"{total / 3600:.2f}")
-    table.add_row(f"{scores} scores", "", f"{gradients:.2g}", f"{scoring:.2f}")
+    table.add_row(f"{scores} scores", "", f"{gradients:.2g}", hours)
     Console().print(table)
