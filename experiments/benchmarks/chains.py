@@ -1,12 +1,12 @@
 """W1: many chains on a small target, beside blackjax."""
 
-import importlib.util
 from collections.abc import Callable
 from typing import Any
 
 import torch
 from torch import Tensor
 
+from experiments.benchmarks import peer
 from experiments.benchmarks.timing import Workload, agree
 from samplers import HMC, Energy, Kernel, State, ill_conditioned_gaussian, seeded_generator
 
@@ -33,8 +33,10 @@ def small_target() -> Workload:
         "position", contenders["compiled"]().position, contenders["eager"]().position, 1e-3
     )
     reference = "eager"
-    if importlib.util.find_spec("blackjax") is not None:
-        contenders["blackjax"], reference = _blackjax(precision, start), "blackjax"
+    if peer.INSTALLED:
+        theirs = _blackjax(precision, start)
+        contenders["blackjax"], reference = theirs, "blackjax"
+        checks |= agree("energy", theirs.energy(), energy(start), 1e-5)
     title = f"{_STEPS} HMC steps of {_LEAPFROGS} leapfrogs, {_CHAINS} chains, 50-d Gaussian"
     return Workload(title, reference, contenders, 7, checks)
 
@@ -49,25 +51,15 @@ def _run(kernel: Kernel, energy: Energy, start: Tensor) -> State:
     return state
 
 
-def _blackjax(precision: Tensor, start: Tensor) -> Callable[[], Any]:
-    import blackjax
+def _blackjax(precision: Tensor, start: Tensor) -> peer.BlackjaxHMC:
     import jax
 
     weights = jax.numpy.asarray(precision.numpy())
-    hmc = blackjax.hmc(
-        lambda x: -0.5 * (x * x) @ weights,
+    return peer.BlackjaxHMC(
+        lambda x, nothing: -0.5 * (x * x) @ weights,
+        start,
+        start.new_zeros(len(start)),
         _STEP_SIZE,
-        jax.numpy.ones(len(precision)),
         _LEAPFROGS,
+        _STEPS,
     )
-
-    @jax.jit
-    def run(state: Any, key: Any) -> Any:
-        def step(state: Any, key: Any) -> Any:
-            state, info = jax.vmap(hmc.step)(jax.random.split(key, _CHAINS), state)
-            return state, info.acceptance_rate
-
-        return jax.lax.scan(step, state, jax.random.split(key, _STEPS))
-
-    state = jax.vmap(hmc.init)(jax.numpy.asarray(start.numpy()))
-    return lambda: jax.block_until_ready(run(state, jax.random.key(1)))

@@ -1,10 +1,14 @@
 """W2, W3 and W4: posteriors of decoders, beside the matrix products alone."""
 
+import math
 from collections.abc import Callable
 from dataclasses import replace
+from typing import Any
 
 import torch
+from torch import nn
 
+from experiments.benchmarks import peer
 from experiments.benchmarks.cases import Annealing, Posterior, SamplerUpdate, Sizes
 from experiments.benchmarks.published import PublishedL2HMC
 from experiments.benchmarks.timing import Workload, agree
@@ -34,8 +38,33 @@ def posterior(sizes: Sizes) -> Workload:
         "compiled": lambda: run(compiled),
         "eager": lambda: run(eager),
     }
+    if peer.INSTALLED:
+        theirs = _blackjax(case, leapfrogs, steps)
+        contenders["blackjax"] = theirs
+        checks |= agree("energy of blackjax", theirs.energy(), energy(case.z).detach(), 1e-5)
     title = f"HMC {steps} × {leapfrogs} on p(z|x), {sizes}"
     return Workload(title, PRODUCTS, contenders, 9, checks)
+
+
+def _blackjax(case: Posterior, leapfrogs: int, steps: int) -> peer.BlackjaxHMC:
+    import jax
+
+    layers = [
+        (jax.numpy.asarray(layer.weight.detach().numpy()), jax.numpy.asarray(layer.bias.tolist()))
+        for layer in case.model.decoder.modules()
+        if isinstance(layer, nn.Linear)
+    ]
+
+    def log_density(z: Any, image: Any) -> Any:
+        hidden = z
+        for weight, bias in layers[:-1]:
+            hidden = jax.nn.softplus(weight @ hidden + bias)
+        weight, bias = layers[-1]
+        logits = weight @ hidden + bias
+        normal = -0.5 * (z @ z + z.size * math.log(2 * math.pi))
+        return image @ logits - jax.nn.softplus(logits).sum() + normal
+
+    return peer.BlackjaxHMC(log_density, case.z, case.x, _STEP_SIZE, leapfrogs, steps)
 
 
 def annealing(sizes: Sizes) -> Workload:

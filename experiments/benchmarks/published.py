@@ -12,8 +12,8 @@ class PublishedL2HMC(L2HMC):
     """L2HMC with all the work of its first release: the same numbers, many times over.
 
     Both directions run for every chain, half of the results thrown away; each leapfrog takes both
-    its gradients anew; each call of a network embeds the images anew, and inputs and heads of the
-    networks have a product each.
+    its gradients anew, and the acceptance the energies of both ends; each call of a network embeds
+    the images anew, and inputs and heads of the networks have a product each.
 
     References:
         Generalizing Hamiltonian Monte Carlo with Neural Networks (Levy, Hoffman and
@@ -50,8 +50,10 @@ class PublishedL2HMC(L2HMC):
         energy: Energy,
         images: Tensor,
     ) -> list[Tensor]:
+        assert callable(energy)
         forward = bool(direction[0] > 0)
-        log_determinant = torch.zeros_like(state.energy)
+        # Of rounding's size: whatever takes the kept energy of the start takes this one instead.
+        log_determinant = energy(state.position) - state.energy
         for step in range(self.num_leapfrogs):
             place = step if forward else self.num_leapfrogs - 1 - step
             time = self.times[place].expand(len(momentum), -1)
@@ -76,7 +78,8 @@ class PublishedL2HMC(L2HMC):
                 position_update,
             )
             log_determinant = log_determinant + change
-        return [*state[:3], momentum, log_determinant]
+        energies = energy(state.position)
+        return [state.position, energies, state.gradient, momentum, log_determinant]
 
 
 def unfused(
