@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from samplers.energy import Energy, State, evaluate, finite_gradient
+from samplers.products import ProductsByOneDNN, onednn_is_faster
 from samplers.random import standard_normal
 
 DIVERGENCE_THRESHOLD = 1000.0
@@ -127,13 +128,17 @@ class Kernel(nn.Module, ABC):
         Arguments:
             options: Of ``torch.compile``.
         """
-        if not ("backend" in options or compiler_works(self.log_step_size.device.type)):
+        device = self.log_step_size.device.type
+        if not ("backend" in options or compiler_works(device)):
             warnings.warn(
                 "torch.compile does not work here (is there a C++ compiler?): chains run eagerly",
                 stacklevel=2,
             )
             return
-        self.compile_region({"fullgraph": True, "dynamic": False, "options": _INDUCTOR} | options)
+        inductor: dict[str, Any] = dict(_INDUCTOR)
+        if onednn_is_faster(device):
+            inductor["post_grad_custom_pre_pass"] = ProductsByOneDNN()
+        self.compile_region({"fullgraph": True, "dynamic": False, "options": inductor} | options)
 
     def compile_region(self, options: dict[str, Any]) -> None:
         """Have ``torch.compile`` compile, with its options, what is one region of this kernel."""
