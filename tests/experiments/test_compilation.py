@@ -21,6 +21,8 @@ pytestmark = [
     # The compiler itself looks at the .grad of the context, and does what it warns of here.
     pytest.mark.filterwarnings("ignore:The .grad attribute of a Tensor:UserWarning"),
     pytest.mark.filterwarnings("ignore:.*should not be instantiated:DeprecationWarning"),
+    # Torch 2.11's own.
+    pytest.mark.filterwarnings("ignore:.*torch.jit.script_method:DeprecationWarning"),
 ]
 
 

@@ -446,6 +446,7 @@ def test_compiled_kernel_is_the_eager_one_and_follows_a_changed_tensor(
 
 
 @pytest.mark.filterwarnings("ignore:The .grad attribute of a Tensor:UserWarning")
+@pytest.mark.filterwarnings("ignore:.*should not be instantiated:DeprecationWarning")
 def test_copies_of_a_compiled_kernel_are_not_compiled(build: Build, energy: PlainEnergy) -> None:
     compiled = []
 
