@@ -2,6 +2,7 @@
 
 import json
 from collections import defaultdict
+from collections.abc import Iterable
 from pathlib import Path
 from statistics import median
 from typing import Any
@@ -26,6 +27,7 @@ _COLUMNS = {
 }
 
 
+_PEER = "NUTS, blackjax"
 _BRIEF = ("ess", "ess_squares", "ess_per_gradient", "min_coordinate_ess_per_gradient")
 _BRIEF_SAMPLERS = ("L2HMC", "L2HMC, whitened", "HMC, same leapfrogs", "HMC, dense mass, tuned")
 
@@ -58,6 +60,33 @@ def markdown(rows: list[dict[str, Any]], brief: bool = False) -> str:
     return "\n".join(lines) + "\n"
 
 
+def speed_table(rows: list[dict[str, Any]]) -> str:
+    """Return effective sample sizes a second, over NUTS's of the same run, medians over seeds.
+
+    With training, the seconds that it, a warm-up or a search of settings took are counted too.
+    """
+    measures = {"ESS": "ess", "worst coordinate": "min_coordinate_ess"}
+    header = [f"{name}{how}" for name in measures for how in ("", ", with training")]
+    lines = ["| " + " | ".join(["target", "sampler", *header]) + " |", "|---" * 6 + "|"]
+    ratios: dict[tuple[str, str], list[list[float]]] = defaultdict(list)
+    peers = {(row["target"], row["seed"]): row for row in rows if row["sampler"] == _PEER}
+    for row in rows:
+        if (peer := peers.get((row["target"], row["seed"]))) and row is not peer:
+            speeds, theirs = _speeds(row, measures.values()), _speeds(peer, measures.values())
+            ratio = [own / other for own, other in zip(speeds, theirs, strict=True)]
+            ratios[row["target"], row["sampler"]].append(ratio)
+    for (target, sampler), seeds in ratios.items():
+        numbers = [f"{median(column):.2g}" for column in zip(*seeds, strict=True)]
+        lines.append("| " + " | ".join([target, sampler, *numbers]) + " |")
+    return "\n".join(lines) + "\n"
+
+
+def _speeds(row: dict[str, Any], measures: Iterable[str]) -> list[float]:
+    draws = row["num_steps"] * row["num_chains"]
+    seconds = row["seconds"], row["seconds"] + row["training_seconds"]
+    return [row[measure] * draws / time for measure in measures for time in seconds]
+
+
 def main(arguments: list[str] | None = None) -> None:
     """Print the table of all finished runs."""
     parser = ArgumentParser(
@@ -65,13 +94,14 @@ def main(arguments: list[str] | None = None) -> None:
     )
     parser.add_argument("--runs", default="runs/targets", help="Folder of the runs.")
     parser.add_argument("--brief", type=bool, default=False, help="The README's table.")
+    parser.add_argument("--speed", type=bool, default=False, help="Speeds beside NUTS's instead.")
     options = parser.parse_args(arguments)
     folder = Path(options.runs)
     files = sorted(folder.glob("*/results.json"))
     if not files:
         raise CommandError(f"there is no finished run in {folder}")
     rows = [row for file in files for row in json.loads(file.read_text())]
-    print(markdown(rows, options.brief), end="")
+    print(speed_table(rows) if options.speed else markdown(rows, options.brief), end="")
 
 
 if __name__ == "__main__":

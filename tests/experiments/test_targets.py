@@ -3,6 +3,7 @@
 import json
 import shutil
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -127,6 +128,25 @@ def test_a_run_that_is_resumed_gives_the_same_figures(run: Path, tmp_path: Path)
 def test_the_table_of_all_runs(run: Path, capsys: pytest.CaptureFixture[str]) -> None:
     table.main(["--runs", str(run.parent)])
     assert capsys.readouterr().out == (run / "table.md").read_text()
+
+
+def test_the_table_of_speeds_is_relative_to_nuts_of_the_same_seed() -> None:
+    def row(sampler: str, seed: int, ess: float, seconds: float, training: float) -> dict[str, Any]:
+        figures = {"ess": ess, "min_coordinate_ess": ess / 4, "num_steps": 10, "num_chains": 2}
+        times = {"seconds": seconds, "training_seconds": training}
+        return {"target": "scg", "sampler": sampler, "seed": seed, **figures, **times}
+
+    rows = [
+        row("L2HMC", 0, 0.5, 1, 9),
+        row("NUTS, blackjax", 0, 1.0, 1, 1),
+        row("L2HMC", 1, 0.5, 2, 8),
+        row("NUTS, blackjax", 1, 0.25, 2, 0),
+        row("L2HMC", 2, 0.5, 2, 8),  # whose NUTS is missing
+    ]
+    lines = table.speed_table(rows).splitlines()
+    # (0.5 + 2) / 2 without training; (0.1 + 0.4) / 2 with it.
+    assert lines[2:] == ["| scg | L2HMC | 1.2 | 0.25 | 1.2 | 0.25 |"]
+    assert len({line.count("|") for line in lines}) == 1
 
 
 def test_the_brief_table_is_of_few_samplers_with_the_papers_figure_beside_l2hmc(
