@@ -18,6 +18,8 @@ DIVERGENCE_THRESHOLD = 1000.0
 
 _INDUCTOR = {"realize_reads_threshold": 1, "realize_opcount_threshold": 4}
 # Otherwise the compiler inlines the recurrence of elementwise energies, and takes minutes.
+_INDUCTOR_WITH_ONEDNN = {**_INDUCTOR, "post_grad_custom_pre_pass": ProductsByOneDNN()}
+# One object, as kernels share a compilation only where their options are equal.
 
 
 @cache
@@ -135,9 +137,7 @@ class Kernel(nn.Module, ABC):
                 stacklevel=2,
             )
             return
-        inductor: dict[str, Any] = dict(_INDUCTOR)
-        if onednn_is_faster(device):
-            inductor["post_grad_custom_pre_pass"] = ProductsByOneDNN()
+        inductor = _INDUCTOR_WITH_ONEDNN if onednn_is_faster(device) else _INDUCTOR
         self.compile_region({"fullgraph": True, "dynamic": False, "options": inductor} | options)
 
     def compile_region(self, options: dict[str, Any]) -> None:

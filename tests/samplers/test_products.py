@@ -78,10 +78,13 @@ def test_a_kernel_compiled_with_products_is_the_eager_one(monkeypatch: pytest.Mo
         state = kernel.init(normal(200, 200, seed=1), energy)
         return kernel(state, energy, [kernel.noise(state, seeded_generator("cpu", 2))])[0].position
 
-    compiled, eager = HMC(2, 0.1), HMC(2, 0.1)
+    compiled, another, eager = (HMC(2, 0.1) for _ in range(3))
     compiled.compile()
+    another.compile()
     with torch.no_grad():
         run(compiled)
+        with torch._dynamo.config.patch(error_on_recompile=True):
+            run(another)
         with torch.profiler.profile() as profile:
             found = run(compiled)
         torch.testing.assert_close(found, run(eager), rtol=1e-4, atol=1e-4)
