@@ -1,5 +1,7 @@
 """Products by oneDNN: the compiled numbers are those of before."""
 
+from pathlib import Path
+
 import pytest
 import torch
 from torch import Tensor, fx
@@ -57,8 +59,31 @@ def test_small_or_precise_products_stay(rows: int, dtype: torch.dtype) -> None:
     assert replaced(graph) == 0
 
 
-def test_only_a_processor_is_asked_for_onednn() -> None:
-    assert not onednn_is_faster("cuda")
+@pytest.mark.parametrize(
+    ("device", "capability", "cpuinfo", "expected"),
+    [
+        ("cpu", "AVX512", "vendor_id : AuthenticAMD", True),
+        ("cpu", "AVX512", "vendor_id : GenuineIntel", False),
+        ("cpu", "AVX2", "vendor_id : AuthenticAMD", False),
+        ("cpu", "AVX512", None, False),
+        ("cuda", "AVX512", "vendor_id : AuthenticAMD", False),
+    ],
+)
+def test_onednn_is_for_processors_of_amd_with_avx512(
+    device: str,
+    capability: str,
+    cpuinfo: str | None,
+    expected: bool,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    def read_text(path: Path) -> str:
+        if cpuinfo is None:
+            raise FileNotFoundError(path)
+        return cpuinfo
+
+    monkeypatch.setattr(torch.backends.cpu, "get_cpu_capability", lambda: capability)
+    monkeypatch.setattr(Path, "read_text", read_text)
+    assert onednn_is_faster.__wrapped__(device) is expected  # past its cache
 
 
 def test_a_kernel_compiled_with_products_is_the_eager_one(monkeypatch: pytest.MonkeyPatch) -> None:
