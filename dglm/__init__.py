@@ -15,6 +15,7 @@ from dglm.networks import Decoder, Encoder
 from dglm.posterior import LongChains, long_chains, principal_axes
 from dglm.safeguard import Safeguard, TrainingFailed
 from dglm.shape import ChainMeans, Estimate, PrincipalAxes
+from dglm.starts import FittedStart
 
 __all__ = [
     "DGLM",
@@ -30,6 +31,7 @@ __all__ = [
     "DiagonalGaussian",
     "Encoder",
     "Estimate",
+    "FittedStart",
     "Gaussian",
     "GenerativeModel",
     "ImportanceResult",

@@ -5,25 +5,32 @@ from dataclasses import dataclass
 from typing import Literal, NamedTuple
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from dglm.annealing import (
     Annealed,
-    AnnealedEnergy,
     Schedule,
     anneal,
     pilot_gradients,
     temperatures,
     tune_step_sizes,
 )
-from dglm.gaussian import DiagonalGaussian
 from dglm.memory import batches
 from dglm.model import GenerativeModel
+from dglm.starts import (
+    FittedGaussian,
+    Gaussians,
+    Start,
+    annealed_path,
+    fit_gradients,
+    of_images,
+    starting_gaussians,
+)
 from dglm.weights import log_mean_exp, log_mean_standard_error, weight_effective_sample_size
 from samplers import HMC, seeded_generator
 
-Start = nn.Module | Literal["prior"]
-"""Where chains start: at the prior, or at the q(z|x) of an encoder."""
+StartName = Literal["prior", "encoder", "fitted"]
+"""A start in the words of the commands; the encoder is the model's own."""
 
 _PILOT_CHAINS = 128
 _PILOT_STREAM, _CHAIN_STREAM, _REVERSE_STREAM = 0, 1, 2
@@ -37,8 +44,8 @@ class AISSettings:
         num_chains: Chains for each image.
         num_temperatures: Changes of temperature.
         num_leapfrogs: Leapfrogs of each transition.
-        start: Where the chains start: at the prior, or at the encoder's q(z|x), from where fewer
-            temperatures are needed.
+        start: Where the chains start: at the prior, at the encoder's q(z|x), from where fewer
+            temperatures are needed, or at Gaussians fitted to the posteriors, from where few are.
         schedule: Spacing of the temperatures.
         seed: Seed of all randomness.
         compile: Compile the transition: faster per gradient, once some twenty seconds are spent.
@@ -48,9 +55,9 @@ class AISSettings:
     """
 
     num_chains: int = 16
-    num_temperatures: int = 1000
-    num_leapfrogs: int = 10
-    start: Literal["prior", "encoder"] = "prior"
+    num_temperatures: int = 100
+    num_leapfrogs: int = 5
+    start: StartName = "fitted"
     schedule: Schedule = "sigmoid"
     seed: int = 0
     compile: bool = False
@@ -77,7 +84,7 @@ class AISResult(NamedTuple):
     acceptance: Tensor
     """Mean acceptance probability, (N,)."""
     gradient_evaluations: int
-    """Gradients of log p(x|z), over all images and chains, the pilot's included."""
+    """Gradients of log p(x|z), over all images and chains, of pilot and fit, too."""
 
     @property
     def effective_sample_size(self) -> Tensor:
@@ -112,7 +119,8 @@ def estimate_log_likelihood(
         num_chains: C, chains an image.
         num_temperatures: T, changes of temperature; T - 1 transitions lie between them.
         num_leapfrogs: Leapfrogs a transition.
-        start: q₀: "prior", or an encoder, from which fewer temperatures are needed.
+        start: q₀: "prior", an encoder, from which fewer temperatures are needed, or
+            ``FittedStart(encoder)``, from which few are.
         seed: All randomness is a function of it.
         schedule: Spacing of the temperatures.
         compile: Compile the transition: faster per gradient, once some twenty seconds are spent.
@@ -138,12 +146,13 @@ def estimate_log_likelihood(
     check_counts(num_chains=num_chains, num_leapfrogs=num_leapfrogs)
     model.check_observations(images)
     betas = temperatures(num_temperatures, schedule)
-    step_sizes = tuned_step_sizes(model, images, betas, num_leapfrogs, start, seed, progress)
     kernel = transition(num_leapfrogs, images.device, compile)
+    starts = starting_gaussians(model, images, start, kernel, seed, progress)
+    step_sizes = tuned_step_sizes(model, images, betas, num_leapfrogs, starts, seed, progress)
     pieces = annealed_chains(
-        model, images, num_chains, betas, kernel, step_sizes, start, seed, progress
+        model, images, num_chains, betas, kernel, step_sizes, starts, seed, progress
     )
-    cost = gradient_evaluations(len(images), num_chains, num_temperatures, num_leapfrogs)
+    cost = gradient_evaluations(len(images), num_chains, num_temperatures, num_leapfrogs, start)
     return summarise(pieces, num_chains, cost)
 
 
@@ -154,7 +163,7 @@ def annealed_chains(
     betas: Tensor,
     kernel: HMC,
     step_sizes: Tensor,
-    start: Start,
+    starts: Gaussians,
     seed: int,
     progress: Callable[[int], None],
     exact: Tensor | None = None,
@@ -168,12 +177,15 @@ def annealed_chains(
     stream = _CHAIN_STREAM if exact is None else _REVERSE_STREAM
     for first, rows in batches(model, images, num_chains):
         generator = seeded_generator(images.device, seed, stream, first)
+        own = slice(first, first + len(rows) // num_chains)
+        start = of_images(starts, own)
         path = annealed_path(model, rows, start)
         if exact is None:
             draws = path.start.sample(generator)
         else:
-            own = exact[first : first + len(rows) // num_chains]
-            draws = own.repeat_interleave(num_chains, dim=0)
+            draws = exact[own].repeat_interleave(num_chains, dim=0)
+            if isinstance(start, FittedGaussian):
+                draws = start.whiten(draws)
         counted = scaled(progress, len(rows))
         pieces.append(anneal(path, draws, betas, kernel, step_sizes, generator, counted))
     return pieces
@@ -188,12 +200,21 @@ def transition(num_leapfrogs: int, device: torch.device, compile: bool) -> HMC:
 
 
 def gradient_evaluations(
-    num_images: int, num_chains: int, num_temperatures: int, num_leapfrogs: int
+    num_images: int,
+    num_chains: int,
+    num_temperatures: int,
+    num_leapfrogs: int,
+    start: Start | StartName,
 ) -> int:
-    """Return the gradients of log p(x|z) that an estimate takes, its pilot's included."""
-    per_chain = 1 + (num_temperatures - 1) * num_leapfrogs
+    """Return the gradients of log p(x|z) that an estimate takes, all of them."""
     pilot = _PILOT_CHAINS * pilot_gradients(num_temperatures, num_leapfrogs)
-    return pilot + num_images * num_chains * per_chain
+    annealed = chain_gradients(num_chains, num_temperatures, num_leapfrogs)
+    return pilot + num_images * (annealed + fit_gradients(start, num_leapfrogs))
+
+
+def chain_gradients(num_chains: int, num_temperatures: int, num_leapfrogs: int) -> int:
+    """Return the gradients of the annealed chains of one image."""
+    return num_chains * (1 + (num_temperatures - 1) * num_leapfrogs)
 
 
 def join(results: Sequence[AISResult]) -> AISResult:
@@ -236,18 +257,6 @@ def summarise(pieces: list[Annealed], num_chains: int, gradient_evaluations: int
     )
 
 
-def annealed_path(model: GenerativeModel, images: Tensor, start: Start) -> AnnealedEnergy:
-    """Return the path to p(z|x) for images (B, D), from the prior or from an encoder's q(z|x)."""
-    if isinstance(start, nn.Module):
-        q = DiagonalGaussian(*start(images))
-    elif start == "prior":
-        zeros = images.new_zeros(len(images), model.latent_dim)
-        q = DiagonalGaussian(zeros, zeros)
-    else:
-        raise ValueError(f"start must be 'prior' or an encoder module, got {start!r}")
-    return AnnealedEnergy(model.misfit(images), q)
-
-
 def check_counts(**counts: int) -> None:
     """Raise ValueError that names the first count below 1."""
     for name, count in counts.items():
@@ -260,13 +269,13 @@ def tuned_step_sizes(
     images: Tensor,
     betas: Tensor,
     num_leapfrogs: int,
-    start: Start,
+    starts: Gaussians,
     seed: int,
     progress: Callable[[int], None] = lambda gradients: None,
 ) -> Tensor:
     """Return step sizes tuned on images spread over the set."""
     rows = torch.arange(_PILOT_CHAINS, device=images.device) * len(images) // _PILOT_CHAINS
-    path = annealed_path(model, images[rows], start)
+    path = annealed_path(model, images[rows], of_images(starts, rows))
     generator = seeded_generator(images.device, seed, _PILOT_STREAM)
     counted = scaled(progress, _PILOT_CHAINS)
     return tune_step_sizes(path, betas, num_leapfrogs, generator, counted)

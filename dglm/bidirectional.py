@@ -8,8 +8,8 @@ from torch import Tensor
 
 from dglm.ais import (
     AISResult,
-    Start,
     annealed_chains,
+    chain_gradients,
     check_counts,
     gradient_evaluations,
     summarise,
@@ -18,6 +18,7 @@ from dglm.ais import (
 )
 from dglm.annealing import Schedule, temperatures
 from dglm.model import GenerativeModel
+from dglm.starts import Start, starting_gaussians
 from samplers import seeded_generator
 
 _SIMULATION_STREAM = 3
@@ -89,7 +90,7 @@ def bidirectional_bounds(
         num_chains: C, chains an image in each direction.
         num_temperatures: T, changes of temperature.
         num_leapfrogs: Leapfrogs a transition.
-        start: q₀: "prior", or an encoder.
+        start: q₀: "prior", an encoder, or ``FittedStart(encoder)``.
         seed: All randomness is a function of it.
         schedule: Spacing of the temperatures.
         compile: Compile the transition: faster per gradient, once some twenty seconds are spent.
@@ -110,15 +111,16 @@ def bidirectional_bounds(
     device = next(model.parameters()).device
     images, z = model.sample(num_images, seeded_generator(device, seed, _SIMULATION_STREAM))
     betas = temperatures(num_temperatures, schedule)
-    step_sizes = tuned_step_sizes(model, images, betas, num_leapfrogs, start, seed, progress)
     kernel = transition(num_leapfrogs, device, compile)
-    shared = start, seed, progress
+    starts = starting_gaussians(model, images, start, kernel, seed, progress)
+    step_sizes = tuned_step_sizes(model, images, betas, num_leapfrogs, starts, seed, progress)
+    shared = starts, seed, progress
     forward = annealed_chains(model, images, num_chains, betas, kernel, step_sizes, *shared)
     reverse = annealed_chains(
         model, images, num_chains, betas.flip(0), kernel, step_sizes.flip(0), *shared, exact=z
     )
-    cost = gradient_evaluations(num_images, num_chains, num_temperatures, num_leapfrogs)
-    pilot = gradient_evaluations(0, num_chains, num_temperatures, num_leapfrogs)
+    sizes = num_chains, num_temperatures, num_leapfrogs
+    cost = gradient_evaluations(num_images, *sizes, start)
     lower = summarise(forward, num_chains, cost)
-    upper = summarise(reverse, num_chains, cost - pilot)
+    upper = summarise(reverse, num_chains, num_images * chain_gradients(*sizes))
     return BidirectionalBounds(lower.log_likelihood, -upper.log_likelihood, lower, upper)

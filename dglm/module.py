@@ -16,6 +16,7 @@ from dglm.gaussian import DiagonalGaussian
 from dglm.model import GenerativeModel
 from dglm.precision import check_precision, full_precision
 from dglm.safeguard import Safeguard
+from dglm.starts import FittedStart, Start
 from samplers import (
     HMC,
     Kernel,
@@ -203,6 +204,15 @@ class DGLM(LightningModule):
             self.model, self.kernel, x, q, start, steps, generator, jump_scale=self.jump_scale
         )
 
+    def ais_start(self, settings: AISSettings) -> Start:
+        """Return where annealed importance sampling with these settings starts."""
+        starts: dict[str, Start] = {
+            "prior": "prior",
+            "encoder": self.encoder,
+            "fitted": FittedStart(self.encoder),
+        }
+        return starts[settings.start]
+
     def setup(self, stage: str) -> None:
         """Refuse a precision, or a decoder, with which chains would not be exact."""
         check_precision(self.trainer.precision)
@@ -265,8 +275,7 @@ class DGLM(LightningModule):
         if batch_index in self.test_results:
             return
         options = asdict(self.ais)
-        if options["start"] == "encoder":
-            options["start"] = self.encoder
+        options["start"] = self.ais_start(self.ais)
         options["seed"] = mixed_seed(self.ais.seed, batch_index, self.global_rank)
         # torch.autograd.grad, the faster way to the forces, needs tensors made outside of the
         # inference mode that Trainer.test is in.

@@ -62,7 +62,11 @@ class Banner(Callback):
     def _scoring_cost(self) -> str:
         sizes = self.scoring
         gradients = gradient_evaluations(
-            self.num_images, sizes.num_chains, sizes.num_temperatures, sizes.num_leapfrogs
+            self.num_images,
+            sizes.num_chains,
+            sizes.num_temperatures,
+            sizes.num_leapfrogs,
+            sizes.start,
         )
         return (
             f"{self.num_images:,} test images, {sizes.num_chains} chains, "

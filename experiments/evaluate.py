@@ -13,7 +13,7 @@ from lightning.pytorch import Trainer
 from torch import Tensor
 
 from dglm import DGLM, AISResult, AISSettings, bidirectional_bounds, importance_weighted_bound
-from dglm.ais import check_counts, gradient_evaluations
+from dglm.ais import chain_gradients, check_counts, gradient_evaluations
 from experiments.checkpoints import load_checkpoint
 from experiments.command import (
     CommandError,
@@ -65,8 +65,8 @@ class Evaluate(AISSettings):
         num_chains: Chains for each image.
         num_temperatures: Changes of temperature.
         num_leapfrogs: Leapfrogs of each transition.
-        start: Where the chains start: at the prior, or at the encoder's q(z|x), from where fewer
-            temperatures are needed.
+        start: Where the chains start: at the prior, at the encoder's q(z|x), from where fewer
+            temperatures are needed, or at Gaussians fitted to the posteriors, from where few are.
         schedule: Spacing of the temperatures.
         seed: Seed of all randomness.
         compile: Compile the transition: faster per gradient, once some twenty seconds are spent.
@@ -212,11 +212,10 @@ def importance_summary(dglm: DGLM, images: Tensor, options: Evaluate) -> dict[st
 def bidirectional_summary(dglm: DGLM, settings: AISSettings, options: Evaluate) -> dict[str, Any]:
     """Bound log p(x) of simulated images from both sides."""
     arguments = asdict(settings)
-    if settings.start == "encoder":
-        arguments["start"] = dglm.encoder
+    arguments["start"] = dglm.ais_start(settings)
     sizes = (settings.num_chains, settings.num_temperatures, settings.num_leapfrogs)
-    forward, pilot = (gradient_evaluations(count, *sizes) for count in (options.bdmc_images, 0))
-    total = 2 * forward - pilot
+    total = gradient_evaluations(options.bdmc_images, *sizes, settings.start)
+    total += options.bdmc_images * chain_gradients(*sizes)
     with counted("bidirectional, gradients", total, options.quiet) as progress:
         bounds = bidirectional_bounds(
             dglm.model, options.bdmc_images, **arguments, progress=progress

@@ -3,7 +3,7 @@
 import json
 from dataclasses import dataclass, fields
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import torch
 from lightning.pytorch import Trainer
@@ -37,7 +37,8 @@ class Evaluation(AISSettings):
         num_chains: Chains of annealed importance sampling for each image.
         num_temperatures: Changes of temperature.
         num_leapfrogs: Leapfrogs of each transition.
-        start: Where the chains start: at the prior, or at the encoder's q(z|x).
+        start: Where the chains start: at the prior, at the encoder's q(z|x), or at Gaussians
+            fitted to the posteriors.
         schedule: Spacing of the temperatures.
         seed: Seed of the estimate.
         compile: Compile the transition: faster per gradient, once some twenty seconds are spent.
@@ -45,8 +46,6 @@ class Evaluation(AISSettings):
         num_sweeps: Sweeps of the inpainting.
     """
 
-    num_temperatures: int = 200
-    start: Literal["prior", "encoder"] = "encoder"
     num_images: int = 100
     num_sweeps: int = 48
 

@@ -31,7 +31,7 @@ def score(
     rows = share(len(images), batch_size, trainer.global_rank, trainer.world_size)
     batches = Batches(images.to(trainer.strategy.root_device), rows)
     sizes = (settings.num_chains, settings.num_temperatures, settings.num_leapfrogs)
-    costs = [gradient_evaluations(len(batch), *sizes) for batch in rows]
+    costs = [gradient_evaluations(len(batch), *sizes, settings.start) for batch in rows]
     done = sum(costs[index] for index in dglm.test_results)
     dglm.ais = settings
     hidden = quiet or not trainer.is_global_zero

@@ -8,9 +8,10 @@ import torch
 from torch import Tensor
 
 from dglm import Decoder, DiagonalGaussian, GenerativeModel
-from dglm.ais import annealed_path, transition
+from dglm.ais import transition
 from dglm.annealing import anneal, temperatures
 from dglm.chain import run_chain
+from dglm.starts import annealed_path
 from samplers import L2HMC, seeded_generator
 from samplers.products import onednn_is_faster, product
 
@@ -161,7 +162,8 @@ class Annealing:
         """Do it once; return the log weights, (rows,); without a generator, with the same noise."""
         if generator is None:
             generator = seeded_generator(self.case.x.device, 0)
-        path = annealed_path(self.case.model, self.case.x, "prior")
+        zeros = torch.zeros_like(self.case.z)
+        path = annealed_path(self.case.model, self.case.x, DiagonalGaussian(zeros, zeros))
         return anneal(
             path, self.case.z, self.betas, self.kernel, self.step_sizes, generator
         ).log_weight

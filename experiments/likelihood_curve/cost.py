@@ -67,7 +67,7 @@ def scoring_seconds(options: LikelihoodCurve, dglm: DGLM, images: Tensor) -> flo
     sizes = options.num_chains, _TIMED_TEMPERATURES, options.num_leapfrogs
     began = time.perf_counter()
     estimate_log_likelihood(dglm.model, images, *sizes)
-    return (time.perf_counter() - began) / gradient_evaluations(len(images), *sizes)
+    return (time.perf_counter() - began) / gradient_evaluations(len(images), *sizes, "prior")
 
 
 def print_costs(options: LikelihoodCurve) -> None:
@@ -88,7 +88,11 @@ def print_costs(options: LikelihoodCurve) -> None:
         table.add_row(f"{name}, each seed", f"{cost.updates:,}", f"{cost.gradients:.2g}", hours)
     scores = len(options.models()) * len(options.splits)
     gradients = scores * gradient_evaluations(
-        options.num_images, options.num_chains, options.num_temperatures, options.num_leapfrogs
+        options.num_images,
+        options.num_chains,
+        options.num_temperatures,
+        options.num_leapfrogs,
+        options.start,
     )
     hours = f"{gradients * median(scoring) / 3600:.2f}"
     table.add_row(f"all trainings, {seeds} seed(s)", "", "", f"{total / 3600:.2f}")

@@ -42,8 +42,8 @@ class LikelihoodCurve(AISSettings):
         num_chains: Chains for each image.
         num_temperatures: Changes of temperature.
         num_leapfrogs: Leapfrogs of each transition.
-        start: Where the chains start: at the prior, or at the encoder's q(z|x), from where fewer
-            temperatures are needed.
+        start: Where the chains start: at the prior, at the encoder's q(z|x), from where fewer
+            temperatures are needed, or at Gaussians fitted to the posteriors, from where few are.
         schedule: Spacing of the temperatures.
         seed: Seed of the scores.
         compile: Compile the transition: faster per gradient, once some twenty seconds are spent.
@@ -60,8 +60,6 @@ class LikelihoodCurve(AISSettings):
     training: str | None = None
     splits: list[Split] = field(default_factory=lambda: ["train", "test"])
     num_images: int = 500
-    num_temperatures: int = 300
-    start: Literal["prior", "encoder"] = "encoder"
     data: DataOptions = field(default_factory=DataOptions)
     dry_run: bool = False
     output: str | None = None

@@ -123,6 +123,29 @@ def exact_log_likelihood() -> Callable[[GenerativeModel, Tensor], Tensor]:
     return log_likelihood
 
 
+class Beside(nn.Module):
+    """An encoder beside the exact posterior, in its standard deviations, and of another width."""
+
+    def __init__(
+        self, posterior: Callable[[Tensor], MultivariateNormal], shift: float, factor: float
+    ) -> None:
+        super().__init__()
+        self.posterior, self.shift, self.factor = posterior, shift, factor
+
+    def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        exact = self.posterior(x)
+        deviation = exact.variance.sqrt().expand_as(exact.mean)
+        return exact.mean + self.shift * deviation, (self.factor * deviation).log()
+
+
+@pytest.fixture
+def encoder_beside(
+    exact_posterior: Callable[[GenerativeModel, Tensor], MultivariateNormal],
+) -> Callable[[GenerativeModel, float, float], nn.Module]:
+    """A builder of such encoders for linear-Gaussian models."""
+    return lambda model, shift, factor: Beside(lambda x: exact_posterior(model, x), shift, factor)
+
+
 @pytest.fixture
 def exact_posterior() -> Callable[[GenerativeModel, Tensor], MultivariateNormal]:
     """p(z|x) of a linear-Gaussian model."""

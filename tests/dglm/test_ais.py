@@ -5,42 +5,35 @@ from typing import Any
 import pytest
 import torch
 from torch import Tensor, nn
-from torch.distributions import MultivariateNormal
 
-from dglm import AISResult, AISSettings, Decoder, GenerativeModel, estimate_log_likelihood
+from dglm import (
+    AISResult,
+    AISSettings,
+    Decoder,
+    Encoder,
+    FittedStart,
+    GenerativeModel,
+    estimate_log_likelihood,
+)
 from dglm.ais import gather, join
 from dglm.annealing import Annealed, anneal
 from samplers import HMC, seeded_generator
 
 Model = Callable[..., GenerativeModel]
 ExactLogLikelihood = Callable[[GenerativeModel, Tensor], Tensor]
-ExactPosterior = Callable[[GenerativeModel, Tensor], MultivariateNormal]
-
-
-class Imperfect(nn.Module):
-    """An encoder whose Gaussians are off the posterior, by half a deviation and in their width."""
-
-    def __init__(self, posterior: Callable[[Tensor], MultivariateNormal]) -> None:
-        super().__init__()
-        self.posterior = posterior
-
-    def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
-        exact = self.posterior(x)
-        deviation = exact.variance.sqrt().expand_as(exact.mean)
-        return exact.mean + 0.5 * deviation, (1.3 * deviation).log()
+EncoderBeside = Callable[[GenerativeModel, float, float], nn.Module]
 
 
 Start = Callable[[GenerativeModel], Any]
 
 
-@pytest.fixture(params=["prior", "encoder"])
-def start(request: pytest.FixtureRequest, exact_posterior: ExactPosterior) -> Start:
-    """A builder of each of the two starts."""
+@pytest.fixture(params=["prior", "encoder", "fitted"])
+def start(request: pytest.FixtureRequest, encoder_beside: EncoderBeside) -> Start:
+    """A builder of each of the three starts."""
 
-    def build(model: GenerativeModel) -> nn.Module | str:
-        if request.param == "prior":
-            return "prior"
-        return Imperfect(lambda x: exact_posterior(model, x))
+    def build(model: GenerativeModel) -> Any:
+        encoder = encoder_beside(model, 0.5, 1.3)
+        return {"prior": "prior", "encoder": encoder, "fitted": FittedStart(encoder)}[request.param]
 
     return build
 
@@ -148,12 +141,18 @@ def test_step_sizes_do_not_depend_on_the_chains_that_count(
 
 @pytest.mark.usefixtures("quick_pilot")
 @pytest.mark.parametrize("num_temperatures", [1, 2, 7])
+@pytest.mark.parametrize("fitted", [False, True])
 def test_gradient_evaluations_are_counted_and_reported(
-    model: GenerativeModel, images: Tensor, gradients: list[int], num_temperatures: int
+    model: GenerativeModel,
+    images: Tensor,
+    gradients: list[int],
+    num_temperatures: int,
+    fitted: bool,
 ) -> None:
     reported: list[int] = []
+    begin: Any = FittedStart(Encoder(6, 3, (4,))) if fitted else "prior"
     result = estimate_log_likelihood(
-        model, images, 3, num_temperatures, 2, progress=reported.append
+        model, images, 3, num_temperatures, 2, begin, progress=reported.append
     )
     assert result.gradient_evaluations == sum(gradients) == sum(reported)
 
@@ -184,6 +183,7 @@ def test_log_likelihood_and_its_error_follow_from_the_weights(
 def test_estimates_in_pieces_cover_all_images_in_order(
     linear_gaussian: Model,
     exact_log_likelihood: ExactLogLikelihood,
+    start: Start,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     model, sizes = linear_gaussian(2, 4, 1.0), []
@@ -196,9 +196,9 @@ def test_estimates_in_pieces_cover_all_images_in_order(
         return anneal(energy, position, *rest)
 
     monkeypatch.setattr("dglm.ais.anneal", recording)
-    whole = estimate_log_likelihood(model, x, 200, 60, 3)
+    whole = estimate_log_likelihood(model, x, 200, 60, 3, start(model))
     monkeypatch.setattr("dglm.memory._MEMORY_BUDGET", 1)
-    pieces = estimate_log_likelihood(model, x, 200, 60, 3)
+    pieces = estimate_log_likelihood(model, x, 200, 60, 3, start(model))
     assert sizes == [1000] + [200] * 5
     exact = exact_log_likelihood(model, x)
     for result in (whole, pieces):
@@ -292,7 +292,7 @@ def test_one_process_has_all_there_is(model: GenerativeModel, images: Tensor) ->
         ({"num_chains": 0}, "num_chains must be at least 1, got 0"),
         ({"num_temperatures": 0}, "num_temperatures must be at least 1, got 0"),
         ({"num_leapfrogs": 0}, "num_leapfrogs must be at least 1, got 0"),
-        ({"start": "posterior"}, "start must be 'prior' or an encoder module, got 'posterior'"),
+        ({"start": "posterior"}, "start must be 'prior', an encoder module or FittedStart"),
         ({"schedule": "cosine"}, "must be 'sigmoid' or 'linear', got 'cosine'"),
         ({"images": torch.full((2, 6), torch.nan)}, "2 of 2 observations hold NaN"),
         ({"images": torch.full((2, 6), 255.0)}, r"in \[0, 1\]"),
@@ -320,10 +320,13 @@ def test_one_chain_has_no_standard_error(model: GenerativeModel, images: Tensor)
     assert result.standard_error.isnan().all()
 
 
-def test_a_compiled_transition_gives_the_same_weights() -> None:
+@pytest.mark.parametrize("fitted", [False, True])
+def test_a_compiled_transition_gives_the_same_weights(fitted: bool) -> None:
     model = GenerativeModel(Decoder(2, 8, [5]), 2)
     images, _ = model.sample(3, seeded_generator("cpu", 0))
-    options = {"num_chains": 4, "num_temperatures": 6, "num_leapfrogs": 2}
+    begin: Any = FittedStart(Encoder(8, 2, [4])) if fitted else "prior"
+    options: dict[str, Any] = {"num_chains": 4, "num_temperatures": 6, "num_leapfrogs": 2}
+    options["start"] = begin
     eager = estimate_log_likelihood(model, images, **options)
     with warnings.catch_warnings():  # where there is no compiler, the estimate is the eager one
         warnings.filterwarnings("ignore", "torch.compile does not work here")

@@ -4,25 +4,12 @@ from typing import Any
 import pytest
 import torch
 from torch import Tensor, nn
-from torch.distributions import MultivariateNormal
 
 from dglm import Encoder, GenerativeModel, ImportanceResult, importance_weighted_bound
 
 Model = Callable[..., GenerativeModel]
 ExactLogLikelihood = Callable[[GenerativeModel, Tensor], Tensor]
-ExactPosterior = Callable[[GenerativeModel, Tensor], MultivariateNormal]
-
-
-class Scaled(nn.Module):
-    """An encoder whose Gaussians have the posterior's mean, and its deviation times a factor."""
-
-    def __init__(self, posterior: Callable[[Tensor], MultivariateNormal], factor: float) -> None:
-        super().__init__()
-        self.posterior, self.factor = posterior, factor
-
-    def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
-        exact = self.posterior(x)
-        return exact.mean, (self.factor * exact.variance.sqrt()).log().expand_as(exact.mean)
+EncoderBeside = Callable[[GenerativeModel, float, float], nn.Module]
 
 
 class Case:
@@ -32,17 +19,17 @@ class Case:
         self,
         model: GenerativeModel,
         exact_log_likelihood: ExactLogLikelihood,
-        exact_posterior: ExactPosterior,
+        encoder_beside: EncoderBeside,
     ) -> None:
         self.model = model
         # Farther and farther out, so that the images are told apart by their bounds.
         pattern = torch.linspace(-1, 1, len(model.decoder.bias))  # type: ignore[arg-type]
         self.x = model.decoder.bias.detach() + torch.arange(4.0)[:, None] * pattern  # type: ignore[operator]
         self.exact = exact_log_likelihood(model, self.x)
-        self.posterior = exact_posterior
+        self.encoder_beside = encoder_beside
 
     def bound(self, factor: float, num_samples: int, seed: int = 0) -> ImportanceResult:
-        encoder = Scaled(lambda x: self.posterior(self.model, x), factor)
+        encoder = self.encoder_beside(self.model, 0.0, factor)
         return importance_weighted_bound(self.model, encoder, self.x, num_samples, seed)
 
 
@@ -50,10 +37,10 @@ class Case:
 def build_case(
     linear_gaussian: Model,
     exact_log_likelihood: ExactLogLikelihood,
-    exact_posterior: ExactPosterior,
+    encoder_beside: EncoderBeside,
 ) -> Callable[[int], Case]:
     def build(latent_dim: int) -> Case:
-        return Case(linear_gaussian(latent_dim, 4, 0.7), exact_log_likelihood, exact_posterior)
+        return Case(linear_gaussian(latent_dim, 4, 0.7), exact_log_likelihood, encoder_beside)
 
     return build
 

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from torch.distributions import Bernoulli, Normal
 
 import dglm
-from dglm import DGLM, AISSettings, Encoder, GenerativeModel, estimate_log_likelihood
+from dglm import DGLM, AISSettings, Encoder, FittedStart, GenerativeModel, estimate_log_likelihood
 from dglm.module import SAMPLER_GRADIENT_NORM, Stream
 from samplers import HMC, L2HMC, Kernel, State, mixed_seed, seeded_generator
 
@@ -523,15 +523,15 @@ def estimate(module: DGLM, batches: Batches) -> dict[str, float]:
 
 
 @pytest.mark.usefixtures("quick_pilot")
-@pytest.mark.parametrize("start", ["prior", "encoder"])
+@pytest.mark.parametrize("start", ["prior", "encoder", "fitted"])
 def test_testing_estimates_the_log_likelihood_by_ais(build_dglm: BuildDGLM, start: str) -> None:
     module, reported = build_dglm("hmc"), []
     module.ais = AISSettings(4, 5, 2, start=start, schedule="linear", seed=3)  # type: ignore[arg-type]
     module.test_progress = reported.append
     metrics, estimates = estimate(module, Batches()), []
     for index, x in enumerate(Batches()):
-        q = module.encoder if start == "encoder" else "prior"
-        seed = mixed_seed(3, index, 0)
+        starts = {"encoder": module.encoder, "fitted": FittedStart(module.encoder)}
+        q, seed = starts.get(start, "prior"), mixed_seed(3, index, 0)
         estimates.append(estimate_log_likelihood(module.model, x, 4, 5, 2, q, seed, "linear"))  # type: ignore[arg-type]
     for found, parts in zip(
         module.test_result[:4], list(zip(*estimates, strict=True))[:4], strict=True
@@ -549,7 +549,7 @@ def test_testing_estimates_the_log_likelihood_by_ais(build_dglm: BuildDGLM, star
 def test_estimates_of_an_earlier_run_are_kept(build_dglm: BuildDGLM) -> None:
     def fresh() -> DGLM:
         module = build_dglm("vae")
-        module.ais = AISSettings(2, 3, 1)
+        module.ais = AISSettings(2, 3, 1, start="prior")
         return module
 
     whole, resumed, reported = fresh(), fresh(), []
@@ -617,9 +617,7 @@ def checkpoints(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Saved]:
     for kind, kernel in kernels.items():
         decoder = nn.Sequential(nn.Linear(3, 5, bias=False), nn.Softplus(), nn.Linear(5, 6))
         model = GenerativeModel(decoder, 3)
-        module = DGLM(
-            model, Encoder(6, 3, (4,)), kernel, 3, learning_rate=0.01, seed=9, jump_scale=2
-        )
+        module = DGLM(model, Encoder(6, 3, (4,)), kernel, 3, 0.01, seed=9, jump_scale=2)
         trainer, path = make_trainer(max_steps=2), folder / f"{kind}.ckpt"
         trainer.fit(module, Batches(2), Batches(1))
         trainer.save_checkpoint(path)
@@ -641,7 +639,8 @@ def test_a_checkpoint_loads_in_a_fresh_process(checkpoints: dict[str, Saved], ki
     module, path, x = checkpoints[kind]
     state, samples, summary = torch.load(f"{path}.loaded", weights_only=True)
     names = {"vae": "NoneType", "hmc": "HMC", "l2hmc": "L2HMC"}
-    settings = {"num_mh_steps": 3, "learning_rate": 0.01, "seed": 9, "jump_scale": 2}
+    settings = {"num_mh_steps": 3, "learning_rate": 0.01, "seed": 9}
+    settings |= {"jump_scale": 2}
     assert summary == {"kernel": names[kind], **settings}
     assert state.keys() == module.state_dict().keys()
     for name, value in module.state_dict().items():

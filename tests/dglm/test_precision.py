@@ -93,7 +93,7 @@ def test_chains_of_training_and_validation(
 
 
 @pytest.mark.usefixtures("quick_pilot")
-@pytest.mark.parametrize("start", ["prior", "encoder"])
+@pytest.mark.parametrize("start", ["prior", "encoder", "fitted"])
 def test_importance_weights_do_not_know_the_trainer_s_precision(
     build_dglm: BuildDGLM, start: str
 ) -> None:

@@ -12,10 +12,12 @@ from torch.nn.functional import grid_sample
 from dglm import (
     Decoder,
     DiagonalGaussian,
+    FittedStart,
     GenerativeModel,
     bidirectional_bounds,
     estimate_log_likelihood,
 )
+from dglm.starts import Start
 from samplers import HMC, L2HMC, Kernel, Noise
 
 EDGE = 5.0
@@ -77,31 +79,42 @@ def test_quadrature_sums_to_one_over_all_images() -> None:
     assert float(exact_log_likelihood(model, images).exp().sum()) == pytest.approx(1, abs=1e-5)
 
 
-@pytest.mark.parametrize("start", ["prior", "encoder"])
-def test_estimates_agree_with_quadrature(model: GenerativeModel, start: str) -> None:
+@pytest.fixture(params=["prior", "encoder", "fitted"])
+def start(request: pytest.FixtureRequest, model: GenerativeModel) -> Start:
+    encoder = Wide(model.latent_dim)
+    starts: dict[str, Start] = {
+        "prior": "prior",
+        "encoder": encoder,
+        "fitted": FittedStart(encoder),
+    }
+    return starts[request.param]
+
+
+def test_estimates_agree_with_quadrature(model: GenerativeModel, start: Start) -> None:
     images = model.sample(5, torch.Generator().manual_seed(1))[0]
-    begin = Wide(model.latent_dim) if start == "encoder" else "prior"
-    result = estimate_log_likelihood(model, images, 200, 100, 5, start=begin)  # type: ignore[arg-type]
+    result = estimate_log_likelihood(model, images, 200, 100, 5, start=start)
     error = (result.log_likelihood - exact_log_likelihood(model, images)).abs()
     assert (result.effective_sample_size > 10).all()
     assert (error < 5 * result.standard_error).all()
 
 
-@pytest.mark.parametrize("start", ["prior", "encoder"])
 def test_bounds_enclose_the_value_of_quadrature(
-    model: GenerativeModel, start: str, monkeypatch: pytest.MonkeyPatch
+    model: GenerativeModel, start: Start, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    begin = Wide(model.latent_dim) if start == "encoder" else "prior"
     sample, drawn = model.sample, []
     monkeypatch.setattr(model, "sample", lambda *given: drawn.append(sample(*given)) or drawn[-1])
-    loose, tight = (
-        bidirectional_bounds(model, 1000, 4, count, 5, start=begin)  # type: ignore[arg-type]
-        for count in (2, 20)
-    )
-    exact = exact_log_likelihood(model, drawn[0][0])
-    for bounds in (loose, tight):
+    for count in (2, 20):
+        bounds = bidirectional_bounds(model, 1000, 4, count, 5, start=start)
+        exact = exact_log_likelihood(model, drawn[-1][0])
         for difference in (exact - bounds.lower, bounds.upper - exact):
             assert difference.mean() > -5 * difference.std() / 1000**0.5
+
+
+@pytest.mark.parametrize("start", ["prior", "encoder"], indirect=True)
+def test_more_temperatures_bring_the_bounds_together(model: GenerativeModel, start: Start) -> None:
+    loose, tight = (
+        bidirectional_bounds(model, 1000, 4, count, 5, start=start) for count in (2, 20)
+    )
     error = math.hypot(loose.gap_standard_error, tight.gap_standard_error)
     assert loose.gap - tight.gap > 5 * error
 

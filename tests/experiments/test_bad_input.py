@@ -266,6 +266,7 @@ def scoring(place: Place) -> Options:
         "num_images": 4,
         "num_chains": 2,
         "num_temperatures": 2,
+        "start": "prior",
         "trainer.accelerator": "cpu",
         "trainer.devices": 1,
         "quiet": "true",

@@ -37,6 +37,7 @@ def arguments(model: Path, root: Path, result: Path, /, **changes: object) -> li
         "num_chains": 8,
         "num_temperatures": 10,
         "num_leapfrogs": 3,
+        "start": "prior",
         "batch_size": 4,
         "trainer.accelerator": "cpu",
         "trainer.devices": 1,
@@ -61,13 +62,18 @@ def refusal(given: list[str]) -> str:
     return message
 
 
-def test_results_and_scores_of_each_image(checkpoint: Path, root: Path, tmp_path: Path) -> None:
+@pytest.mark.parametrize("start", ["prior", "encoder", "fitted"])
+def test_results_and_scores_of_each_image(
+    checkpoint: Path, root: Path, tmp_path: Path, start: str
+) -> None:
     output = tmp_path / "new" / "result.json"
     extras = {"curve": "3,10", "bdmc": "true", "bdmc_images": 3, "iwae_samples": 150}
+    extras["start"] = start
     main(arguments(checkpoint, root, output, **extras))
     found = results(output)
     assert found.keys() >= REQUIRED | {"bdmc_gap", "bdmc_gap_standard_error", "iwae_bound"}
     assert [point["num_temperatures"] for point in found["curve"]] == [3, 10]
+    assert found["start"] == start
     with output.with_suffix(".csv").open() as file:
         scores = [float(row["log_likelihood"]) for row in csv.DictReader(file)]
     assert len(scores) == 10

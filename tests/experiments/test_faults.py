@@ -177,7 +177,8 @@ def test_a_stopped_evaluation_says_how_to_go_on(
 
     monkeypatch.setattr(DGLM, "test_step", stopped)
     given = f"--checkpoint {checkpoint} --data.root {root} --num_images 8 --num_chains 2 "
-    given += f"--num_temperatures 3 --batch_size 4 --output {tmp_path}/result.json --quiet true"
+    given += "--num_temperatures 3 --start prior --batch_size 4 --quiet true "
+    given += f"--output {tmp_path}/result.json"
     with pytest.raises(SystemExit) as ended:
         run_command(lambda: evaluate.main(given.split()))
     assert ended.value.code == 143

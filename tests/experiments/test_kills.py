@@ -139,6 +139,7 @@ def test_an_evaluation(
             "--num_chains=3",
             "--num_temperatures=10",
             "--num_leapfrogs=2",
+            "--start=prior",
             "--batch_size=4",
             "--trainer.accelerator=cpu",
             "--quiet=true",

@@ -37,7 +37,7 @@ def options(configuration: Path, root: Path) -> list[str]:
         *("--training", str(configuration), "--data.root", str(root)),
         *("--num_epochs", "1", "--num_mh_steps", "[2]", "--seeds", "[0, 1]", "--splits", "[test]"),
         *("--num_images", "6", "--num_chains", "3", "--num_temperatures", "3"),
-        *("--quiet", "true"),
+        *("--start", "encoder", "--quiet", "true"),
     ]
 
 

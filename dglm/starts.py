@@ -1,0 +1,193 @@
+"""Where annealed importance sampling starts: the prior, an encoder, or fits to the posteriors."""
+
+from collections.abc import Callable
+from typing import Literal, NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+from dglm.annealing import AnnealedEnergy
+from dglm.gaussian import DiagonalGaussian, gaussian_log_prob
+from dglm.memory import batches
+from dglm.model import GenerativeModel, PosteriorEnergy
+from samplers import HMC, State, seeded_generator, track_acceptance
+
+_STREAM = 5
+_CHAINS, _STEPS = 32, 100
+_ACCEPTANCE, _GAIN = 0.8, 0.2
+_INFLATION, _FLOOR = 1.2, 1e-6
+
+
+class FittedStart(NamedTuple):
+    """Start at a Gaussian fitted to the posterior of each image.
+
+    It is fitted to draws of 32 chains of HMC, 100 steps each, from the encoder, one step size for
+    all images; the first half of the steps tunes it.
+    """
+
+    encoder: nn.Module
+    """q(z|x): from x to mean and log standard deviation."""
+
+
+Start = nn.Module | Literal["prior"] | FittedStart
+"""Where chains start: at the prior, at the q(z|x) of an encoder, or at fitted Gaussians."""
+
+
+class FittedGaussian(NamedTuple):
+    """N(μ, L Lᵀ), one for each image, and coordinates w = L⁻¹(z - μ) in which it is N(0, I).
+
+    Positions are (n · C, D), the C chains of each of the n images one after another.
+    """
+
+    mean: Tensor
+    """μ, (n, D)."""
+    factor: Tensor
+    """L, lower triangular with a positive diagonal, (n, D, D)."""
+
+    def whiten(self, z: Tensor) -> Tensor:
+        """Return w = L⁻¹(z - μ)."""
+        centred = self._by_image(z) - self.mean[:, None]
+        solved = torch.linalg.solve_triangular(self.factor.mT, centred, upper=True, left=False)
+        return solved.reshape(z.shape)
+
+    def colour(self, w: Tensor) -> Tensor:
+        """Return z = μ + L w."""
+        return torch.baddbmm(self.mean[:, None], self._by_image(w), self.factor.mT).view_as(w)
+
+    def pull(self, gradient: Tensor) -> Tensor:
+        """Return the gradient in w, Lᵀ times that in z."""
+        return torch.bmm(self._by_image(gradient), self.factor).view_as(gradient)
+
+    def log_determinant(self) -> Tensor:
+        """Return log |L|, (n,)."""
+        return self.factor.diagonal(dim1=1, dim2=2).log().sum(dim=1)
+
+    def _by_image(self, rows: Tensor) -> Tensor:
+        return rows.view(len(self.mean), -1, rows.shape[1])
+
+
+Gaussians = DiagonalGaussian | FittedGaussian
+
+
+def of_images(gaussians: Gaussians, images: slice | Tensor) -> Gaussians:
+    """Return the Gaussians of some of the images."""
+    return type(gaussians)(*(part[images] for part in gaussians))
+
+
+class WhitenedMisfit:
+    r"""What is left of the posterior's energy in the coordinates of a fitted Gaussian.
+
+    .. math:: -\log \frac{p(x, μ + L w)\, |L|}{\mathcal N(w; 0, I)}
+
+    With N(0, I) as the prior of w, the posterior of w is that of z = μ + L w.
+    """
+
+    def __init__(self, energy: PosteriorEnergy, fitted: FittedGaussian, chains: int) -> None:
+        self.energy = energy
+        self.fitted = fitted
+        self.log_determinant = fitted.log_determinant().repeat_interleave(chains)
+
+    def evaluate(self, position: Tensor) -> State:
+        """Return the value and the gradient at w (B, D)."""
+        state = self.energy.evaluate(self.fitted.colour(position))
+        value = state.energy - self.log_determinant + gaussian_log_prob(position)
+        return State(position, value, self.fitted.pull(state.gradient) - position)
+
+
+def starting_gaussians(
+    model: GenerativeModel,
+    images: Tensor,
+    start: Start,
+    kernel: HMC,
+    seed: int,
+    progress: Callable[[int], None] = lambda gradients: None,
+) -> Gaussians:
+    """Return q₀ of each image (N, D).
+
+    Arguments:
+        model: p(x, z).
+        images: Observations, (N, D).
+        start: Which kind.
+        kernel: What moves the chains that Gaussians are fitted to; its step size changes.
+        seed: Of the noise of those chains.
+        progress: Called with the number of gradients taken since the last call.
+
+    Raises:
+        ValueError: ``start`` is none of the three, or its encoder returns what is not finite.
+    """
+    if isinstance(start, FittedStart):
+        return _fit(model, images, start.encoder, kernel, seed, progress)
+    if isinstance(start, nn.Module):
+        return _encoded(start, images)
+    if start != "prior":
+        raise ValueError(f"start must be 'prior', an encoder module or FittedStart, got {start!r}")
+    zeros = images.new_zeros(len(images), model.latent_dim)
+    return DiagonalGaussian(zeros, zeros)
+
+
+def annealed_path(model: GenerativeModel, rows: Tensor, start: Gaussians) -> AnnealedEnergy:
+    """Return the path from q₀ to p(z|x).
+
+    Arguments:
+        model: p(x, z).
+        rows: Observations, (n · C, N), the chains of an image one after another.
+        start: q₀ of each of the n images. From fitted Gaussians the path is in their coordinates.
+    """
+    chains = len(rows) // len(start.mean)
+    if isinstance(start, FittedGaussian):
+        zeros = start.mean.new_zeros(len(rows), start.mean.shape[1])
+        misfit = WhitenedMisfit(model.energy(rows), start, chains)
+        return AnnealedEnergy(misfit, DiagonalGaussian(zeros, zeros))
+    repeated = (part.repeat_interleave(chains, dim=0) for part in start)
+    return AnnealedEnergy(model.misfit(rows), DiagonalGaussian(*repeated))
+
+
+def fit_gradients(start: Start | str, num_leapfrogs: int) -> int:
+    """Return the gradients that finding q₀ takes for each image."""
+    if start == "fitted" or isinstance(start, FittedStart):
+        return _CHAINS * (1 + _STEPS * num_leapfrogs)
+    return 0
+
+
+def _encoded(encoder: nn.Module, images: Tensor) -> DiagonalGaussian:
+    q = DiagonalGaussian(*encoder(images))
+    if not all(bool(part.isfinite().all()) for part in q):
+        raise ValueError("the encoder's q(z|x) is not finite: start at the prior, or train it anew")
+    return q
+
+
+def _fit(
+    model: GenerativeModel,
+    images: Tensor,
+    encoder: nn.Module,
+    kernel: HMC,
+    seed: int,
+    progress: Callable[[int], None],
+) -> FittedGaussian:
+    """Fit a Gaussian to the draws of HMC on each image's posterior."""
+    fits = []
+    for first, rows in batches(model, images, _CHAINS):
+        generator = seeded_generator(images.device, seed, _STREAM, first)
+        q = _encoded(encoder, rows)
+        energy, moments = model.energy(rows), []
+        state = kernel.init(q.sample(generator), energy)
+        progress(len(rows))
+        for step in range(_STEPS):
+            state, (info,) = kernel(state, energy, [kernel.noise(state, generator)])
+            progress(len(rows) * kernel.num_leapfrogs)
+            if step < _STEPS // 2:
+                track_acceptance(kernel, info.acceptance, _ACCEPTANCE, _GAIN)
+            else:
+                draws = (state.position - q.mean).double().view(-1, _CHAINS, model.latent_dim)
+                moments.append((draws.mean(dim=1), draws.mT @ draws / _CHAINS))
+        shift, square = (torch.stack(parts).mean(dim=0) for parts in zip(*moments, strict=True))
+        mean = q.mean[::_CHAINS] + shift.to(rows)
+        fits.append(FittedGaussian(mean, _factor(shift, square).to(rows)))
+    return FittedGaussian(*(torch.cat(parts) for parts in zip(*fits, strict=True)))
+
+
+def _factor(mean: Tensor, square: Tensor) -> Tensor:
+    """Return L of the draws' covariance, wider: too narrow a start loses the posterior's tails."""
+    covariance = square - mean[:, :, None] * mean[:, None, :]
+    floor = _FLOOR * torch.eye(mean.shape[1]).to(covariance)
+    return torch.linalg.cholesky(_INFLATION * covariance + floor)
