@@ -7,6 +7,7 @@ from typing import Any
 
 import torch
 from lightning.pytorch import Callback, LightningModule
+from lightning.pytorch.utilities.types import OptimizerLRScheduler
 from torch import Tensor, nn
 
 from dglm.ais import AISResult, AISSettings, estimate_log_likelihood, gather
@@ -27,6 +28,9 @@ from samplers import (
 
 SAMPLER_GRADIENT_NORM = 5.0
 """Bound on the norm of the sampler's gradient, the paper's."""
+
+_LAST_LEARNING_RATE = 0.03
+"""What is left of the learning rate in the end, where it falls."""
 
 
 class Stream(IntEnum):
@@ -61,9 +65,13 @@ class DGLM(LightningModule):
         jump_scale: λ, the jump that counts as good, in standard deviations of q. The paper's 1
             is short where posteriors are wider than q: then far jumps are all that is learned,
             and chains approach the posterior more slowly.
+        decay_share: Share of the training, its last part, in which the learning rate falls
+            geometrically to 3 %, so that the sampler can follow the decoder. Of a training that
+            is resumed with another length, that length counts.
 
     Raises:
-        ValueError: ``num_mh_steps`` is below 1 or ``jump_scale`` not positive.
+        ValueError: ``num_mh_steps`` is below 1, ``jump_scale`` not positive or ``decay_share``
+            outside of [0, 1].
         TypeError: A module cannot be described in a checkpoint (see dglm.architecture).
 
     References:
@@ -95,12 +103,15 @@ class DGLM(LightningModule):
         learning_rate: float = 1e-3,
         seed: int = 0,
         jump_scale: float = 1.0,
+        decay_share: float = 0.0,
     ) -> None:
         super().__init__()
         if num_mh_steps < 1:
             raise ValueError(f"num_mh_steps must be at least 1, got {num_mh_steps}")
         if not jump_scale > 0:
             raise ValueError(f"jump_scale must be positive, got {jump_scale}")
+        if not 0 <= decay_share <= 1:
+            raise ValueError(f"decay_share must lie between 0 and 1, got {decay_share}")
         self.model = build(model)  # type: ignore[assignment]
         self.encoder = build(encoder)
         self.kernel = None if kernel is None else build(kernel)  # type: ignore[assignment]
@@ -108,6 +119,7 @@ class DGLM(LightningModule):
         self.learning_rate = learning_rate
         self.seed = seed
         self.jump_scale = jump_scale
+        self.decay_share = decay_share
         self.ais = AISSettings()
         """How :meth:`test_step` estimates; set it before ``trainer.test``."""
         self.safeguard = Safeguard()
@@ -123,6 +135,7 @@ class DGLM(LightningModule):
             "learning_rate": learning_rate,
             "seed": seed,
             "jump_scale": jump_scale,
+            "decay_share": decay_share,
         }
         self.save_hyperparameters(arguments, logger=False)
 
@@ -297,13 +310,26 @@ class DGLM(LightningModule):
         """Have every Trainer skip what is not finite."""
         return [self.safeguard]
 
-    def configure_optimizers(self) -> torch.optim.Optimizer:
-        """Return Adam, which can skip a step, with a parameter group for each part of the model."""
+    def configure_optimizers(self) -> OptimizerLRScheduler:
+        """Return Adam, which can skip a step, with a parameter group for each part of the model.
+
+        And the schedule of its learning rate, where that falls.
+        """
         parts = [self.encoder, self.model, self.kernel or nn.Module()]
         groups = [list(part.parameters()) for part in parts]
-        return torch.optim.Adam(
+        adam = torch.optim.Adam(
             [{"params": group} for group in groups if group], lr=self.learning_rate, fused=True
         )
+        if self.decay_share == 0:
+            return adam
+        total = self.trainer.estimated_stepping_batches
+        begin = 1 - self.decay_share
+
+        def factor(updates: int) -> float:
+            return _LAST_LEARNING_RATE ** max(0.0, (updates / total - begin) / self.decay_share)
+
+        schedule = torch.optim.lr_scheduler.LambdaLR(adam, factor)
+        return {"optimizer": adam, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
 
     def configure_gradient_clipping(self, *arguments: Any, **options: Any) -> None:
         """Clip the sampler's gradient, whose reciprocal loss has heavy tails; no other."""

@@ -36,6 +36,7 @@ def build_dglm(
     embedding_hidden: list[int] = [200],  # noqa: B006
     learning_rate: float = 1e-3,
     jump_scale: float = 1.0,
+    decay_share: float = 0.0,
     seed: int = 0,
     image_shape: tuple[int, int, int] = MNIST_SHAPE,
 ) -> DGLM:
@@ -57,6 +58,8 @@ def build_dglm(
         embedding_hidden: Units in the hidden layers of the image embedding that the sampler sees.
         learning_rate: Learning rate of Adam.
         jump_scale: The jump that the sampler's loss counts as good, in standard deviations of q.
+        decay_share: Share of the training, its last part, in which the learning rate falls
+            geometrically to 3 %.
         seed: Seed of the training noise.
         image_shape: Channels, height and width of an image.
     """
@@ -84,7 +87,7 @@ def build_dglm(
         )
     observed = Bernoulli() if likelihood == "bernoulli" else Gaussian(noise_scale)
     model = GenerativeModel(decoder, latent_dim, observed)
-    return DGLM(model, encoder, sampler, num_mh_steps, learning_rate, seed, jump_scale)
+    return DGLM(model, encoder, sampler, num_mh_steps, learning_rate, seed, jump_scale, decay_share)
 
 
 def model_name(dglm: DGLM) -> str:

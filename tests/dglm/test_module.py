@@ -345,6 +345,49 @@ def test_a_chain_of_training_has_at_least_one_step(
         build_dglm("hmc", num_mh_steps=num_mh_steps)
 
 
+@pytest.mark.parametrize("decay_share", [-0.1, 1.1, math.nan])
+def test_the_decay_is_a_share(build_dglm: BuildDGLM, decay_share: float) -> None:
+    with pytest.raises(ValueError, match=f"decay_share must lie .*got {decay_share}"):
+        build_dglm("l2hmc", decay_share=decay_share)
+
+
+class LearningRates(Callback):
+    """Keeps the learning rate of each update."""
+
+    def __init__(self) -> None:
+        self.found: list[float] = []
+
+    def on_train_batch_start(self, trainer: Trainer, *rest: Any) -> None:
+        (optimizer,) = trainer.optimizers
+        (rate,) = {group["lr"] for group in optimizer.param_groups}
+        self.found.append(rate)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_the_learning_rate_falls_in_the_last_part(
+    build_dglm: BuildDGLM, kind: str, tmp_path: Path
+) -> None:
+    def fit(steps: int, resumed: Path | None = None) -> list[float]:
+        rates = LearningRates()
+        trainer = make_trainer(max_steps=steps, callbacks=[rates])
+        module = build_dglm(kind, learning_rate=0.01, decay_share=0.4)
+        trainer.fit(module, Batches(5), Batches(1), ckpt_path=resumed)
+        trainer.save_checkpoint(tmp_path / f"{steps}.ckpt")
+        return rates.found
+
+    falling = [0.01 * 0.03 ** (count / 4) for count in range(4)]
+    assert fit(10) == pytest.approx([0.01] * 6 + falling)
+    assert fit(5) == pytest.approx([0.01] * 4 + [falling[2]])
+    # A resumed training is one of ten updates, of which the sixth follows.
+    assert fit(10, tmp_path / "5.ckpt")[1:] == pytest.approx(falling)
+
+
+def test_the_learning_rate_is_constant_by_default(build_dglm: BuildDGLM) -> None:
+    rates = LearningRates()
+    make_trainer(max_steps=4, callbacks=[rates]).fit(build_dglm("vae"), Batches(4), Batches(1))
+    assert rates.found == [1e-3] * 4
+
+
 @pytest.mark.parametrize("jump_scale", [0.0, -1.0, math.nan])
 def test_a_good_jump_has_a_length(build_dglm: BuildDGLM, jump_scale: float) -> None:
     with pytest.raises(ValueError, match=f"jump_scale must be positive, got {jump_scale}"):
@@ -592,6 +635,7 @@ for path in sys.argv[1:]:
         "learning_rate": module.learning_rate,
         "seed": module.seed,
         "jump_scale": module.jump_scale,
+        "decay_share": module.decay_share,
     }
     torch.save((module.state_dict(), samples, summary), path + ".loaded")
 """
@@ -617,7 +661,9 @@ def checkpoints(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Saved]:
     for kind, kernel in kernels.items():
         decoder = nn.Sequential(nn.Linear(3, 5, bias=False), nn.Softplus(), nn.Linear(5, 6))
         model = GenerativeModel(decoder, 3)
-        module = DGLM(model, Encoder(6, 3, (4,)), kernel, 3, 0.01, seed=9, jump_scale=2)
+        module = DGLM(
+            model, Encoder(6, 3, (4,)), kernel, 3, 0.01, seed=9, jump_scale=2, decay_share=0.5
+        )
         trainer, path = make_trainer(max_steps=2), folder / f"{kind}.ckpt"
         trainer.fit(module, Batches(2), Batches(1))
         trainer.save_checkpoint(path)
@@ -640,7 +686,7 @@ def test_a_checkpoint_loads_in_a_fresh_process(checkpoints: dict[str, Saved], ki
     state, samples, summary = torch.load(f"{path}.loaded", weights_only=True)
     names = {"vae": "NoneType", "hmc": "HMC", "l2hmc": "L2HMC"}
     settings = {"num_mh_steps": 3, "learning_rate": 0.01, "seed": 9}
-    settings |= {"jump_scale": 2}
+    settings |= {"jump_scale": 2, "decay_share": 0.5}
     assert summary == {"kernel": names[kind], **settings}
     assert state.keys() == module.state_dict().keys()
     for name, value in module.state_dict().items():
