@@ -13,13 +13,20 @@ from lightning.pytorch.profilers import Profiler
 from experiments.mnist import command_line, train
 
 _FIRST = "run_training_batch"
+_DATA = "data path: rows, transfer, binarization"
 _PARTS = {
     "chain": ("chain",),
     "encoder and decoder": ("training_step", "validation_step"),
     "backward through all three": ("backward",),
     "optimizer": ("optimizer_step", "optimizer_zero_grad", "configure_gradient_clipping"),
     "logging of metrics": ("_log",),
-    "binarization": ("on_after_batch_transfer",),
+    _DATA: (
+        "train_dataloader_next",
+        "batch_to_device",
+        "transfer_batch_to_device",
+        "on_after_batch_transfer",
+    ),
+    "loop of the Trainer": ("run_training_epoch", "run_training_batch"),
 }
 _INSIDE, _STEP = 3, 4
 """So many of the parts are the networks' own work, and the pure step."""
@@ -84,6 +91,7 @@ def training_profile(options: Sequence[str] = _OPTIONS) -> dict[str, Any]:
         train(cli)
     seconds = parts(profiler)
     inside, step = (sum(list(seconds.values())[:count]) for count in (_INSIDE, _STEP))
+    data = seconds[_DATA]
     return {
         "title": f"python -m experiments.mnist {' '.join(options)}, after the first update",
         "rows": [
@@ -91,9 +99,11 @@ def training_profile(options: Sequence[str] = _OPTIONS) -> dict[str, Any]:
             for name, spent in seconds.items()
         ],
         "inside_share": inside / profiler.total,
+        "data_overhead": data / step,
         "overhead": profiler.total / step - 1,
-        "note": f"{inside / profiler.total:.1%} inside chain, encoder and decoder; all that is not "
-        f"the step itself (the first four parts) adds {profiler.total / step - 1:.1%} to it",
+        "note": f"{inside / profiler.total:.1%} inside chain, encoder and decoder; to the step "
+        f"itself, the first four parts, the data path adds {data / step:.1%}, and all that is not "
+        f"the step {profiler.total / step - 1:.1%}",
     }
 
 

@@ -38,7 +38,7 @@ def test_validation_split_is_disjoint_and_complete(validation: int) -> None:
     assert torch.cat([training, held_out]).sort().values.tolist() == list(range(1000))
 
 
-def within_five_standard_errors(binary: torch.Tensor, level: int) -> bool:
+def within_five_standard_errors(binary: torch.Tensor, level: float) -> bool:
     probability = level / 255
     error = (probability * (1 - probability) / binary.numel()) ** 0.5
     return abs(binary.double().mean().item() - probability) <= 5 * error
@@ -52,6 +52,17 @@ def test_pixels_are_one_with_probability_of_their_level(level: int, fixed: bool)
     binary = binarize_fixed(images, stream=0) if fixed else binarize(images, generator)
     assert set(binary.unique().tolist()) <= {0, 1}
     assert within_five_standard_errors(binary, level)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+@pytest.mark.parametrize("probability", [0.0, 0.003, 0.5, 1.0])
+def test_pixels_between_zero_and_one_are_probabilities(
+    probability: float, dtype: torch.dtype
+) -> None:
+    images = torch.full((100, 784), probability, dtype=dtype)
+    binary = binarize(images, torch.Generator().manual_seed(0))
+    assert binary.dtype == dtype
+    assert within_five_standard_errors(binary, 255 * probability)
 
 
 def test_fixed_binarization_of_an_image_depends_on_its_place_alone() -> None:

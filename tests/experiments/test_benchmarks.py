@@ -64,7 +64,10 @@ def test_the_parts_of_a_profile_make_up_the_whole(small: Arguments) -> None:
     assert min(shares.values()) > 0
     inside = shares["chain"] + shares["encoder and decoder"] + shares["backward through all three"]
     assert result["inside_share"] == pytest.approx(inside)
-    assert result["overhead"] == pytest.approx(1 / (inside + shares["optimizer"]) - 1)
+    step = inside + shares["optimizer"]
+    assert result["overhead"] == pytest.approx(1 / step - 1)
+    data = shares["data path: rows, transfer, binarization"]
+    assert result["data_overhead"] == pytest.approx(data / step)
 
 
 def test_an_action_does_not_count_what_lies_inside(monkeypatch: pytest.MonkeyPatch) -> None:
