@@ -1,7 +1,5 @@
 """The part of a posterior's energy that costs a decoder pass, -log p(x|z), and its gradient."""
 
-from typing import NamedTuple
-
 import torch
 from torch import Tensor, nn
 from torch.func import functional_call
@@ -9,6 +7,7 @@ from torch.func import functional_call
 from dglm.likelihoods import Bernoulli, Likelihood
 from dglm.networks import Decoder
 from samplers import State, evaluate
+from samplers.products import linear
 
 
 class Misfit:
@@ -29,7 +28,6 @@ class Misfit:
         self.likelihood = likelihood
         self.x = x
         self.frozen = {name: value.detach() for name, value in decoder.named_parameters()}
-        self.buffers: list[_Buffers] = []
         self.by_hand = type(decoder) is Decoder and type(likelihood) is Bernoulli
 
     def __call__(self, z: Tensor) -> Tensor:
@@ -44,45 +42,30 @@ class Misfit:
         return State(position, *self._by_hand(position))
 
     def _by_hand(self, z: Tensor) -> tuple[Tensor, Tensor]:
-        """Backpropagate by hand, in few passes over memory, the signs folded into the products.
+        """Backpropagate by hand, in few passes over memory.
 
-        With a = W h + b at each layer, its buffers hold -softplus(a) and sigmoid(-a).
+        With a = W h + b at each layer, what goes up is -a and -softplus(a); sigmoid(-a) is kept.
         """
         weights = [value for name, value in self.frozen.items() if name.endswith("weight")]
-        biases = [value for name, value in self.frozen.items() if name.endswith("bias")]
-        if not self.buffers or len(self.buffers[0].output) != len(z):
-            self.buffers = [_Buffers(*z.new_empty(3, len(z), len(bias))) for bias in biases]
-            self.ones_missing = self.x - 1
-        hidden, sign = z, -1
-        for weight, bias, buffers in zip(weights, biases, self.buffers, strict=True):
-            torch.addmm(bias, hidden, weight.T, beta=-1, alpha=sign, out=buffers.output)
-            if buffers is self.buffers[-1]:
-                fit = torch.linalg.vecdot(self.x, buffers.output)
-            _activate(buffers)
-            hidden, sign = buffers.output, 1
-        value = fit - self.buffers[-1].output.sum(dim=-1)
-        descent = self.buffers[-1].complement.add_(self.ones_missing)
-        for weight, below in zip(weights[:0:-1], self.buffers[-2::-1], strict=True):
-            torch.mm(descent, weight, out=below.output)
-            descent = torch.addcmul(
-                below.output, below.output, below.complement, value=-1, out=below.work
-            )
-        return value, -(descent @ weights[0])
+        biases = [-value for name, value in self.frozen.items() if name.endswith("bias")]
+        hidden, complements = -z, []
+        for weight, bias in zip(weights[:-1], biases, strict=False):
+            hidden, complement = _activate(linear(hidden, weight, bias))
+            complements.append(complement)
+        negative_logits = linear(hidden, weights[-1], biases[-1])
+        fit = torch.linalg.vecdot(self.x, negative_logits)
+        normalizer, descent = _activate(negative_logits)
+        descent += self.x - 1
+        for weight, complement in zip(weights[:0:-1], complements[::-1], strict=True):
+            product = linear(descent, weight.T)
+            descent = product.addcmul_(product, complement, value=-1)
+        return fit - normalizer.sum(dim=-1), -(descent @ weights[0])
 
 
-class _Buffers(NamedTuple):
-    """Room for one layer, taken once: new memory for each gradient costs more than its sums."""
-
-    output: Tensor
-    complement: Tensor
-    work: Tensor
-
-
-def _activate(buffers: _Buffers) -> None:
-    """Replace ``output``, -a, by -softplus(a), and ``complement`` by sigmoid(-a).
+def _activate(output: Tensor) -> tuple[Tensor, Tensor]:
+    """Return -softplus(a), in the place of ``output``, -a, and sigmoid(-a).
 
     One exponential gives both: -softplus(a) = log(sigmoid(-a)), or -a itself where that underflows.
     """
-    output, complement, work = buffers
-    torch.sigmoid(output, out=complement).clamp_(min=torch.finfo(output.dtype).tiny)
-    torch.minimum(torch.log(complement, out=work), output, out=output)
+    complement = torch.sigmoid(output).clamp_(min=torch.finfo(output.dtype).tiny)
+    return torch.minimum(torch.log(complement), output, out=output), complement

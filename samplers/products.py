@@ -1,4 +1,4 @@
-"""Matrix products of compiled code by oneDNN, on processors that torch's BLAS uses half of."""
+"""Matrix products by oneDNN, on processors that torch's BLAS uses half of."""
 
 from collections.abc import Callable
 from functools import cache
@@ -40,6 +40,17 @@ def onednn_is_faster(device: str) -> bool:
         return False
 
 
+def linear(rows: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
+    """Return rows weightᵀ + bias, (M, N), by the faster library; where it is oneDNN, detached.
+
+    In a compiled region that is for :class:`ProductsByOneDNN` to choose.
+    """
+    compiled = torch.compiler.is_compiling()
+    if compiled or not (onednn_is_faster(rows.device.type) and _large(rows, len(weight))):
+        return torch.nn.functional.linear(rows, weight, bias)
+    return torch.ops.mkldnn._linear_pointwise(rows, weight, bias, "none", [], "")
+
+
 class ProductsByOneDNN(CustomGraphPass):
     """Has a compiled region take its larger float32 matrix products by :func:`product`.
 
@@ -61,8 +72,11 @@ class ProductsByOneDNN(CustomGraphPass):
 
 def _worth_it(a: fx.Node, b: fx.Node) -> bool:
     rows: Tensor = a.meta["val"]
-    multiplications = rows.numel() * b.meta["val"].shape[1]
-    return rows.dtype == torch.float32 and rows.is_cpu and multiplications >= _SMALLEST
+    return rows.is_cpu and _large(rows, b.meta["val"].shape[1])
+
+
+def _large(rows: Tensor, columns: int) -> bool:
+    return rows.dtype == torch.float32 and rows.numel() * columns >= _SMALLEST
 
 
 def _take_apart(node: fx.Node) -> None:

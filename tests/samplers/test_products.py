@@ -9,7 +9,7 @@ from torch.fx.experimental.proxy_tensor import make_fx
 
 from samplers import HMC, seeded_generator
 from samplers.kernel import compiler_works
-from samplers.products import ProductsByOneDNN, onednn_is_faster, product
+from samplers.products import ProductsByOneDNN, linear, onednn_is_faster, product
 
 PRODUCT = torch.ops.samplers.product.default
 pytestmark = pytest.mark.skipif(
@@ -35,6 +35,37 @@ def test_a_product_is_that_of_float64_to_rounding(transposed: str) -> None:
     exact = a.double() @ b.double()
     error = (product(a, b) - exact).abs().max() / exact.abs().max()
     assert error < 300 * torch.finfo(torch.float32).eps
+
+
+@pytest.mark.parametrize("bias", [None, normal(200, seed=2)], ids=["without", "with"])
+@pytest.mark.parametrize("transposed", [False, True])
+def test_a_layer_by_onednn_is_that_of_float64_to_rounding(
+    transposed: bool, bias: Tensor | None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("samplers.products.onednn_is_faster", lambda device: True)
+    rows, weight = normal(200, 300), normal(200, 300, seed=1)
+    if transposed:
+        weight = weight.T.contiguous().T
+    with torch.profiler.profile() as profile:
+        found = linear(rows, weight, bias)
+    assert "mkldnn::_linear_pointwise" in {event.key for event in profile.key_averages()}
+    exact = rows.double() @ weight.T.double() + (0 if bias is None else bias)
+    assert (found - exact).abs().max() < 300 * torch.finfo(torch.float32).eps * exact.abs().max()
+
+
+@pytest.mark.parametrize(
+    ("rows", "dtype", "faster"),
+    [(2, torch.float32, True), (200, torch.float64, True), (200, torch.float32, False)],
+)
+def test_other_layers_stay(
+    rows: int, dtype: torch.dtype, faster: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("samplers.products.onednn_is_faster", lambda device: faster)
+    arguments = normal(rows, 200, dtype=dtype), normal(200, 200, seed=1, dtype=dtype)
+    with torch.profiler.profile() as profile:
+        found = linear(*arguments)
+    assert "mkldnn::_linear_pointwise" not in {event.key for event in profile.key_averages()}
+    assert torch.equal(found, torch.nn.functional.linear(*arguments))
 
 
 @pytest.mark.parametrize(("beta", "alpha"), [(1, 1), (-1, 1), (1, 2), (-1, -1), (0.5, 3)])
