@@ -2,6 +2,7 @@
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from itertools import pairwise
 
 import torch
@@ -16,6 +17,7 @@ from samplers import L2HMC, seeded_generator
 from samplers.products import onednn_is_faster, product
 
 _PIXELS = 784
+PRODUCTS = "matrix products alone"
 
 
 @dataclass(frozen=True)
@@ -60,22 +62,17 @@ class Posterior:
         self.x = (torch.rand(sizes.rows, _PIXELS) < 0.3).float().to(device)
         self.z = torch.randn(sizes.rows, sizes.latent_dim).to(device)
 
-    def products(self, gradients: int) -> Callable[[], None]:
-        """Return the matrix products of so many gradients of log p(x|z), by the faster library.
+    def products(self, gradients: int) -> dict[str, Callable[[], None]]:
+        """Return the matrix products of so many gradients of log p(x|z), by each library.
 
-        MKL's go into kept memory, oneDNN's, where that is faster, into memory of their own.
+        The faster one first. Those of torch.mm go into kept memory.
         """
         weights = [p.detach() for p in self.model.decoder.parameters() if p.dim() == 2]
         up = [self.z.new_empty(len(self.z), len(weight)) for weight in weights]
         down = [self.z.new_empty(len(self.z), weight.shape[1]) for weight in weights]
 
-        def multiply(a: Tensor, b: Tensor, room: Tensor) -> Tensor:
-            if onednn_is_faster(a.device.type):
-                return product(a, b)
-            return torch.mm(a, b, out=room)
-
         @torch.no_grad()
-        def work() -> None:
+        def work(multiply: Callable[[Tensor, Tensor, Tensor], Tensor]) -> None:
             for _ in range(gradients):
                 hidden = self.z
                 for weight, room in zip(weights, up, strict=True):
@@ -83,7 +80,11 @@ class Posterior:
                 for weight, room in zip(weights[::-1], down[::-1], strict=True):
                     hidden = multiply(hidden, weight, room)
 
-        return work
+        by_torch = partial(work, lambda a, b, room: torch.mm(a, b, out=room))
+        if not onednn_is_faster(self.z.device.type):
+            return {PRODUCTS: by_torch}
+        by_onednn = partial(work, lambda a, b, room: product(a, b))
+        return {PRODUCTS: by_onednn, f"{PRODUCTS}, torch.mm": by_torch}
 
 
 class SamplerUpdate:

@@ -9,13 +9,12 @@ import torch
 from torch import nn
 
 from experiments.benchmarks import peer
-from experiments.benchmarks.cases import Annealing, Posterior, SamplerUpdate, Sizes
+from experiments.benchmarks.cases import PRODUCTS, Annealing, Posterior, SamplerUpdate, Sizes
 from experiments.benchmarks.published import PublishedL2HMC
 from experiments.benchmarks.timing import Workload, agree
 from samplers import HMC, Kernel, State, seeded_generator
 
 _STEP_SIZE = 0.05
-PRODUCTS = "matrix products alone"
 
 
 def posterior(sizes: Sizes) -> Workload:
@@ -34,7 +33,7 @@ def posterior(sizes: Sizes) -> Workload:
 
     checks = agree("energy", run(compiled).energy, run(eager).energy, 1e-3)
     contenders: dict[str, Callable[[], object]] = {
-        PRODUCTS: case.products(steps * leapfrogs + 1),
+        **case.products(steps * leapfrogs + 1),
         "compiled": lambda: run(compiled),
         "eager": lambda: run(eager),
     }
@@ -73,7 +72,7 @@ def annealing(sizes: Sizes) -> Workload:
     compiled, eager = Annealing(sizes, compile=True), Annealing(sizes)
     checks = agree("log weight", compiled(), eager(), 1e-3)
     contenders: dict[str, Callable[[], object]] = {
-        PRODUCTS: compiled.case.products(sizes.gradients),
+        **compiled.case.products(sizes.gradients),
         "compiled": compiled,
         "eager": eager,
     }
@@ -93,7 +92,7 @@ def sampler_update(sizes: Sizes) -> Workload:
     contenders: dict[str, Callable[[], object]] = {
         "as published": published,
         # A Hessian-vector product is as many matrix products as a gradient.
-        PRODUCTS: compiled.case.products(2 * sizes.gradients),
+        **compiled.case.products(2 * sizes.gradients),
         "compiled": compiled,
         "eager": eager,
     }
