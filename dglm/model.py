@@ -6,6 +6,7 @@ from torch import Tensor, nn
 from dglm.gaussian import gaussian_log_prob
 from dglm.likelihoods import Bernoulli, Likelihood
 from dglm.misfit import Misfit
+from dglm.networks import Selected
 from samplers import State
 
 _OTHER_IN_TRAINING = nn.modules.dropout._DropoutNd, nn.modules.batchnorm._BatchNorm
@@ -70,6 +71,30 @@ class GenerativeModel(nn.Module):
     def misfit(self, x: Tensor) -> Misfit:
         """Return z ↦ -log p(x|z) for observations (B, N), with the decoder frozen."""
         return Misfit(self.decoder, self.likelihood, x)
+
+    def marginal(self, given: Tensor) -> "GenerativeModel":
+        r"""Return the model of some of the observations alone.
+
+        .. math:: p(z) \prod_{i \text{ given}} p(x_i|z)
+
+        Observations are independent given z, so that leaving the others out integrates them out.
+        The decoder is shared.
+
+        Arguments:
+            given: True where an observation is kept, boolean, (N,).
+
+        Raises:
+            ValueError: The mask has the wrong type or shape, or keeps nothing.
+        """
+        width = self.check_decoder()
+        if given.dtype != torch.bool or given.shape != (width,):
+            raise ValueError(
+                f"the mask of given observations must be boolean, ({width},), "
+                f"got {given.dtype}, {tuple(given.shape)}"
+            )
+        if not given.any():
+            raise ValueError("no observation is given: what is left is the prior")
+        return GenerativeModel(Selected(self.decoder, given), self.latent_dim, self.likelihood)
 
     @torch.no_grad()
     def sample(self, n: int, generator: torch.Generator | None = None) -> tuple[Tensor, Tensor]:

@@ -81,6 +81,24 @@ class Encoder(nn.Module):
         return self.mean(features), self.log_std(features)
 
 
+class Selected(nn.Module):
+    """Some of the outputs of a decoder.
+
+    Arguments:
+        decoder: From z (B, latent_dim) to (B, N).
+        kept: Which outputs, boolean, (N,).
+    """
+
+    def __init__(self, decoder: nn.Module, kept: Tensor) -> None:
+        super().__init__()
+        self.decoder = decoder
+        self.register_buffer("places", kept.nonzero()[:, 0], persistent=False)
+
+    def forward(self, z: Tensor) -> Tensor:
+        """Return them, (B, number kept)."""
+        return self.decoder(z).index_select(1, self.get_buffer("places"))
+
+
 def softplus_layers(sizes: Sequence[int]) -> nn.Sequential:
     """Return linear layers of the given sizes, each followed by softplus."""
     layers: list[nn.Module] = []

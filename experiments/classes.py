@@ -55,3 +55,14 @@ def movement(classes: Tensor) -> dict[str, Tensor]:
         "effective_classes": torch.special.entr(shares).sum(dim=-1).exp(),
         "switches": 100 * (classes.diff(dim=0) != 0).double().mean(dim=0),
     }
+
+
+def class_frequencies(classes: Tensor, num_images: int, num_classes: int) -> Tensor:
+    """Return how often each class occurs at (sweeps, image · chain), (image, class)."""
+    found = torch.nn.functional.one_hot(classes, num_classes).double().mean(dim=0)
+    return found.view(num_images, -1, num_classes).mean(dim=1)
+
+
+def total_variation(first: Tensor, second: Tensor) -> Tensor:
+    """Return half the sum of the differences of frequencies (…, class), from 0 to 1, (…,)."""
+    return 0.5 * (first - second).abs().sum(dim=-1)

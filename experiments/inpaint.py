@@ -1,26 +1,25 @@
 """Fill in hidden pixels by block Gibbs, with q(z|x) and with the kernel, and count what is visited.
 
-Beside the picture: how many classes the chains visit and how often they switch, by a classifier.
-It is shown p(x|z) itself in place of the hidden pixels, so that only a z that moves can change its
-mind. What the drawn pixels look like is counted too, and says how much their noise would flatter.
+Beside the picture: how many classes the chains visit, how often they switch, and how far the
+frequencies of the classes are from those of p(z | given pixels), by a classifier. It is shown
+p(x|z) itself in place of the hidden pixels, so that only a z that moves can change its mind. What
+the drawn pixels look like is counted too, and says how much their noise would flatter.
 """
 
 import json
-from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
-import torch
 from rich.console import Console
 from rich.table import Table
 from torch import Tensor, nn
 
 from data import ImageDataModule
-from dglm import DGLM, KernelSteps, inpaint
+from dglm import DGLM, KernelSteps
 from dglm.ais import check_counts
 from experiments.checkpoints import load_checkpoint
-from experiments.classes import Classifier, movement, train_classifier
+from experiments.classes import class_frequencies, movement, total_variation, train_classifier
 from experiments.command import (
     CommandError,
     choose_device,
@@ -30,6 +29,7 @@ from experiments.command import (
     run_command,
 )
 from experiments.figures import MaskName, given_pixels, save_inpainting
+from experiments.filled_in import Hidden, fill_in, posterior_classes
 from experiments.heldout import DataOptions, held_out
 from experiments.progress import counted
 from experiments.scoring import check_error_bars, mean_and_error
@@ -37,7 +37,12 @@ from samplers import seeded_generator
 
 _STREAM = 0x696E7061696E74
 _SHOWN_IMAGES = 8
-_NAMES = {"encoder": "q", "kernel": "kernel", "gain": "kernel − q"}
+_NAMES = {
+    "encoder": "q",
+    "kernel": "kernel",
+    "gain": "kernel − q",
+    "reference": "posterior",
+}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -109,23 +114,33 @@ def run(options: Inpaint) -> None:
     )
     given = mask.to(dglm.device)
     classifier = train_classifier(data, options.seed)
-    figures, shown = {}, {}
-    total = options.sweeps * len(posteriors)
+    hidden = Hidden(
+        dglm, images, given, classifier, options.num_chains, options.sweeps, options.seed
+    )
+    figures, classes, shown = {}, {}, {}
+    total = options.sweeps * (len(posteriors) + 1)
     with counted("inpainting, sweeps", total, options.quiet) as progress:
         for name, posterior in posteriors.items():
-            figures[name], frames = fill_in(
-                dglm, images, given, posterior, classifier, options, lambda: progress(1)
-            )
+            classes[name], frames = fill_in(hidden, posterior, progress)
+            drawn = classifier.classify(frames)
+            figures[name] = of_chains(hidden, classes[name]) | {
+                f"drawn_{key}": value for key, value in of_chains(hidden, drawn).items()
+            }
             shown[_NAMES[name]] = frames[:, :: options.num_chains][:, :_SHOWN_IMAGES].clone()
+        reference = posterior_classes(hidden, progress)
+    distances = class_distances(hidden, classes, reference)
     if len(figures) == 2:
         kernel, q = figures["kernel"], figures["encoder"]
         figures["gain"] = {key: kernel[key] - q[key] for key in kernel}
+        distances["gain"] = distances["kernel"] - distances["encoder"]
+    figures["reference"] = of_chains(hidden, reference)
     summary = {
         **description(options, dglm, data, len(images)),
         "classifier_accuracy": classifier.accuracy,
         "classifier_accuracy_standard_error": classifier.standard_error,
         **means_and_errors(figures),
-        "images": of_each_image(figures, data.labels("test")[: len(images)]),
+        **distances_and_errors(distances),
+        "images": of_each_image(figures, distances, data.labels("test")[: len(images)]),
     }
     title = (
         "Each pixel hidden or not" if options.mask == "random" else f"{options.mask} half hidden"
@@ -156,36 +171,39 @@ def chosen_posteriors(dglm: DGLM, options: Inpaint) -> dict[str, nn.Module | Ker
     return posteriors
 
 
-@torch.no_grad()
-def fill_in(
-    dglm: DGLM,
-    images: Tensor,
-    given: Tensor,
-    posterior: nn.Module | KernelSteps,
-    classifier: Classifier,
-    options: Inpaint,
-    progress: Callable[[], object],
-) -> tuple[dict[str, Tensor], Tensor]:
-    """Run the chains and count how they move among classes.
+def of_chains(hidden: Hidden, classes: Tensor) -> dict[str, Tensor]:
+    """Return how each chain moves among classes (sweeps, image · chain), (image, chain) each."""
+    return {name: value.view(-1, hidden.num_chains) for name, value in movement(classes).items()}
 
-    Returns:
-        The figures of each chain, (image, chain), those of the drawn pixels named "drawn_…"; and
-        the images after each sweep, (sweeps, image · chain, D), those of an image side by side.
+
+def class_distances(
+    hidden: Hidden, classes: dict[str, Tensor], reference: Tensor
+) -> dict[str, Tensor]:
+    """Return how far each image's frequencies of the classes are from the reference's, (N,).
+
+    And how far those of one half of the reference's chains are from the other half's.
     """
-    generator = seeded_generator(images.device, options.seed, _STREAM)
-    rows = images.repeat_interleave(options.num_chains, dim=0)
-    start = dglm.posterior_samples(rows, 0, generator)
-    expected: list[Tensor] = []
+    images = len(hidden.images)
+    number = int(hidden.classifier.network.classes_.max()) + 1
+    posterior = class_frequencies(reference, images, number)
+    distances = {
+        name: total_variation(class_frequencies(found, images, number), posterior)
+        for name, found in classes.items()
+    }
+    halves = [
+        class_frequencies(half.flatten(1), images, number)
+        for half in reference.view(hidden.sweeps, images, -1).tensor_split(2, dim=2)
+    ]
+    return distances | {"reference": total_variation(*halves)}
 
-    def observe(x: Tensor, z: Tensor) -> None:
-        mean = dglm.model.likelihood.mean(dglm.model.decoder(z))
-        expected.append(classifier.classify(torch.where(given, rows, mean)))
-        progress()
 
-    frames = inpaint(dglm.model, rows, given, options.sweeps, posterior, start, generator, observe)
-    drawn = movement(classifier.classify(frames))
-    figures = movement(torch.stack(expected)) | {f"drawn_{k}": v for k, v in drawn.items()}
-    return {k: v.view(-1, options.num_chains) for k, v in figures.items()}, frames
+def distances_and_errors(distances: dict[str, Tensor]) -> dict[str, float]:
+    """Return the means of distances (N,) and their errors over images."""
+    summary = {}
+    for name, values in distances.items():
+        key = f"{name}_distance"
+        summary[key], summary[f"{key}_standard_error"] = mean_and_error(values)
+    return summary
 
 
 def means_and_errors(figures: dict[str, dict[str, Tensor]]) -> dict[str, float]:
@@ -201,9 +219,9 @@ def means_and_errors(figures: dict[str, dict[str, Tensor]]) -> dict[str, float]:
 
 
 def of_each_image(
-    figures: dict[str, dict[str, Tensor]], labels: Tensor
+    figures: dict[str, dict[str, Tensor]], distances: dict[str, Tensor], labels: Tensor
 ) -> list[dict[str, int | float]]:
-    """Return the label of each image and its figures, means over its chains."""
+    """Return the label of each image, its figures, means over its chains, and its distances."""
     return [
         {"label": int(label)}
         | {
@@ -211,6 +229,7 @@ def of_each_image(
             for posterior, named in figures.items()
             for name, values in named.items()
         }
+        | {f"{name}_distance": float(values[index]) for name, values in distances.items()}
         for index, label in enumerate(labels)
     ]
 
@@ -251,17 +270,29 @@ def print_table(summary: dict[str, Any], output: Path) -> None:
     labels["switches"] = "switches per 100 sweeps"
     for prefix, title in (("", ""), ("drawn_", ", drawn pixels")):
         for key, label in labels.items():
-            names = [f"{name}_{prefix}{key}" for name in shown]
-            figures = [f"{summary[n]:.2f} ± {summary[f'{n}_standard_error']:.2f}" for n in names]
-            table.add_row(label + title, *figures)
+            table.add_row(
+                label + title, *(with_error(summary, f"{name}_{prefix}{key}") for name in shown)
+            )
+    table.add_row(
+        "class frequencies, off by", *(with_error(summary, f"{name}_distance") for name in shown)
+    )
     console = Console()
     console.print(table)
     console.print(
+        "posterior: long HMC chains on p(z | given pixels). Off by: total variation from those; "
+        "one half of them from the other\n"
         f"± one standard error over images; classifier: {summary['classifier_accuracy']:.1%} of "
         f"the test images right; {summary['gradient_evaluations']:.3g} gradients",
         highlight=False,
     )
     console.print(f"  {output}\n  {output.with_suffix('.json')}", highlight=False, soft_wrap=True)
+
+
+def with_error(summary: dict[str, Any], name: str) -> str:
+    """Return a figure with its standard error, to two decimals; nothing where there is none."""
+    if name not in summary:
+        return ""
+    return f"{summary[name]:.2f} ± {summary[f'{name}_standard_error']:.2f}"
 
 
 if __name__ == "__main__":

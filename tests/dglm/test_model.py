@@ -188,3 +188,54 @@ def test_a_decoder_must_return_flat_observations(images: Tensor) -> None:
     with pytest.raises(ValueError, match=r"flat \(B, N\), but .* \(1, 1, 2, 3\) .*Flatten\(\)"):
         GenerativeModel(decoder, 3).check_observations(images)
     GenerativeModel(nn.Sequential(decoder, nn.Flatten()), 3).check_observations(images)
+
+
+# The model of some of the observations
+
+
+GIVEN = torch.tensor([True, False, True, True, False, True])
+
+
+def test_the_marginal_model_sums_over_the_other_observations(
+    model: GenerativeModel, images: Tensor, z: Tensor
+) -> None:
+    patterns = torch.cartesian_prod(*[torch.tensor([0.0, 1.0])] * 2)
+    whole = images.repeat(4, 1, 1)
+    whole[..., ~GIVEN] = patterns[:, None]
+    joint = torch.stack([log_joint_by_hand(model, x, z) for x in whole])
+    marginal = model.marginal(GIVEN)
+    torch.testing.assert_close(marginal.log_joint(images[:, GIVEN], z), joint.logsumexp(dim=0))
+
+
+def test_the_marginal_model_follows_the_decoder(
+    model: GenerativeModel, images: Tensor, z: Tensor
+) -> None:
+    marginal = model.marginal(GIVEN)
+    before = marginal.log_joint(images[:, GIVEN], z)
+    with torch.no_grad():
+        for parameter in model.decoder.parameters():
+            parameter.mul_(2)
+    assert not torch.allclose(marginal.log_joint(images[:, GIVEN], z), before)
+
+
+@pytest.mark.parametrize("likelihood", [None, Gaussian(0.3)])
+def test_the_energy_of_the_marginal_model(likelihood: Gaussian | None, z: Tensor) -> None:
+    model, x = GenerativeModel(nn.Linear(3, 6), 3, likelihood).marginal(GIVEN), torch.rand(7, 4)
+    state, leaf = evaluate(model.energy(x), z), z.clone().requires_grad_()
+    torch.testing.assert_close(state.energy, -model.log_joint(x, z).detach())
+    (gradient,) = torch.autograd.grad(-model.log_joint(x, leaf).sum(), leaf)
+    torch.testing.assert_close(state.gradient, gradient)
+
+
+@pytest.mark.parametrize(
+    ("given", "message"),
+    [
+        (GIVEN.double(), r"must be boolean, \(6,\), got torch.float64, \(6,\)"),
+        (GIVEN[:5], r"got torch.bool, \(5,\)"),
+        (GIVEN.expand(7, 6), r"got torch.bool, \(7, 6\)"),
+        (torch.zeros(6).bool(), "no observation is given"),
+    ],
+)
+def test_impossible_masks_are_refused(model: GenerativeModel, given: Tensor, message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        model.marginal(given)

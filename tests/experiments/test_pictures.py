@@ -37,6 +37,11 @@ def test_inpainting_counts_classes(checkpoint: Path, root: Path, tmp_path: Path)
         assert summary[f"{name}_classes_standard_error"] >= 0
     gain = summary["kernel_classes"] - summary["encoder_classes"]
     assert summary["gain_classes"] == pytest.approx(gain)
+    assert 1 <= summary["reference_classes"] <= 6
+    for name in ("encoder", "kernel", "reference"):
+        assert 0 <= summary[f"{name}_distance"] <= 1
+    images = [each["kernel_distance"] - each["encoder_distance"] for each in summary["images"]]
+    assert summary["gain_distance"] == pytest.approx(sum(images) / 4)
     assert 0 < output.stat().st_size < 300_000
 
 
