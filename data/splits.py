@@ -85,6 +85,6 @@ def binarize(images: Tensor, generator: torch.Generator) -> Tensor:
     if images.dtype != torch.uint8:
         uniform = torch.rand(shape, generator=generator, dtype=images.dtype, device=device)
         return (uniform < images).to(images.dtype)
-    # As above; a quarter of the time of torch.bernoulli.
+    # As in binarize_fixed; a quarter of the time of torch.bernoulli.
     threshold = torch.randint(_LEVELS, shape, generator=generator, dtype=torch.uint8, device=device)
     return (threshold < images).float()

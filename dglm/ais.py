@@ -46,6 +46,7 @@ class AISSettings:
         num_leapfrogs: Leapfrogs of each transition.
         start: Where the chains start: at the prior, at the encoder's q(z|x), from where fewer
             temperatures are needed, or at Gaussians fitted to the posteriors, from where few are.
+            Only the prior finds modes that chains from q(z|x) do not reach.
         schedule: Spacing of the temperatures.
         seed: Seed of all randomness.
         compile: Compile the transition: faster per gradient, once some twenty seconds are spent.
@@ -147,7 +148,7 @@ def estimate_log_likelihood(
     model.check_observations(images)
     betas = temperatures(num_temperatures, schedule)
     kernel = transition(num_leapfrogs, images.device, compile)
-    starts = starting_gaussians(model, images, start, kernel, seed, progress)
+    starts = starting_gaussians(model, images, start, num_leapfrogs, seed, progress)
     step_sizes = tuned_step_sizes(model, images, betas, num_leapfrogs, starts, seed, progress)
     pieces = annealed_chains(
         model, images, num_chains, betas, kernel, step_sizes, starts, seed, progress

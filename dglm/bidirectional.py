@@ -112,7 +112,7 @@ def bidirectional_bounds(
     images, z = model.sample(num_images, seeded_generator(device, seed, _SIMULATION_STREAM))
     betas = temperatures(num_temperatures, schedule)
     kernel = transition(num_leapfrogs, device, compile)
-    starts = starting_gaussians(model, images, start, kernel, seed, progress)
+    starts = starting_gaussians(model, images, start, num_leapfrogs, seed, progress)
     step_sizes = tuned_step_sizes(model, images, betas, num_leapfrogs, starts, seed, progress)
     shared = starts, seed, progress
     forward = annealed_chains(model, images, num_chains, betas, kernel, step_sizes, *shared)

@@ -7,7 +7,7 @@ from torch.func import functional_call
 from dglm.likelihoods import Bernoulli, Likelihood
 from dglm.networks import Decoder
 from samplers import State, evaluate
-from samplers.products import linear
+from samplers.products import detached_linear
 
 
 class Misfit:
@@ -49,15 +49,15 @@ class Misfit:
         weights = [value for name, value in self.frozen.items() if name.endswith("weight")]
         biases = [-value for name, value in self.frozen.items() if name.endswith("bias")]
         hidden, complements = -z, []
-        for weight, bias in zip(weights[:-1], biases, strict=False):
-            hidden, complement = _activate(linear(hidden, weight, bias))
+        for weight, bias in zip(weights[:-1], biases[:-1], strict=True):
+            hidden, complement = _activate(detached_linear(hidden, weight, bias))
             complements.append(complement)
-        negative_logits = linear(hidden, weights[-1], biases[-1])
+        negative_logits = detached_linear(hidden, weights[-1], biases[-1])
         fit = torch.linalg.vecdot(self.x, negative_logits)
         normalizer, descent = _activate(negative_logits)
         descent += self.x - 1
         for weight, complement in zip(weights[:0:-1], complements[::-1], strict=True):
-            product = linear(descent, weight.T)
+            product = detached_linear(descent, weight.T)
             descent = product.addcmul_(product, complement, value=-1)
         return fit - normalizer.sum(dim=-1), -(descent @ weights[0])
 

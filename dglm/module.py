@@ -1,5 +1,6 @@
 """Training of deep latent Gaussian models: VAE, HMC-DGLM and L2HMC-DGLM."""
 
+import math
 from collections.abc import Callable
 from dataclasses import asdict
 from enum import IntEnum
@@ -70,8 +71,8 @@ class DGLM(LightningModule):
             is resumed with another length, that length counts.
 
     Raises:
-        ValueError: ``num_mh_steps`` is below 1, ``jump_scale`` not positive or ``decay_share``
-            outside of [0, 1].
+        ValueError: ``num_mh_steps`` is below 1, ``jump_scale`` not positive, ``decay_share``
+            outside of [0, 1], or a decay asked for in a training without end.
         TypeError: A module cannot be described in a checkpoint (see dglm.architecture).
 
     References:
@@ -323,6 +324,8 @@ class DGLM(LightningModule):
         if self.decay_share == 0:
             return adam
         total = self.trainer.estimated_stepping_batches
+        if not math.isfinite(total):
+            raise ValueError("decay_share needs the training's length: set max_epochs or max_steps")
         begin = 1 - self.decay_share
 
         def factor(updates: int) -> float:

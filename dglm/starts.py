@@ -22,7 +22,10 @@ class FittedStart(NamedTuple):
     """Start at a Gaussian fitted to the posterior of each image.
 
     It is fitted to draws of 32 chains of HMC, 100 steps each, from the encoder, one step size for
-    all images; the first half of the steps tunes it.
+    all images that are moved at once; the first half of the steps tunes it.
+
+    What HMC from q does not reach, another mode of the posterior, is missing from estimates, and
+    their errors do not tell. "prior" starts everywhere, and bidirectional bounds tell.
     """
 
     encoder: nn.Module
@@ -67,6 +70,7 @@ class FittedGaussian(NamedTuple):
 
 
 Gaussians = DiagonalGaussian | FittedGaussian
+"""q₀ of each image."""
 
 
 def of_images(gaussians: Gaussians, images: slice | Tensor) -> Gaussians:
@@ -98,7 +102,7 @@ def starting_gaussians(
     model: GenerativeModel,
     images: Tensor,
     start: Start,
-    kernel: HMC,
+    num_leapfrogs: int,
     seed: int,
     progress: Callable[[int], None] = lambda gradients: None,
 ) -> Gaussians:
@@ -108,7 +112,7 @@ def starting_gaussians(
         model: p(x, z).
         images: Observations, (N, D).
         start: Which kind.
-        kernel: What moves the chains that Gaussians are fitted to; its step size changes.
+        num_leapfrogs: Of each step of the chains that Gaussians are fitted to.
         seed: Of the noise of those chains.
         progress: Called with the number of gradients taken since the last call.
 
@@ -116,7 +120,7 @@ def starting_gaussians(
         ValueError: ``start`` is none of the three, or its encoder returns what is not finite.
     """
     if isinstance(start, FittedStart):
-        return _fit(model, images, start.encoder, kernel, seed, progress)
+        return _fit(model, images, start.encoder, num_leapfrogs, seed, progress)
     if isinstance(start, nn.Module):
         return _encoded(start, images)
     if start != "prior":
@@ -160,28 +164,33 @@ def _fit(
     model: GenerativeModel,
     images: Tensor,
     encoder: nn.Module,
-    kernel: HMC,
+    num_leapfrogs: int,
     seed: int,
     progress: Callable[[int], None],
 ) -> FittedGaussian:
-    """Fit a Gaussian to the draws of HMC on each image's posterior."""
-    fits = []
+    """Fit a Gaussian to the draws of HMC on each image's posterior.
+
+    Eagerly: the compiler would count these shapes and those of annealing together, and gives up
+    at the eighth.
+    """
+    kernel, fits = HMC(num_leapfrogs).to(images), []
     for first, rows in batches(model, images, _CHAINS):
         generator = seeded_generator(images.device, seed, _STREAM, first)
-        q = _encoded(encoder, rows)
+        encoded = _encoded(encoder, rows[::_CHAINS])
+        q = DiagonalGaussian(*(part.repeat_interleave(_CHAINS, dim=0) for part in encoded))
         energy, moments = model.energy(rows), []
         state = kernel.init(q.sample(generator), energy)
         progress(len(rows))
         for step in range(_STEPS):
-            state, (info,) = kernel(state, energy, [kernel.noise(state, generator)])
-            progress(len(rows) * kernel.num_leapfrogs)
+            state, info = kernel.step(state, energy, kernel.noise(state, generator))
+            progress(len(rows) * num_leapfrogs)
             if step < _STEPS // 2:
                 track_acceptance(kernel, info.acceptance, _ACCEPTANCE, _GAIN)
             else:
                 draws = (state.position - q.mean).double().view(-1, _CHAINS, model.latent_dim)
                 moments.append((draws.mean(dim=1), draws.mT @ draws / _CHAINS))
         shift, square = (torch.stack(parts).mean(dim=0) for parts in zip(*moments, strict=True))
-        mean = q.mean[::_CHAINS] + shift.to(rows)
+        mean = encoded.mean + shift.to(rows)
         fits.append(FittedGaussian(mean, _factor(shift, square).to(rows)))
     return FittedGaussian(*(torch.cat(parts) for parts in zip(*fits, strict=True)))
 

@@ -67,6 +67,7 @@ class Evaluate(AISSettings):
         num_leapfrogs: Leapfrogs of each transition.
         start: Where the chains start: at the prior, at the encoder's q(z|x), from where fewer
             temperatures are needed, or at Gaussians fitted to the posteriors, from where few are.
+            Only the prior finds modes that chains from q(z|x) do not reach.
         schedule: Spacing of the temperatures.
         seed: Seed of all randomness.
         compile: Compile the transition: faster per gradient, once some twenty seconds are spent.

@@ -40,8 +40,8 @@ def onednn_is_faster(device: str) -> bool:
         return False
 
 
-def linear(rows: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
-    """Return rows weightᵀ + bias, (M, N), by the faster library; where it is oneDNN, detached.
+def detached_linear(rows: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
+    """Return rows weightᵀ + bias, (M, N), by the faster library; oneDNN's has no gradient.
 
     In a compiled region that is for :class:`ProductsByOneDNN` to choose.
     """

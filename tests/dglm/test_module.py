@@ -382,6 +382,12 @@ def test_the_learning_rate_falls_in_the_last_part(
     assert fit(10, tmp_path / "5.ckpt")[1:] == pytest.approx(falling)
 
 
+def test_a_decay_needs_an_end(build_dglm: BuildDGLM) -> None:
+    trainer = make_trainer(max_epochs=-1, max_time={"minutes": 1})
+    with pytest.raises(ValueError, match="decay_share needs the training's length"):
+        trainer.fit(build_dglm("vae", decay_share=0.5), Batches(2), Batches(1))
+
+
 def test_the_learning_rate_is_constant_by_default(build_dglm: BuildDGLM) -> None:
     rates = LearningRates()
     make_trainer(max_steps=4, callbacks=[rates]).fit(build_dglm("vae"), Batches(4), Batches(1))

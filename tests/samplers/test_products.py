@@ -9,7 +9,7 @@ from torch.fx.experimental.proxy_tensor import make_fx
 
 from samplers import HMC, seeded_generator
 from samplers.kernel import compiler_works
-from samplers.products import ProductsByOneDNN, linear, onednn_is_faster, product
+from samplers.products import ProductsByOneDNN, detached_linear, onednn_is_faster, product
 
 PRODUCT = torch.ops.samplers.product.default
 pytestmark = pytest.mark.skipif(
@@ -47,7 +47,7 @@ def test_a_layer_by_onednn_is_that_of_float64_to_rounding(
     if transposed:
         weight = weight.T.contiguous().T
     with torch.profiler.profile() as profile:
-        found = linear(rows, weight, bias)
+        found = detached_linear(rows, weight, bias)
     assert "mkldnn::_linear_pointwise" in {event.key for event in profile.key_averages()}
     exact = rows.double() @ weight.T.double() + (0 if bias is None else bias)
     assert (found - exact).abs().max() < 300 * torch.finfo(torch.float32).eps * exact.abs().max()
@@ -63,7 +63,7 @@ def test_other_layers_stay(
     monkeypatch.setattr("samplers.products.onednn_is_faster", lambda device: faster)
     arguments = normal(rows, 200, dtype=dtype), normal(200, 200, seed=1, dtype=dtype)
     with torch.profiler.profile() as profile:
-        found = linear(*arguments)
+        found = detached_linear(*arguments)
     assert "mkldnn::_linear_pointwise" not in {event.key for event in profile.key_averages()}
     assert torch.equal(found, torch.nn.functional.linear(*arguments))
 
