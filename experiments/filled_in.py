@@ -68,6 +68,12 @@ def fill_in(
     return torch.stack(classes), frames
 
 
+def reference_gradients(hidden: Hidden) -> int:
+    """Return the gradients of U that :func:`posterior_classes` takes."""
+    steps = _REFERENCE_WARM_UP + _REFERENCE_THIN * hidden.sweeps
+    return len(hidden.images) * hidden.num_chains * (2 + steps * _REFERENCE_LEAPFROGS)
+
+
 @torch.no_grad()
 def posterior_classes(hidden: Hidden, progress: Callable[[int], object]) -> Tensor:
     """Return the classes of draws of p(z | given pixels), (sweeps, N · chain).

@@ -8,18 +8,15 @@ the drawn pixels look like is counted too, and says how much their noise would f
 
 import json
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any, Literal
 
-from rich.console import Console
-from rich.table import Table
-from torch import Tensor, nn
+from torch import nn
 
 from data import ImageDataModule
 from dglm import DGLM, KernelSteps
 from dglm.ais import check_counts
 from experiments.checkpoints import load_checkpoint
-from experiments.classes import class_frequencies, movement, total_variation, train_classifier
+from experiments.classes import train_classifier
 from experiments.command import (
     CommandError,
     choose_device,
@@ -29,20 +26,23 @@ from experiments.command import (
     run_command,
 )
 from experiments.figures import MaskName, given_pixels, save_inpainting
-from experiments.filled_in import Hidden, fill_in, posterior_classes
+from experiments.filled_in import Hidden, fill_in, posterior_classes, reference_gradients
 from experiments.heldout import DataOptions, held_out
+from experiments.inpainting_results import (
+    NAMES,
+    class_distances,
+    distances_and_errors,
+    means_and_errors,
+    of_chains,
+    of_each_image,
+    print_table,
+)
 from experiments.progress import counted
-from experiments.scoring import check_error_bars, mean_and_error
+from experiments.scoring import check_error_bars
 from samplers import seeded_generator
 
 _STREAM = 0x696E7061696E74
 _SHOWN_IMAGES = 8
-_NAMES = {
-    "encoder": "q",
-    "kernel": "kernel",
-    "gain": "kernel − q",
-    "reference": "posterior",
-}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -126,7 +126,7 @@ def run(options: Inpaint) -> None:
             figures[name] = of_chains(hidden, classes[name]) | {
                 f"drawn_{key}": value for key, value in of_chains(hidden, drawn).items()
             }
-            shown[_NAMES[name]] = frames[:, :: options.num_chains][:, :_SHOWN_IMAGES].clone()
+            shown[NAMES[name]] = frames[:, :: options.num_chains][:, :_SHOWN_IMAGES].clone()
         reference = posterior_classes(hidden, progress)
     distances = class_distances(hidden, classes, reference)
     if len(figures) == 2:
@@ -134,8 +134,10 @@ def run(options: Inpaint) -> None:
         figures["gain"] = {key: kernel[key] - q[key] for key in kernel}
         distances["gain"] = distances["kernel"] - distances["encoder"]
     figures["reference"] = of_chains(hidden, reference)
+    del figures["reference"]["switches"]  # which no sweeps lie between
     summary = {
         **description(options, dglm, data, len(images)),
+        "reference_gradient_evaluations": reference_gradients(hidden),
         "classifier_accuracy": classifier.accuracy,
         "classifier_accuracy_standard_error": classifier.standard_error,
         **means_and_errors(figures),
@@ -171,73 +173,10 @@ def chosen_posteriors(dglm: DGLM, options: Inpaint) -> dict[str, nn.Module | Ker
     return posteriors
 
 
-def of_chains(hidden: Hidden, classes: Tensor) -> dict[str, Tensor]:
-    """Return how each chain moves among classes (sweeps, image · chain), (image, chain) each."""
-    return {name: value.view(-1, hidden.num_chains) for name, value in movement(classes).items()}
-
-
-def class_distances(
-    hidden: Hidden, classes: dict[str, Tensor], reference: Tensor
-) -> dict[str, Tensor]:
-    """Return how far each image's frequencies of the classes are from the reference's, (N,).
-
-    And how far those of one half of the reference's chains are from the other half's.
-    """
-    images = len(hidden.images)
-    number = int(hidden.classifier.network.classes_.max()) + 1
-    posterior = class_frequencies(reference, images, number)
-    distances = {
-        name: total_variation(class_frequencies(found, images, number), posterior)
-        for name, found in classes.items()
-    }
-    halves = [
-        class_frequencies(half.flatten(1), images, number)
-        for half in reference.view(hidden.sweeps, images, -1).tensor_split(2, dim=2)
-    ]
-    return distances | {"reference": total_variation(*halves)}
-
-
-def distances_and_errors(distances: dict[str, Tensor]) -> dict[str, float]:
-    """Return the means of distances (N,) and their errors over images."""
-    summary = {}
-    for name, values in distances.items():
-        key = f"{name}_distance"
-        summary[key], summary[f"{key}_standard_error"] = mean_and_error(values)
-    return summary
-
-
-def means_and_errors(figures: dict[str, dict[str, Tensor]]) -> dict[str, float]:
-    """Return each figure's mean, its error over images, and the part that the chains cause."""
-    summary = {}
-    for posterior, named in figures.items():
-        for name, values in named.items():
-            key = f"{posterior}_{name}"
-            summary[key], summary[f"{key}_standard_error"] = mean_and_error(values.mean(dim=1))
-            error = (values.var(dim=1).sum() / values.shape[1]).sqrt() / len(values)
-            summary[f"{key}_standard_error_chains"] = float(error)
-    return summary
-
-
-def of_each_image(
-    figures: dict[str, dict[str, Tensor]], distances: dict[str, Tensor], labels: Tensor
-) -> list[dict[str, int | float]]:
-    """Return the label of each image, its figures, means over its chains, and its distances."""
-    return [
-        {"label": int(label)}
-        | {
-            f"{posterior}_{name}": float(values[index].mean())
-            for posterior, named in figures.items()
-            for name, values in named.items()
-        }
-        | {f"{name}_distance": float(values[index]) for name, values in distances.items()}
-        for index, label in enumerate(labels)
-    ]
-
-
 def description(
     options: Inpaint, dglm: DGLM, data: ImageDataModule, num_images: int
 ) -> dict[str, Any]:
-    """Return what was done, and the gradients of U that it took."""
+    """Return what was done, and the gradients of U that the kernel took."""
     steps = options.steps_per_sweep or dglm.num_mh_steps
     gradients = 0
     if dglm.kernel is not None and options.posterior != "encoder":
@@ -258,41 +197,6 @@ def description(
         "num_chains": options.num_chains,
         "gradient_evaluations": gradients,
     }
-
-
-def print_table(summary: dict[str, Any], output: Path) -> None:
-    """Print the figures as a short table, and where the files are."""
-    table = Table(title=f"{summary['num_images']} test images, {summary['dataset']}")
-    shown = [name for name in _NAMES if f"{name}_classes" in summary]
-    for column in ("", *(_NAMES[name] for name in shown)):
-        table.add_column(column, justify="right" if column else "left")
-    labels = {"classes": "classes visited", "effective_classes": "  their effective number"}
-    labels["switches"] = "switches per 100 sweeps"
-    for prefix, title in (("", ""), ("drawn_", ", drawn pixels")):
-        for key, label in labels.items():
-            table.add_row(
-                label + title, *(with_error(summary, f"{name}_{prefix}{key}") for name in shown)
-            )
-    table.add_row(
-        "class frequencies, off by", *(with_error(summary, f"{name}_distance") for name in shown)
-    )
-    console = Console()
-    console.print(table)
-    console.print(
-        "posterior: long HMC chains on p(z | given pixels). Off by: total variation from those; "
-        "one half of them from the other\n"
-        f"± one standard error over images; classifier: {summary['classifier_accuracy']:.1%} of "
-        f"the test images right; {summary['gradient_evaluations']:.3g} gradients",
-        highlight=False,
-    )
-    console.print(f"  {output}\n  {output.with_suffix('.json')}", highlight=False, soft_wrap=True)
-
-
-def with_error(summary: dict[str, Any], name: str) -> str:
-    """Return a figure with its standard error, to two decimals; nothing where there is none."""
-    if name not in summary:
-        return ""
-    return f"{summary[name]:.2f} ± {summary[f'{name}_standard_error']:.2f}"
 
 
 if __name__ == "__main__":

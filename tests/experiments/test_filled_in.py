@@ -7,9 +7,10 @@ import torch
 from torch import Tensor, nn
 
 from dglm import DGLM, GenerativeModel, KernelSteps
+from dglm.misfit import Misfit
 from experiments.classes import class_frequencies, total_variation
-from experiments.filled_in import Hidden, fill_in, posterior_classes
-from samplers import HMC
+from experiments.filled_in import Hidden, fill_in, posterior_classes, reference_gradients
+from samplers import HMC, State
 
 GIVEN = torch.tensor([True, False, True, True, False, False])
 IMAGES = torch.tensor([[1.0, 0.0, 0.0, 1.0, 1.0, 0.0], [0.0, 1.0, 1.0, 1.0, 0.0, 0.0]])
@@ -66,6 +67,21 @@ def test_the_reference_has_the_posterior_s_frequencies(hidden: Hidden) -> None:
     assert classes.shape == (SWEEPS, 2 * CHAINS)
     assert (deviation(classes, expected) < 5).all()
     assert sum(counts) == SWEEPS
+
+
+def test_the_gradients_of_the_reference_are_counted(
+    hidden: Hidden, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    rows, evaluate = [], Misfit.evaluate
+
+    def counting(self: Misfit, position: Tensor) -> State:
+        rows.append(len(position))
+        return evaluate(self, position)
+
+    monkeypatch.setattr(Misfit, "evaluate", counting)
+    short = hidden._replace(num_chains=2, sweeps=3)
+    posterior_classes(short, lambda count: None)
+    assert sum(rows) == reference_gradients(short)
 
 
 def test_a_kernel_has_the_posterior_s_frequencies_and_a_wrong_encoder_not(hidden: Hidden) -> None:
