@@ -18,7 +18,7 @@ from experiments.likelihood_curve.options import LikelihoodCurve, Model
 from experiments.mnist import command_line, train
 
 _UNTIMED_UPDATES, _TIMED_UPDATES = 2, 5
-_TIMED_IMAGES, _TIMED_TEMPERATURES = 64, 3
+_TIMED_IMAGES, _TIMED_TEMPERATURES = 8, 3
 
 
 class Cost(NamedTuple):
@@ -62,12 +62,13 @@ def training_cost(options: LikelihoodCurve, model: Model) -> Cost:
 
 
 def scoring_seconds(options: LikelihoodCurve, dglm: DGLM, images: Tensor) -> float:
-    """Return the seconds of one gradient of a score, from a few temperatures, not compiled."""
+    """Return the seconds of one gradient of a score: few images and temperatures, not compiled."""
     images = images[: min(options.num_images, _TIMED_IMAGES)]
     sizes = options.num_chains, _TIMED_TEMPERATURES, options.num_leapfrogs
     began = time.perf_counter()
-    estimate_log_likelihood(dglm.model, images, *sizes)
-    return (time.perf_counter() - began) / gradient_evaluations(len(images), *sizes, "prior")
+    estimate_log_likelihood(dglm.model, images, *sizes, start=dglm.ais_start(options))
+    gradients = gradient_evaluations(len(images), *sizes, options.start)
+    return (time.perf_counter() - began) / gradients
 
 
 def print_costs(options: LikelihoodCurve) -> None:
