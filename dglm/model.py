@@ -94,7 +94,9 @@ class GenerativeModel(nn.Module):
             )
         if not given.any():
             raise ValueError("no observation is given: what is left is the prior")
-        return GenerativeModel(Selected(self.decoder, given), self.latent_dim, self.likelihood)
+        device = next(self.decoder.parameters(), given).device
+        decoder = Selected(self.decoder, given.to(device))
+        return GenerativeModel(decoder, self.latent_dim, self.likelihood)
 
     @torch.no_grad()
     def sample(self, n: int, generator: torch.Generator | None = None) -> tuple[Tensor, Tensor]:
