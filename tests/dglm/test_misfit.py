@@ -42,7 +42,7 @@ def test_the_gradient_by_hand_is_that_of_autograd_with_products_by_onednn(
     monkeypatch.setattr("samplers.products.onednn_is_faster", lambda device: True)
     model = GenerativeModel(Decoder(3, 220, (200, 210)), 3).float()
     z, misfit = torch.randn(128, 3).float(), model.misfit(torch.rand(128, 220).float())
-    with torch.no_grad(), torch.profiler.profile() as profile:
+    with torch.no_grad(), torch.profiler.profile(acc_events=True) as profile:
         found = misfit.evaluate(z)
     calls = {event.key: event.count for event in profile.key_averages()}
     assert calls["mkldnn::_linear_pointwise"] == 4  # of layers of 200 or more, up and down

@@ -46,7 +46,7 @@ def test_a_layer_by_onednn_is_that_of_float64_to_rounding(
     rows, weight = normal(200, 300), normal(200, 300, seed=1)
     if transposed:
         weight = weight.T.contiguous().T
-    with torch.profiler.profile() as profile:
+    with torch.profiler.profile(acc_events=True) as profile:
         found = detached_linear(rows, weight, bias)
     assert "mkldnn::_linear_pointwise" in {event.key for event in profile.key_averages()}
     exact = rows.double() @ weight.T.double() + (0 if bias is None else bias)
@@ -62,7 +62,7 @@ def test_other_layers_stay(
 ) -> None:
     monkeypatch.setattr("samplers.products.onednn_is_faster", lambda device: faster)
     arguments = normal(rows, 200, dtype=dtype), normal(200, 200, seed=1, dtype=dtype)
-    with torch.profiler.profile() as profile:
+    with torch.profiler.profile(acc_events=True) as profile:
         found = detached_linear(*arguments)
     assert "mkldnn::_linear_pointwise" not in {event.key for event in profile.key_averages()}
     assert torch.equal(found, torch.nn.functional.linear(*arguments))
@@ -141,7 +141,7 @@ def test_a_kernel_compiled_with_products_is_the_eager_one(monkeypatch: pytest.Mo
         run(compiled)
         with torch._dynamo.config.patch(error_on_recompile=True):
             run(another)
-        with torch.profiler.profile() as profile:
+        with torch.profiler.profile(acc_events=True) as profile:
             found = run(compiled)
         torch.testing.assert_close(found, run(eager), rtol=1e-4, atol=1e-4)
     calls = {event.key: event.count for event in profile.key_averages()}
