@@ -236,8 +236,11 @@ class ImageDataModule(LightningDataModule):
         """Binarize a batch of training images anew, or turn it into grey levels."""
         if self.trainer is None or not self.trainer.training:
             return batch
+        accumulated = self.trainer.accumulate_grad_batches
+        begun = self.trainer.fit_loop.epoch_loop.batch_progress.current.ready
+        index = self.trainer.global_step * accumulated + begun % accumulated
         generator = seeded_generator(
-            batch.device, BINARIZATION_STREAM, self.seed, self.trainer.global_step, self._rank
+            batch.device, BINARIZATION_STREAM, self.seed, index, self._rank
         )
         images = binarize(batch, generator) if self.binarize else grey_levels(batch)
         # Lightning converts to the model's precision before this hook, while the batch is uint8.

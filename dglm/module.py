@@ -235,7 +235,9 @@ class DGLM(LightningModule):
 
     def training_step(self, x: Tensor, batch_index: int) -> Tensor:
         """Return the sum of the losses; each reaches parameters that the others do not."""
-        generator = self._generator(Stream.TRAINING, self.global_step)
+        accumulated = self.trainer.accumulate_grad_batches
+        batch = self.global_step * accumulated + batch_index % accumulated
+        generator = self._generator(Stream.TRAINING, batch)
         q = self.posterior(x)
         z = q.sample(generator)
         if self.kernel is None:

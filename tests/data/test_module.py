@@ -71,6 +71,7 @@ def attach(images: ImageDataModule, **trainer: Any) -> ImageDataModule:
     cpu = SimpleNamespace(root_device=torch.device("cpu"))
     precision = SimpleNamespace(convert_input=lambda batch: batch)
     defaults = {"global_rank": 0, "world_size": 1, "global_step": 0, "training": True}
+    defaults |= {"accumulate_grad_batches": 1, "fit_loop": Trainer(logger=False).fit_loop}
     attributes = {**defaults, "strategy": cpu, "precision_plugin": precision, **trainer}
     images.trainer = SimpleNamespace(**attributes)  # type: ignore[assignment]
     return images
@@ -181,6 +182,16 @@ def test_dynamic_binarization_is_a_function_of_seed_step_and_rank(make_root: Mak
         assert one.dtype == torch.float32
         assert not any(torch.equal(one, other) for other in draws[:index])
         assert abs(one.mean().item() - 128 / 255) < 5 * 0.5 / batch.numel() ** 0.5
+
+
+def test_batches_that_one_update_accumulates_are_binarized_apart() -> None:
+    recorder, grey = Recorder(), torch.full((60, 28, 28), 0.5)
+    images = ImageDataModule.from_tensors(grey, batch_size=10, validation=10)
+    make_trainer(max_epochs=2, accumulate_grad_batches=2).fit(recorder, images)
+    batches = recorder.batches["train"]
+    assert len(batches) == 8
+    for index, one in enumerate(batches):
+        assert not any(torch.equal(one, other) for other in batches[:index])
 
 
 def test_only_training_batches_are_binarized(make_root: MakeRoot) -> None:

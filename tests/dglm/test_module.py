@@ -300,6 +300,17 @@ def test_a_training_step_is_a_function_of_seed_step_and_rank(
         assert len({loss(kind, *key) for key in keys}) == len(keys)
 
 
+@pytest.mark.parametrize("kind", ["vae", "l2hmc"])  # HMC's step size follows each batch
+def test_batches_that_one_update_accumulates_have_noise_of_their_own(
+    attach: Attach, kind: str
+) -> None:
+    attached = attach(kind)
+    attached.module.trainer.accumulate_grad_batches = 3
+    losses = [attached.module.training_step(attached.x, index).item() for index in range(6)]
+    assert len(set(losses[:3])) == 3
+    assert losses[3:] == losses[:3]  # until an update is made
+
+
 @pytest.mark.parametrize(("step_size", "sign"), [(1e-3, 1), (10.0, -1)])
 def test_the_step_size_of_hmc_follows_its_acceptance(
     attach: Attach, step_size: float, sign: int
