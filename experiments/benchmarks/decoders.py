@@ -10,6 +10,7 @@ from torch import nn
 
 from experiments.benchmarks import peer
 from experiments.benchmarks.cases import PRODUCTS, Annealing, Posterior, SamplerUpdate, Sizes
+from experiments.benchmarks.products import products_of, replay
 from experiments.benchmarks.published import PublishedL2HMC
 from experiments.benchmarks.timing import Workload, agree
 from samplers import HMC, Kernel, State, seeded_generator
@@ -93,6 +94,7 @@ def sampler_update(sizes: Sizes) -> Workload:
         "as published": published,
         # A Hessian-vector product is as many matrix products as a gradient.
         **compiled.case.products(2 * sizes.gradients),
+        f"{PRODUCTS}, the sampler's networks' too": replay(products_of(eager)),
         "compiled": compiled,
         "eager": eager,
     }

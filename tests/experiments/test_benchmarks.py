@@ -11,6 +11,7 @@ from experiments.benchmarks import __main__ as command
 from experiments.benchmarks.cases import SamplerUpdate, Sizes
 from experiments.benchmarks.gpu import energy_error, gpu
 from experiments.benchmarks.memory import memory, peak_memory
+from experiments.benchmarks.products import products_of, replay
 from experiments.benchmarks.published import PublishedL2HMC
 from experiments.benchmarks.scaling import scaling
 from experiments.benchmarks.startup import startup
@@ -104,6 +105,22 @@ def test_the_published_scheme_takes_twice_the_gradients_twice() -> None:
     energies = 4 * TINY.mh_steps
     # Beside the first, which is taken by hand.
     assert taken == [leapfrogs, 4 * leapfrogs + energies]
+
+
+def test_the_products_of_some_work_are_those_forward_and_backward() -> None:
+    layer, x = torch.nn.Linear(3, 4), torch.randn(5, 3, requires_grad=True)
+    shapes = products_of(lambda: layer(x).sum().backward())
+    assert sorted(shapes) == [(4, 5, 3), (5, 3, 4), (5, 4, 3)]
+    assert products_of(replay(shapes)) == shapes
+
+
+def test_the_decoders_products_are_most_of_an_update() -> None:
+    update = SamplerUpdate(TINY)
+    shapes = products_of(update)
+    decoders = [shape for shape in shapes if 784 in shape and 6 == shape[0]]
+    # One forward and one backward a gradient, and as many again to second order; by the last
+    # layer, and by the first one of the embedding, whose input needs no gradient.
+    assert len(decoders) == 2 * (2 * TINY.gradients - 1) + 1
 
 
 def test_scaling_multiplies_each_size() -> None:
