@@ -1,12 +1,13 @@
 """Annealing between a Gaussian and the posterior of a generative model."""
 
+import math
 from collections.abc import Callable
 from typing import Literal, NamedTuple
 
 import torch
 from torch import Tensor
 
-from dglm.gaussian import DiagonalGaussian
+from dglm.gaussian import DiagonalGaussian, gaussian_log_prob
 from samplers import HMC, Energy, State, evaluate
 from samplers.adaptation import track_acceptance
 
@@ -34,7 +35,7 @@ class AnnealedEnergy:
     def __init__(self, misfit: Energy, start: DiagonalGaussian) -> None:
         self.misfit = misfit
         self.start = start
-        self.prior = DiagonalGaussian(*map(torch.zeros_like, start))
+        self._exact_start = DiagonalGaussian(*(part.double() for part in start))
         self._precision = (-2 * start.log_std).exp()
         self.beta = 0.0
 
@@ -45,16 +46,12 @@ class AnnealedEnergy:
 
     @beta.setter
     def beta(self, beta: float) -> None:
-        # The Gaussian part of U_β is ½ zᵀA z - bᵀz + c with a diagonal A: its coefficients are
-        # the same for all leapfrogs at one temperature. Tensors all, β too: a compiled kernel
-        # would be compiled again for each new number.
-        mean = self.start.mean
+        # Tensors all, β too: a compiled kernel would be compiled again for each new number.
+        mean, log_std = self.start
         self._beta = torch.full((), beta, dtype=mean.dtype, device=mean.device)  # no host sync
-        self._curvature = (1 - beta) * self._precision + beta
-        self._slope = (1 - beta) * mean * self._precision
-        at_zero = -self.start.log_prob(torch.zeros_like(mean))
-        prior_at_zero = -self.prior.log_prob(torch.zeros_like(mean))
-        self._constant = (1 - beta) * at_zero + beta * prior_at_zero
+        self._stiffness = (1 - beta) * self._precision
+        normaliser = 0.5 * math.log(2 * math.pi) * mean.shape[1]
+        self._constant = (1 - beta) * log_std.sum(dim=-1) + normaliser
 
     def evaluate(self, position: Tensor) -> State:
         """Return the state at ``position`` (B, D) for the present β: one gradient evaluation."""
@@ -69,15 +66,15 @@ class AnnealedEnergy:
     def slope(self, state: State) -> Tensor:
         """Return log p(x, z) - log q₀(z), the derivative of -U_β in β, in float64, (B,) nats."""
         z, misfit = state.position.double(), state.extra[0].double()
-        start = DiagonalGaussian(self.start.mean.double(), self.start.log_std.double())
-        prior = DiagonalGaussian(self.prior.mean.double(), self.prior.log_std.double())
-        return prior.log_prob(z) - misfit - start.log_prob(z)
+        return gaussian_log_prob(z) - misfit - self._exact_start.log_prob(z)
 
     def _combine(self, z: Tensor, misfit: Tensor, misfit_gradient: Tensor) -> State:
-        pull = torch.addcmul(-self._slope, self._curvature, z)
-        quadratic = 0.5 * torch.linalg.vecdot(z, pull - self._slope)
-        energy = torch.addcmul(quadratic + self._constant, self._beta, misfit)
-        gradient = torch.addcmul(pull, self._beta, misfit_gradient)
+        # Around the mean of q₀: the squares of a narrow one, expanded, would cancel in float32.
+        away = z - self.start.mean
+        to_start, to_prior = self._stiffness * away, self._beta * z
+        squares = torch.linalg.vecdot(away, to_start) + torch.linalg.vecdot(z, to_prior)
+        energy = torch.addcmul(0.5 * squares + self._constant, self._beta, misfit)
+        gradient = torch.addcmul(to_start + to_prior, self._beta, misfit_gradient)
         return State(z, energy, gradient, (misfit, misfit_gradient))
 
 

@@ -79,6 +79,19 @@ def test_the_path_leads_from_the_start_to_the_posterior(path: Path, beta: float)
     torch.testing.assert_close(state[:3], expected[:3])
 
 
+@pytest.mark.parametrize("std", [0.1, 0.003])
+def test_narrow_starts_are_exact_in_single_precision(std: float) -> None:
+    mean = torch.randn(40, 50, dtype=torch.float32)
+    start = DiagonalGaussian(mean, torch.full_like(mean, std).log())
+    path = AnnealedEnergy(lambda z: 0.0 * z.sum(dim=-1), start)
+    draws = start.sample(), start.sample()
+    first, second = (path.evaluate(z).energy.double() for z in draws)
+    exact = DiagonalGaussian(*(part.double() for part in start))
+    expected = exact.log_prob(draws[1].double()) - exact.log_prob(draws[0].double())
+    # The last digits of energies of up to 300 nats.
+    torch.testing.assert_close(first - second, expected, rtol=0, atol=5e-5)
+
+
 def test_a_change_of_temperature_costs_no_gradient(path: Path) -> None:
     state = path.energy.evaluate(torch.randn(7, 3))
     assert path.calls == 1
