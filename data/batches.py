@@ -19,8 +19,8 @@ ORDER_STREAM = 0x6F72646572
 class EpochBatches:
     """Shuffled batches of indices, a function of (seed, epoch); every process has its own share.
 
-    The rest that does not fill a batch in every process is left out, so that all batches have one
-    shape; each epoch leaves out another rest.
+    Images that do not fill a batch in every process are left out, so that all batches have one
+    shape; they are others in each epoch.
 
     Arguments:
         count: The number of images.

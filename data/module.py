@@ -1,6 +1,6 @@
 """Image data sets as a LightningDataModule."""
 
-from functools import cache
+from functools import cache, cached_property
 from typing import Any, Literal
 
 import torch
@@ -138,6 +138,10 @@ class ImageDataModule(LightningDataModule):
             self._own = load_images(self._name)
         return self._own
 
+    @cached_property
+    def _digest(self) -> str:
+        return digest(self._own_images())
+
     def prepare_data(self) -> None:
         """Download what is not there; announce where mnist-5k takes the place of mnist."""
         if self._prepared:
@@ -250,7 +254,7 @@ class ImageDataModule(LightningDataModule):
         """Return which images this run trains on, for its checkpoints."""
         state = {"dataset_name": self.dataset_name, "validation": len(self._rows["validation"])}
         if self._own is not None:
-            state |= {"image_shape": list(self.image_shape), "digest": digest(self._own)}
+            state |= {"image_shape": list(self.image_shape), "digest": self._digest}
         return state if self.binarize else {**state, "binarize": False}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:

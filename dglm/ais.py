@@ -2,7 +2,7 @@
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Literal, NamedTuple
+from typing import Literal, NamedTuple, get_args
 
 import torch
 from torch import Tensor
@@ -17,6 +17,7 @@ from dglm.annealing import (
 )
 from dglm.memory import batches
 from dglm.model import GenerativeModel
+from dglm.precision import full_precision
 from dglm.starts import (
     FittedGaussian,
     Gaussians,
@@ -52,7 +53,7 @@ class AISSettings:
         compile: Compile the transition: faster per gradient, once some twenty seconds are spent.
 
     Raises:
-        ValueError: A count is below 1, or the seed is negative.
+        ValueError: A count is below 1, the seed is negative, or a name is unknown.
     """
 
     num_chains: int = 16
@@ -71,6 +72,10 @@ class AISSettings:
         )
         if self.seed < 0:
             raise ValueError(f"seed must be 0 or more, got {self.seed}")
+        for name, choices in (("start", StartName), ("schedule", Schedule)):
+            if getattr(self, name) not in get_args(choices):
+                allowed = ", ".join(get_args(choices))
+                raise ValueError(f"{name} must be one of {allowed}, got {getattr(self, name)!r}")
 
 
 class AISResult(NamedTuple):
@@ -93,6 +98,7 @@ class AISResult(NamedTuple):
         return weight_effective_sample_size(self.log_weights)
 
 
+@full_precision()
 @torch.no_grad()
 def estimate_log_likelihood(
     model: GenerativeModel,

@@ -18,6 +18,7 @@ from dglm.ais import (
 )
 from dglm.annealing import Schedule, temperatures
 from dglm.model import GenerativeModel
+from dglm.precision import full_precision
 from dglm.starts import Start, starting_gaussians
 from samplers import seeded_generator
 
@@ -57,6 +58,7 @@ class BidirectionalBounds(NamedTuple):
         return self.forward.gradient_evaluations + self.reverse.gradient_evaluations
 
 
+@full_precision()
 @torch.no_grad()
 def bidirectional_bounds(
     model: GenerativeModel,
@@ -97,7 +99,7 @@ def bidirectional_bounds(
         progress: Called with the number of gradients taken since the last call.
 
     Raises:
-        ValueError: A count is too small.
+        ValueError: A count is too small, or the decoder is not a function of z alone.
 
     References:
         Sandwiching the marginal likelihood using bidirectional Monte Carlo (Grosse, Ghahramani and
@@ -108,7 +110,8 @@ def bidirectional_bounds(
     if num_images < 2:
         raise ValueError(f"num_images must be at least 2 for an error bar, got {num_images}")
     check_counts(num_chains=num_chains, num_leapfrogs=num_leapfrogs)
-    device = next(model.parameters()).device
+    model.check_decoder()
+    device = next(model.parameters(), torch.empty(0)).device
     images, z = model.sample(num_images, seeded_generator(device, seed, _SIMULATION_STREAM))
     betas = temperatures(num_temperatures, schedule)
     kernel = transition(num_leapfrogs, device, compile)

@@ -8,6 +8,7 @@ from lightning.pytorch.utilities.rank_zero import rank_zero_warn
 from torch import Tensor
 
 from dglm.module import DGLM, Stream
+from dglm.precision import full_precision
 from samplers import round_trip, seeded_generator
 
 EXACTNESS_BOUND = 0.01
@@ -42,11 +43,12 @@ class WatchExactness(Callback):
         errors = trainer.strategy.reduce(errors, reduce_op="max")
         module.log("train/round_trip_error", errors[0])
         module.log("train/log_det_error", errors[1])
-        if float(errors.max()) > EXACTNESS_BOUND and not self._warned:
+        if not (self._warned or float(errors.max()) <= EXACTNESS_BOUND):  # NaN, too
             rank_zero_warn(exactness_warning(*errors.tolist()))
             self._warned = True
 
 
+@full_precision()
 @torch.no_grad()
 def exactness_errors(module: DGLM, x: Tensor, step: int) -> Tensor:
     """Return the round-trip and the log-determinant error on images (B, N), (2,)."""

@@ -10,6 +10,8 @@ from torch import Tensor, nn
 from dglm.gaussian import DiagonalGaussian
 from dglm.memory import batches
 from dglm.model import GenerativeModel
+from dglm.precision import full_precision
+from dglm.starts import encoded
 from samplers import seeded_generator
 
 _STREAM = 4
@@ -27,6 +29,7 @@ class ImportanceResult(NamedTuple):
     """(Σw)² / Σw² of each image's weights, (N,)."""
 
 
+@full_precision()
 @torch.no_grad()
 def importance_weighted_bound(
     model: GenerativeModel,
@@ -52,7 +55,8 @@ def importance_weighted_bound(
         progress: Called with the number of weights computed since the last call.
 
     Raises:
-        ValueError: A count is too small, or the images cannot be this model's.
+        ValueError: A count is too small, the images cannot be this model's, or q(z|x) is not
+            finite.
 
     References:
         Importance weighted autoencoders (Burda, Grosse and Salakhutdinov, 2016), Equation 8.
@@ -64,7 +68,8 @@ def importance_weighted_bound(
     pieces = []
     for first, rows in batches(model, images, at_once):
         generator = seeded_generator(images.device, seed, _STREAM, first)
-        q = DiagonalGaussian(*encoder(rows))
+        own = encoded(encoder, rows[::at_once])
+        q = DiagonalGaussian(*(part.repeat_interleave(at_once, dim=0) for part in own))
         sums: list[Tensor] = []
         for begin in range(0, num_samples, at_once):
             z = q.sample(generator)

@@ -8,7 +8,9 @@ from torch import Tensor, nn
 
 from dglm.gaussian import DiagonalGaussian
 from dglm.model import GenerativeModel
+from dglm.precision import full_precision
 from samplers import Kernel
+from samplers.random import standard_normal
 
 
 class KernelSteps(NamedTuple):
@@ -20,6 +22,7 @@ class KernelSteps(NamedTuple):
     """Steps a sweep, at least 1."""
 
 
+@full_precision()
 @torch.no_grad()
 def inpaint(
     model: GenerativeModel,
@@ -44,8 +47,8 @@ def inpaint(
         given: True where a pixel is given, boolean, (D,) or (N, D).
         sweeps: Sweeps to make.
         posterior: An encoder, or (kernel, steps per sweep).
-        start: The first z with a kernel, (N, latent_dim), for example a draw of q(z|x); without
-            it, a draw from the prior.
+        start: The first z of a kernel, (N, latent_dim), for example a draw of q(z|x); without it,
+            a draw from the prior. An encoder needs none.
         generator: Of all randomness; without one, torch's global generator.
         observe: Called after each sweep with the images (N, D) and the z (N, latent_dim) that
             their hidden pixels were drawn from.
@@ -54,7 +57,8 @@ def inpaint(
         The images after each sweep, (sweeps, N, D); given pixels are as they were.
 
     Raises:
-        ValueError: A count is below 1, or images or mask have the wrong shape, type or range.
+        ValueError: A count is below 1, or images, mask or start have the wrong shape, type or
+            range.
 
     References:
         Generalizing Hamiltonian Monte Carlo with Neural Networks (Levy, Hoffman and
@@ -74,13 +78,13 @@ def inpaint(
     _check_mask(given, images)
     if sweeps < 1:
         raise ValueError(f"sweeps must be at least 1, got {sweeps}")
+    z = images.new_empty(0)
     if not isinstance(posterior, nn.Module):
         posterior = KernelSteps(*posterior)
         if posterior.steps < 1:
             raise ValueError(f"the kernel needs at least 1 step a sweep, got {posterior.steps}")
-    x, z, frames = images, start, []
-    if z is None:
-        z = model.sample(len(images), generator)[1]
+        z = _first(model, images, start, generator)
+    x, frames = images, []
     for _ in range(sweeps):
         if isinstance(posterior, nn.Module):
             z = DiagonalGaussian(*posterior(x)).sample(generator)
@@ -91,6 +95,21 @@ def inpaint(
         frames.append(x)
         observe(x, z)
     return torch.stack(frames)
+
+
+def _first(
+    model: GenerativeModel,
+    images: Tensor,
+    start: Tensor | None,
+    generator: torch.Generator | None,
+) -> Tensor:
+    """Return the z that a kernel starts from."""
+    shape = len(images), model.latent_dim
+    if start is None:
+        return standard_normal(images.new_empty(shape), generator)
+    if start.shape != shape:
+        raise ValueError(f"start must be a z for each image, {shape}, got {tuple(start.shape)}")
+    return start
 
 
 def _move(

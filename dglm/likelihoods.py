@@ -64,7 +64,8 @@ class Bernoulli(Likelihood):
 class Gaussian(Likelihood):
     r"""Real observations with the decoder's outputs as means μ and one standard deviation s.
 
-    .. math:: \log p(x|z) = -\sum_i \tfrac{1}{2} ((x_i - μ_i) / s)^2 + \log s + \tfrac{1}{2}\log 2π
+    .. math:: \log p(x|z) =
+        -\sum_i \bigl[\tfrac{1}{2} ((x_i - μ_i) / s)^2 + \log s + \tfrac{1}{2} \log 2π\bigr]
 
     Arguments:
         scale: The standard deviation s.

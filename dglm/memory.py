@@ -9,7 +9,9 @@ _MEMORY_BUDGET = 2**30
 
 
 def batches(model: GenerativeModel, images: Tensor, num_chains: int) -> list[tuple[int, Tensor]]:
-    """Return (first image, images repeated for their chains) in pieces that fit in memory.
+    """Return (first image, images repeated for their chains) in pieces of about a gibibyte.
+
+    One image at least: its chains stay together.
 
     The pieces depend on the sizes alone, not on the machine, so that results do not either.
     """

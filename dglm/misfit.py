@@ -28,7 +28,8 @@ class Misfit:
         self.likelihood = likelihood
         self.x = x
         self.frozen = {name: value.detach() for name, value in decoder.named_parameters()}
-        self.by_hand = type(decoder) is Decoder and type(likelihood) is Bernoulli
+        plain = type(decoder) is Decoder and decoder.is_plain
+        self.by_hand = plain and type(likelihood) is Bernoulli
 
     def __call__(self, z: Tensor) -> Tensor:
         """Return -log p(x|z), (B,) nats."""

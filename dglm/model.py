@@ -144,6 +144,12 @@ class GenerativeModel(nn.Module):
         if len(x) == 0:
             raise ValueError("there are no observations: the batch is empty")
         self.likelihood.check(x)
+        parameter = next(self.decoder.parameters(), torch.empty(0))
+        if (x.dtype, x.device) != (parameter.dtype, parameter.device):
+            raise ValueError(
+                f"this model's observations are {parameter.dtype} on {parameter.device}, got "
+                f"{x.dtype} on {x.device}: pass x.to('{parameter.device}', {parameter.dtype})"
+            )
 
 
 class PosteriorEnergy:

@@ -168,7 +168,12 @@ class DGLM(LightningModule):
 
         Returns:
             Latent variables, (B, latent_dim).
+
+        Raises:
+            ValueError: ``num_mh_steps`` is negative, or the observations cannot be this model's.
         """
+        if num_mh_steps is not None and num_mh_steps < 0:
+            raise ValueError(f"num_mh_steps must be 0 or more, got {num_mh_steps}")
         self.model.check_observations(x)
         q = self.posterior(x)
         z = q.sample(generator)
@@ -190,7 +195,7 @@ class DGLM(LightningModule):
         z = self.posterior_samples(x, num_mh_steps, generator)
         return self.model.likelihood.mean(self.model.decoder(z))
 
-    @full_precision
+    @full_precision()
     def chain(
         self,
         x: Tensor,
@@ -228,8 +233,16 @@ class DGLM(LightningModule):
         return starts[settings.start]
 
     def setup(self, stage: str) -> None:
-        """Refuse a precision, or a decoder, with which chains would not be exact."""
+        """Refuse a precision, or a decoder, with which chains would not be exact.
+
+        And a bound on all gradients together, which this training has no place for.
+        """
         check_precision(self.trainer.precision)
+        if self.trainer.gradient_clip_val:
+            raise ValueError(
+                "gradient_clip_val would be ignored: the sampler's gradient is clipped to norm "
+                f"{SAMPLER_GRADIENT_NORM:g}, those of encoder and decoder are not; leave it out"
+            )
         if self.kernel is not None:
             self.model.check_decoder()
 
@@ -265,7 +278,7 @@ class DGLM(LightningModule):
             track_acceptance(self.kernel, acceptance)
         return (chain.loss - elbo - log_joint).mean()
 
-    @full_precision
+    @full_precision()
     def validation_step(self, x: Tensor, batch_index: int) -> None:
         """Log the bound, and how far the kernel carries log p(x, z) from q's value."""
         generator = self._generator(Stream.VALIDATION, batch_index)
@@ -282,7 +295,7 @@ class DGLM(LightningModule):
                 divergence=chain.diverging,
             )
 
-    @full_precision
+    @full_precision()
     def test_step(self, x: Tensor, batch_index: int) -> None:
         """Estimate the log-likelihood of a batch by annealed importance sampling.
 

@@ -42,6 +42,12 @@ class Decoder(nn.Module):
         with torch.no_grad():
             self.output.weight.mul_(output_scale)
 
+    @property
+    def is_plain(self) -> bool:
+        """Whether the layers are still those that the constructor made."""
+        layers = [type(layer) for layer in (*self.trunk, self.output)]
+        return layers == [nn.Linear, nn.Softplus] * len(self.hidden) + [nn.Linear]
+
     def forward(self, z: Tensor) -> Tensor:
         """Return the logits or means, (B, observation_dim)."""
         return self.output(self.trunk(z))

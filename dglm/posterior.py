@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from dglm.model import GenerativeModel
+from dglm.precision import full_precision
 from dglm.shape import ChainMeans, PrincipalAxes
 from samplers import (
     HMC,
@@ -42,6 +43,7 @@ class LongChains(NamedTuple):
     """Of all chains together."""
 
 
+@full_precision()
 @torch.no_grad()
 def long_chains(
     kernel: Kernel,
@@ -138,7 +140,7 @@ class _LongRun:
         )
 
     def add(self, chunk: Chains, snapshot: Snapshot) -> None:
-        """Take a chunk into the means, and keep every so-manieth draw."""
+        """Take a chunk into the means, and keep each ``thin``-th draw."""
         means = ChainMeans.of(self.axes, chunk.draws)
         rates = torch.stack([chunk.acceptance, chunk.diverging.to(chunk.acceptance)]).mean(dim=2)
         self.kept.append(
@@ -184,6 +186,7 @@ class _LongRun:
         self.means, self.rates = ChainMeans(*content["means"]), content["rates"]
 
 
+@full_precision()
 @torch.no_grad()
 def principal_axes(
     kernel: Kernel,
@@ -222,6 +225,7 @@ def principal_axes(
     return PrincipalAxes.of(moments), chunk.draws[:, -1].to(position)
 
 
+@full_precision()
 @torch.no_grad()
 def long_chain_log_joint(
     model: GenerativeModel,

@@ -1,8 +1,7 @@
 """Chains and importance weights in full precision, whatever the Trainer computes the rest in."""
 
-from collections.abc import Callable
-from functools import wraps
-from typing import Any
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
 
 import torch
 
@@ -19,12 +18,22 @@ def check_precision(precision: str) -> None:
         )
 
 
-def full_precision(method: Callable[..., Any]) -> Callable[..., Any]:
-    """Switch autocasting off inside a module's method."""
+@contextmanager
+def full_precision() -> Iterator[None]:
+    """Compute in float32 or float64 as they are, also as a decorator.
 
-    @wraps(method)
-    def precise(self: Any, *arguments: Any, **options: Any) -> Any:
-        with torch.autocast(self.device.type, enabled=False):
-            return method(self, *arguments, **options)
-
-    return precise
+    No autocasting, and no TF32 or bfloat16 in products and convolutions, whatever was allowed:
+    energies in TF32 are off by tenths of a nat, which no Metropolis step corrects.
+    """
+    products = torch.get_float32_matmul_precision()
+    convolutions = torch.backends.cudnn.allow_tf32
+    torch.set_float32_matmul_precision("highest")
+    torch.backends.cudnn.allow_tf32 = False
+    try:
+        with ExitStack() as stack:
+            for device in ("cpu", "cuda", "mps"):
+                stack.enter_context(torch.autocast(device, enabled=False))
+            yield
+    finally:
+        torch.set_float32_matmul_precision(products)
+        torch.backends.cudnn.allow_tf32 = convolutions

@@ -122,7 +122,7 @@ def starting_gaussians(
     if isinstance(start, FittedStart):
         return _fit(model, images, start.encoder, num_leapfrogs, seed, progress)
     if isinstance(start, nn.Module):
-        return _encoded(start, images)
+        return encoded(start, images)
     if start != "prior":
         raise ValueError(f"start must be 'prior', an encoder module or FittedStart, got {start!r}")
     zeros = images.new_zeros(len(images), model.latent_dim)
@@ -153,7 +153,8 @@ def fit_gradients(start: Start | str, num_leapfrogs: int) -> int:
     return 0
 
 
-def _encoded(encoder: nn.Module, images: Tensor) -> DiagonalGaussian:
+def encoded(encoder: nn.Module, images: Tensor) -> DiagonalGaussian:
+    """Return q(z|x) of images (N, D); ValueError where it is not finite."""
     q = DiagonalGaussian(*encoder(images))
     if not all(bool(part.isfinite().all()) for part in q):
         raise ValueError("the encoder's q(z|x) is not finite: start at the prior, or train it anew")
@@ -176,8 +177,8 @@ def _fit(
     kernel, fits = HMC(num_leapfrogs).to(images), []
     for first, rows in batches(model, images, _CHAINS):
         generator = seeded_generator(images.device, seed, _STREAM, first)
-        encoded = _encoded(encoder, rows[::_CHAINS])
-        q = DiagonalGaussian(*(part.repeat_interleave(_CHAINS, dim=0) for part in encoded))
+        own = encoded(encoder, rows[::_CHAINS])
+        q = DiagonalGaussian(*(part.repeat_interleave(_CHAINS, dim=0) for part in own))
         energy, moments = model.energy(rows), []
         state = kernel.init(q.sample(generator), energy)
         progress(len(rows))
@@ -190,7 +191,7 @@ def _fit(
                 draws = (state.position - q.mean).double().view(-1, _CHAINS, model.latent_dim)
                 moments.append((draws.mean(dim=1), draws.mT @ draws / _CHAINS))
         shift, square = (torch.stack(parts).mean(dim=0) for parts in zip(*moments, strict=True))
-        mean = encoded.mean + shift.to(rows)
+        mean = own.mean + shift.to(rows)
         fits.append(FittedGaussian(mean, _factor(shift, square).to(rows)))
     return FittedGaussian(*(torch.cat(parts) for parts in zip(*fits, strict=True)))
 

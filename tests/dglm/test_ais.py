@@ -314,6 +314,12 @@ def test_impossible_counts_are_refused_before_anything_runs(name: str) -> None:
         AISSettings(**{name: 0})
 
 
+@pytest.mark.parametrize("name", ["start", "schedule"])
+def test_unknown_names_are_refused_before_anything_runs(name: str) -> None:
+    with pytest.raises(ValueError, match=f"{name} must be one of .*, got 'nowhere'"):
+        AISSettings(**{name: "nowhere"})  # type: ignore[arg-type]
+
+
 def test_one_chain_has_no_standard_error(model: GenerativeModel, images: Tensor) -> None:
     result = estimate_log_likelihood(model, images, 1, 1, 1)
     assert result.log_likelihood.isfinite().all()

@@ -3,7 +3,7 @@ from collections.abc import Callable
 
 import pytest
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from dglm import GenerativeModel
 from dglm.bidirectional import BidirectionalBounds, bidirectional_bounds
@@ -89,6 +89,24 @@ def test_gradient_evaluations_are_counted_and_reported(
     reported: list[int] = []
     bounds = bidirectional_bounds(model, 5, 3, 4, 2, progress=reported.append)
     assert bounds.gradient_evaluations == sum(gradients) == sum(reported)
+
+
+def test_a_decoder_that_is_not_a_function_of_z_has_no_bounds() -> None:
+    decoder = nn.Sequential(nn.Linear(2, 6), nn.Dropout())
+    with pytest.raises(ValueError, match=r"Dropout is in training mode.*eval\(\)"):
+        bidirectional_bounds(GenerativeModel(decoder, 2), 2)
+
+
+class Ramp(nn.Module):
+    """A decoder without parameters."""
+
+    def forward(self, z: Tensor) -> Tensor:
+        return z.sum(dim=-1, keepdim=True) * torch.linspace(-1, 1, 6)
+
+
+def test_a_decoder_needs_no_parameters() -> None:
+    bounds = bidirectional_bounds(GenerativeModel(Ramp(), 2), 3, 2, 5, 2)
+    assert bounds.lower.isfinite().all()
 
 
 @pytest.mark.parametrize("num_images", [1, 0])

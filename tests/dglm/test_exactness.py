@@ -89,6 +89,15 @@ def test_a_kernel_beyond_the_bound_is_warned_about_once(build_dglm: BuildDGLM) -
     assert max(errors.values()) > EXACTNESS_BOUND
 
 
+def test_a_round_trip_without_a_number_is_beyond_the_bound(
+    build_dglm: BuildDGLM, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    missed = torch.tensor([torch.nan, 0.0])
+    monkeypatch.setattr("dglm.exactness.exactness_errors", lambda *arguments: missed)
+    with pytest.warns(UserWarning, match="rounding keeps the kernel"):
+        fit(build_dglm("hmc"))
+
+
 def test_double_precision_makes_it_exact_again(build_dglm: BuildDGLM) -> None:
     x, errors = next(iter(Batches())), []
     for dtype in (torch.float32, torch.float64):

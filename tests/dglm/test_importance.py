@@ -141,6 +141,13 @@ def test_the_result_is_a_float64_function_of_the_seed(
     assert not torch.equal(first.log_likelihood, other.log_likelihood)
 
 
+class Broken(nn.Module):
+    """An encoder whose training has failed."""
+
+    def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        return x.new_full((len(x), 3), torch.nan), x.new_zeros(len(x), 3)
+
+
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
@@ -148,6 +155,7 @@ def test_the_result_is_a_float64_function_of_the_seed(
         ({"images": torch.zeros(2, 5)}, r"flat, \(B, 6\), got \(2, 5\)"),
         ({"images": torch.full((2, 6), torch.nan)}, "NaN"),
         ({"images": torch.zeros(0, 6)}, "the batch is empty"),
+        ({"encoder": Broken()}, r"q\(z\|x\) is not finite"),
     ],
 )
 def test_impossible_settings_are_refused(

@@ -52,6 +52,16 @@ def test_the_gradient_by_hand_is_that_of_autograd_with_products_by_onednn(
     torch.testing.assert_close(found.gradient / scale, gradient / scale, rtol=0, atol=1e-5)
 
 
+def test_a_decoder_whose_layers_were_replaced_is_left_to_autograd() -> None:
+    decoder = Decoder(3, 9, (5, 4))
+    decoder.trunk[3] = torch.nn.ReLU()
+    misfit, z = GenerativeModel(decoder, 3).misfit(torch.rand(2, 9)), torch.randn(2, 3)
+    with torch.no_grad():
+        found = misfit.evaluate(z)
+    torch.testing.assert_close((found.energy, found.gradient), by_autograd(misfit, z))
+    torch.testing.assert_close(found.energy, misfit(z).detach())
+
+
 def test_where_it_is_differentiated_again_autograd_takes_the_gradient(
     deep: GenerativeModel,
 ) -> None:

@@ -157,6 +157,12 @@ def test_latent_dim_must_be_positive() -> None:
         (torch.full((2, 6), torch.nan), "2 of 2 observations hold NaN"),
         (torch.full((2, 6), 2.0), r"in \[0, 1\], got \[2, 2\]"),
         (torch.full((2, 6), -0.5), r"in \[0, 1\], got \[-0.5, -0.5\]"),
+        (torch.zeros(2, 6, dtype=torch.float16), r"float64 on cpu, got torch.float16 on cpu: pass"),
+        (
+            torch.zeros(2, 6, dtype=torch.bool),
+            r"torch.bool on cpu: pass x.to\('cpu', torch.float64",
+        ),
+        (torch.full((2, 6), 255, dtype=torch.uint8), "divide images of 0 to 255 by 255"),
     ],
 )
 def test_impossible_observations_are_refused(

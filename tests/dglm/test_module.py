@@ -494,6 +494,12 @@ def test_only_the_gradient_of_the_sampler_is_clipped(build_dglm: BuildDGLM) -> N
         assert (after["encoder"], after["model"]) == (before["encoder"], before["model"])
 
 
+def test_a_bound_on_all_gradients_is_refused(build_dglm: BuildDGLM) -> None:
+    trainer = make_trainer(max_steps=1, gradient_clip_val=1.0)
+    with pytest.raises(ValueError, match=r"gradient_clip_val would be ignored.*norm 5"):
+        trainer.fit(build_dglm("l2hmc"), Batches())
+
+
 def test_small_gradients_of_the_sampler_are_left_alone(build_dglm: BuildDGLM) -> None:
     module = build_dglm("l2hmc")
     parameters = list(module.kernel.parameters())  # type: ignore[union-attr]
@@ -736,6 +742,11 @@ def test_settings_can_be_changed_when_a_checkpoint_is_loaded(
 
 
 # What people ask a trained model for
+
+
+def test_a_negative_number_of_steps_is_refused(build_dglm: BuildDGLM, images: Tensor) -> None:
+    with pytest.raises(ValueError, match="num_mh_steps must be 0 or more, got -1"):
+        build_dglm("hmc").posterior_samples(images, -1)
 
 
 @pytest.mark.parametrize("kind", KINDS)

@@ -8,9 +8,20 @@ import torch
 from lightning.pytorch import Trainer
 from torch import Tensor, nn
 
-from dglm import DGLM, AISSettings, Chain
+from dglm import (
+    DGLM,
+    AISSettings,
+    Chain,
+    bidirectional_bounds,
+    estimate_log_likelihood,
+    inpaint,
+    long_chains,
+    principal_axes,
+)
 from dglm.chain import run_chain
-from samplers import seeded_generator
+from dglm.misfit import Misfit
+from dglm.posterior import long_chain_log_joint
+from samplers import HMC, State, seeded_generator
 
 BuildDGLM = Callable[..., DGLM]
 
@@ -105,6 +116,42 @@ def test_importance_weights_do_not_know_the_trainer_s_precision(
         results.append(module.test_result.log_weights)
     assert results[0].dtype == torch.float64
     assert torch.equal(*results)
+
+
+@pytest.fixture
+def fast_products() -> Iterator[None]:
+    """What a user may allow on a GPU with tensor cores, or on a processor with bfloat16."""
+    torch.set_float32_matmul_precision("high")
+    yield
+    torch.set_float32_matmul_precision("highest")
+
+
+@pytest.mark.usefixtures("fast_products", "quick_pilot")
+def test_chains_do_not_know_faster_products(
+    build_dglm: BuildDGLM, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    module, allowed, evaluate = build_dglm("hmc"), [], Misfit.evaluate
+    x, generator = next(Batches().__iter__()), seeded_generator("cpu", 0)
+
+    def recording(misfit: Misfit, position: Tensor) -> State:
+        allowed.append((torch.get_float32_matmul_precision(), torch.backends.cudnn.allow_tf32))
+        return evaluate(misfit, position)
+
+    monkeypatch.setattr(Misfit, "evaluate", recording)
+    axes, start = principal_axes(HMC(), module.model.energy(x), torch.randn(8, 3), 4, generator)
+    works = [
+        lambda: module.posterior_samples(x),
+        lambda: estimate_log_likelihood(module.model, x, 2, 2, 2),
+        lambda: bidirectional_bounds(module.model, 2, 2, 2, 2),
+        lambda: inpaint(module.model, x, torch.arange(6) < 3, 1, (HMC(), 1)),
+        lambda: long_chains(HMC(), module.model.energy(x), start, 2, axes, generator),
+        lambda: long_chain_log_joint(module.model, x, start, 2),
+    ]
+    for work in works:
+        allowed.clear()
+        work()
+        assert set(allowed) == {("highest", False)}
+    assert (torch.get_float32_matmul_precision(), torch.backends.cudnn.allow_tf32) == ("high", True)
 
 
 @pytest.mark.parametrize("precision", ["bf16-true", "16-true"])
