@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from samplers.energy import Energy, State
-from samplers.kernel import Kernel
+from samplers.kernel import Kernel, finite_start
 from samplers.moments import Moments
 from samplers.preconditioned import Preconditioned
 from samplers.random import seeded_generator
@@ -106,7 +106,8 @@ def adapt(
         generator: Of the noise; without one, seed 0.
 
     Raises:
-        ValueError: An argument is out of range.
+        ValueError: An argument is out of range, or the energy or its gradient is not finite where
+            a chain starts.
 
     References:
         The windows follow Stan's (Stan Reference Manual, "HMC algorithm parameters"), the draws
@@ -127,7 +128,7 @@ def adapt(
     if not 0 < target < 1:
         raise ValueError(f"target must lie between 0 and 1, got {target}")
     generator = generator or seeded_generator(position.device, 0)
-    state = kernel.init(position, energy)
+    state = finite_start(kernel, energy, position)
     moving: Kernel = kernel
     averaging = DualAveraging(kernel.log_step_size, target)
     for index, share in enumerate(_WINDOWS):

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from samplers.energy import Energy, State
-from samplers.kernel import Kernel
+from samplers.kernel import Kernel, finite_start
 from samplers.random import seeded_generator
 
 CHUNK_SIZE = 100
@@ -141,7 +141,7 @@ def sample_chunks(
     if chunk_size < 1:
         raise ValueError(f"chunk_size must be at least 1, got {chunk_size}")
     if isinstance(start, Tensor):
-        state = _finite_start(kernel, energy, start)
+        state = finite_start(kernel, energy, start)
         # The empty key: no seed that the start may have been drawn with gives this stream.
         generator = generator or seeded_generator(start.device)
     elif generator is None:
@@ -192,15 +192,3 @@ def _chunks(
 def _stacked(steps: list[tuple[Tensor, Tensor]]) -> list[Tensor]:
     """Return both fields of all steps, (chain, step, …)."""
     return [torch.stack(field, dim=1) for field in zip(*steps, strict=True)]
-
-
-@torch.no_grad()
-def _finite_start(kernel: Kernel, energy: Energy, position: Tensor) -> State:
-    state = kernel.init(position, energy)
-    finite = state.energy.isfinite() & state.gradient.isfinite().all(dim=-1)
-    if not finite.all():
-        raise ValueError(
-            "the energy or its gradient is not finite at the start of "
-            f"{int((~finite).sum())} of the chains"
-        )
-    return state

@@ -67,6 +67,25 @@ def evaluate(energy: Energy, position: Tensor) -> State:
     return State(position, value if differentiable else value.detach(), gradient)
 
 
+class Tempered:
+    """U/T, the temperature a tensor: a compiled kernel stays compiled as it changes.
+
+    Arguments:
+        energy: U, from (B, D) to (B,).
+        temperature: T, 0-d or one a row, (B,).
+    """
+
+    def __init__(self, energy: Energy, temperature: Tensor) -> None:
+        self.energy = energy
+        self.temperature = temperature
+
+    def evaluate(self, position: Tensor) -> State:
+        """Return the state at ``position`` (B, D)."""
+        state = evaluate(self.energy, position)
+        scaled = state.gradient / self.temperature[..., None]
+        return State(position, state.energy / self.temperature, scaled, state.extra)
+
+
 def leaf(state: State) -> State:
     """Cut a state off from what it was computed from; let it require gradients where enabled.
 

@@ -2,7 +2,7 @@
 
 import warnings
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from functools import cache
 from typing import Any, NamedTuple
 
@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from samplers.energy import Energy, State, evaluate, finite_gradient
-from samplers.products import ProductsByOneDNN, onednn_is_faster
+from samplers.products import onednn_is_faster
 from samplers.random import standard_normal
 
 DIVERGENCE_THRESHOLD = 1000.0
@@ -18,8 +18,8 @@ DIVERGENCE_THRESHOLD = 1000.0
 
 _INDUCTOR = {"realize_reads_threshold": 1, "realize_opcount_threshold": 4}
 # Otherwise the compiler inlines the recurrence of elementwise energies, and takes minutes.
-_INDUCTOR_WITH_ONEDNN = {**_INDUCTOR, "post_grad_custom_pre_pass": ProductsByOneDNN()}
-# One object, as kernels share a compilation only where their options are equal.
+_COMPILATIONS = 256
+# Of a function that the compiler keeps: its own 8 are soon spent on batch sizes and kernels.
 
 
 @cache
@@ -30,6 +30,20 @@ def compiler_works(device: str) -> bool:
     except Exception:  # what is missing decides what is raised: compiler, headers, Triton
         return False
     return True
+
+
+def compiled(function: Callable[..., Any], options: dict[str, Any]) -> Callable[..., Any]:
+    """Return a function compiled by ``torch.compile``, for 256 shapes and kernels rather than 8."""
+    with_room = torch._dynamo.config.patch(recompile_limit=_COMPILATIONS)
+    return with_room(torch.compile(function, **options))
+
+
+def _inductor_options(device: str) -> dict[str, Any]:
+    if not onednn_is_faster(device):
+        return _INDUCTOR
+    from samplers.graph_pass import PRODUCTS_BY_ONEDNN  # which loads the compiler
+
+    return {**_INDUCTOR, "post_grad_custom_pre_pass": PRODUCTS_BY_ONEDNN}
 
 
 class Noise(NamedTuple):
@@ -121,9 +135,11 @@ class Kernel(nn.Module, ABC):
     def compile(self, **options: Any) -> None:
         """Compile the kernel at its next call, which takes a while, by ``torch.compile``.
 
-        One compiled region is :meth:`forward`, or what a subclass makes of it. Calls of one shape,
-        number of steps and class of energy share a compilation; numbers that the energy holds must
-        be tensors to change without a new one. Parameters and ``state_dict`` stay as they are.
+        One compiled region is one leapfrog, where :meth:`compile_leapfrog` finds one to compile,
+        else :meth:`forward`. Calls of one shape, number of steps and class of energy share a
+        compilation; numbers that the energy holds must be tensors to change without a new one.
+        A process keeps 256, and the next one raises; ``torch.compiler.reset()`` forgets them all.
+        Parameters and ``state_dict`` stay as they are.
 
         Where the compiler does not work, the kernel stays as it is and a warning says so.
 
@@ -137,12 +153,17 @@ class Kernel(nn.Module, ABC):
                 stacklevel=2,
             )
             return
-        inductor = _INDUCTOR_WITH_ONEDNN if onednn_is_faster(device) else _INDUCTOR
-        self.compile_region({"fullgraph": True, "dynamic": False, "options": inductor} | options)
+        inductor = _inductor_options(device)
+        options = {"fullgraph": True, "dynamic": False, "options": inductor} | options
+        if not self.compile_leapfrog(options):
+            self._compiled_call_impl = compiled(self._call_impl, options)
 
-    def compile_region(self, options: dict[str, Any]) -> None:
-        """Have ``torch.compile`` compile, with its options, what is one region of this kernel."""
-        super().compile(**options)
+    def compile_leapfrog(self, options: dict[str, Any]) -> bool:
+        """Compile what all leapfrogs share, with options of ``torch.compile``; say whether it was.
+
+        Not so here: a leapfrog without networks is little, and those of a step are faster as one.
+        """
+        return False
 
     def step(
         self, state: State, energy: Energy, noise: Noise, context: Tensor | None = None
@@ -152,9 +173,9 @@ class Kernel(nn.Module, ABC):
         .. math:: A = \min\bigl(1, \exp(H(x, v) - H(x', v') + \log|\det J|)\bigr),
             \quad H(x, v) = U(x) + \tfrac{1}{2} v^\top v
 
-        A chain whose end has a non-finite energy, gradient, position, momentum or log-determinant,
-        or whose energy rises by more than 1000 nats, is flagged ``diverging``, has acceptance 0 and
-        keeps its state.
+        A chain whose start or end has a non-finite energy, gradient, position, momentum or
+        log-determinant, or where H - log|det J| rises by more than 1000 nats, is flagged
+        ``diverging``, has acceptance 0 and keeps its state.
 
         Arguments:
             state: Of this very energy, as returned by :meth:`init` or the last step.
@@ -207,6 +228,23 @@ class Kernel(nn.Module, ABC):
         state = self.init(position, energy)
         end, momentum, log_determinant = self.integrate(state, momentum, direction, energy, context)
         return end.position, momentum, log_determinant
+
+
+@torch.no_grad()
+def finite_start(kernel: Kernel, energy: Energy, position: Tensor) -> State:
+    """Return the state of chains at ``position`` (B, D), after a check that each can leave it.
+
+    Raises:
+        ValueError: The energy or its gradient is not finite at some of the positions.
+    """
+    state = kernel.init(position, energy)
+    finite = state.energy.isfinite() & state.gradient.isfinite().all(dim=-1)
+    if not finite.all():
+        raise ValueError(
+            "the energy or its gradient is not finite at the start of "
+            f"{int((~finite).sum())} of the chains"
+        )
+    return state
 
 
 def _choose(accepted: Tensor, new: Tensor, old: Tensor) -> Tensor:

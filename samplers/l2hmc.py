@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from samplers.energy import Energy, State, finite_gradient
 from samplers.hmc import initial_log_step_size
-from samplers.kernel import Kernel
+from samplers.kernel import Kernel, compiled
 from samplers.leapfrog import Update, augmented_leapfrog
 from samplers.networks import UpdateNetwork, embedding_network
 
@@ -95,9 +95,10 @@ class L2HMC(Kernel):
         self.register_buffer("times", time_encoding(num_leapfrogs), persistent=False)
         self._leapfrog: Callable[..., tuple[State, Tensor, Tensor]] = _leapfrog
 
-    def compile_region(self, options: dict[str, Any]) -> None:
+    def compile_leapfrog(self, options: dict[str, Any]) -> bool:
         """Compile one leapfrog, which all share: a trajectory of M takes M times as long to."""
-        self._leapfrog = torch.compile(_leapfrog, **options)
+        self._leapfrog = compiled(_leapfrog, options)
+        return True
 
     def __getstate__(self) -> dict[str, Any]:
         """Leave out the compiled code, which cannot be pickled, as torch does of other modules."""
@@ -126,9 +127,11 @@ class L2HMC(Kernel):
             )
         if context is not None and self.embedding is None:
             raise ValueError("this kernel was built without observation_dim and takes no context")
-        if self._leapfrog is not _leapfrog and not momentum.requires_grad:
-            # As that of the later leapfrogs does, or the compiler would compile them apart.
-            momentum = momentum.detach().requires_grad_(torch.is_grad_enabled())
+        if self._leapfrog is not _leapfrog:
+            # As those of the later leapfrogs are, or the compiler would compile them apart.
+            state = state._replace(position=state.position.contiguous())
+            if not momentum.requires_grad:
+                momentum = momentum.detach().requires_grad_(torch.is_grad_enabled())
         forward = direction[:, None] > 0
         # One number a chain, each with its own gate, or a diverged chain would spoil ε for all.
         step_size = finite_gradient(self.step_size.expand(len(momentum), 1))

@@ -1,5 +1,8 @@
 """A kernel in whitened coordinates: diagonal or dense mass for HMC, and the same for L2HMC."""
 
+from copy import copy
+from typing import Any
+
 import torch
 from torch import Tensor
 
@@ -62,6 +65,14 @@ class Preconditioned(Kernel):
         """Return the context of the kernel inside."""
         return self.kernel.embed(observations)
 
+    def compile_leapfrog(self, options: dict[str, Any]) -> bool:
+        """Compile that of the kernel inside; the way into its coordinates and back stays eager."""
+        return self.kernel.compile_leapfrog(options)
+
+    def __getstate__(self) -> dict[str, Any]:
+        """Have copies hold a copy of the kernel inside, or they would be compiled together."""
+        return {**super().__getstate__(), "_modules": {"kernel": copy(self.kernel)}}
+
     def integrate(
         self,
         state: State,
@@ -97,10 +108,7 @@ class _Whitened:
 
     def into(self, x: Tensor) -> Tensor:
         """Return w = L⁻¹(x - μ)."""
-        centred = x - self.location
-        if self.factor.dim() == 1:
-            return centred / self.factor
-        return torch.linalg.solve_triangular(self.factor.T, centred, upper=True, left=False)
+        return whitened(x, self.location, self.factor)
 
     def out_of(self, w: Tensor) -> Tensor:
         """Return x = μ + L w."""
@@ -115,3 +123,11 @@ class _Whitened:
         if self.factor.dim() == 1:
             return gradient / self.factor
         return torch.linalg.solve_triangular(self.factor, gradient, upper=False, left=False)
+
+
+def whitened(x: Tensor, location: Tensor, factor: Tensor) -> Tensor:
+    """Return L⁻¹(x - μ) of points (B, D), L as in :class:`Preconditioned`."""
+    centred = x - location
+    if factor.dim() == 1:
+        return centred / factor
+    return torch.linalg.solve_triangular(factor.T, centred, upper=True, left=False)

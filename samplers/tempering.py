@@ -4,8 +4,9 @@ import torch
 from torch import Tensor
 
 from samplers.chains import Chains
-from samplers.energy import Energy, State, evaluate
+from samplers.energy import Energy, State, Tempered
 from samplers.hmc import HMC
+from samplers.kernel import finite_start
 from samplers.random import seeded_generator
 
 
@@ -39,7 +40,8 @@ def parallel_tempering(
         generator: Of the noise; without one, seed 0.
 
     Raises:
-        ValueError: The temperatures do not increase from 1, or there are no draws to make.
+        ValueError: The temperatures do not increase from 1, there are no draws to make, or the
+            energy or its gradient is not finite where a chain starts.
 
     References:
         Markov chain Monte Carlo maximum likelihood (Geyer, 1991).
@@ -51,39 +53,30 @@ def parallel_tempering(
         raise ValueError(f"temperatures must increase from 1, got {temperatures.tolist()}")
     generator = generator or seeded_generator(position.device, 0)
     count, chains = len(temperatures), len(position)
-    inverse = (1 / temperatures).to(position)
-    tempered = _Tempered(energy, inverse.repeat_interleave(chains))
     kernel = HMC(num_leapfrogs, step_size).to(position.device)
-    kernel.log_step_size = kernel.log_step_size - 0.5 * tempered.inverse.log()[:, None]
+    finite_start(kernel, energy, position)
+    temperature = temperatures.to(position).repeat_interleave(chains)
+    tempered = Tempered(energy, temperature)
+    kernel.log_step_size = kernel.log_step_size + 0.5 * temperature.log()[:, None]
     state = kernel.init(position.repeat(count, 1), tempered)
+    inverse, column = (1 / temperatures).to(position), torch.arange(chains, device=position.device)
     kept = []
     for draw in range(num_draws):
         state, (info,) = kernel(state, tempered, [kernel.noise(state, generator)])
-        order = _exchange(state.extra[0].view(count, chains), inverse, draw % 2, generator)
-        position, energies, gradient = (
-            part.view(count, chains, -1).take_along_dim(order[..., None], dim=0).flatten(0, 1)
-            for part in (state.position, *state.extra)
-        )
-        state = tempered.at(position, energies[:, 0], gradient)
-        fields = position, energies[:, 0], info.acceptance, info.diverging
-        kept.append([field[:chains] for field in fields])
+        potential = (temperature * state.energy).view(count, chains)
+        order = _exchange(potential, inverse, draw % 2, generator)
+        state = _moved(state, temperature, (chains * order + column).flatten())
+        fields = state.position, state.energy, info.acceptance, info.diverging
+        kept.append([field[:chains].clone() for field in fields])
     return Chains(*(torch.stack(field, dim=1).cpu() for field in zip(*kept, strict=True)))
 
 
-class _Tempered:
-    """U/T, a temperature for each row; U and its gradient follow as the state's ``extra``."""
-
-    def __init__(self, energy: Energy, inverse: Tensor) -> None:
-        self.energy = energy
-        self.inverse = inverse
-
-    def evaluate(self, position: Tensor) -> State:
-        state = evaluate(self.energy, position)
-        return self.at(position, state.energy, state.gradient)
-
-    def at(self, position: Tensor, energy: Tensor, gradient: Tensor) -> State:
-        scaled = self.inverse[:, None] * gradient
-        return State(position, self.inverse * energy, scaled, (energy, gradient))
+def _moved(state: State, temperature: Tensor, rows: Tensor) -> State:
+    """Return the state in which each row has what ``rows`` had, at its own temperature."""
+    scale = temperature[rows] / temperature
+    position, energy, gradient = (field[rows] for field in state[:3])
+    extra = tuple(field[rows] for field in state.extra)
+    return State(position, scale * energy, scale[:, None] * gradient, extra)
 
 
 def _exchange(energy: Tensor, inverse: Tensor, first: int, generator: torch.Generator) -> Tensor:

@@ -4,20 +4,18 @@ import time
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Literal, NamedTuple, get_args
+from typing import NamedTuple, get_args
 
 import torch
 from torch import Tensor
 
-from samplers.energy import Energy, State, evaluate, leaf
+from samplers.energy import Energy, Tempered, leaf
 from samplers.files import load_plain, save_whole
-from samplers.kernel import Info, Kernel
+from samplers.kernel import Kernel, finite_start
+from samplers.metric import Metric, check_spread, measured_jump
 from samplers.moments import Moments
 from samplers.objective import reciprocal_jump_loss
 from samplers.random import seeded_generator
-
-Metric = Literal["plain", "deviation", "covariance", "squares"]
-"""What jumps are measured in: see :class:`TrainingSettings`."""
 
 Initial = Callable[[int, torch.Generator], Tensor]
 """Draws n points from the distribution that chains start from, (n, D)."""
@@ -137,8 +135,9 @@ def train_sampler(
             ends the training, which is saved first.
 
     Raises:
-        ValueError: The checkpoint is of a training with other settings, the kernel has no
-            parameters, or there are too few chains for the metric.
+        ValueError: The checkpoint is of a training with other settings or of another target, the
+            kernel has no parameters to train, the energy or its gradient is not finite where a
+            chain starts, or the chains are too few or start too close together for the metric.
 
     References:
         Generalizing Hamiltonian Monte Carlo with Neural Networks (Levy, Hoffman and
@@ -182,22 +181,17 @@ class _Training:
         self, kernel: Kernel, energy: Energy, initial: Initial, settings: TrainingSettings
     ) -> None:
         self.kernel, self.initial, self.settings = kernel, initial, settings
-        self.energy = _TemperedEnergy(energy)
-        if not list(kernel.parameters()):
+        self.parameters = [each for each in kernel.parameters() if each.requires_grad]
+        if not self.parameters:
             raise ValueError(f"{type(kernel).__name__} has no parameters to train: use adapt")
-        self.optimizer = torch.optim.Adam(kernel.parameters(), lr=settings.learning_rate)
+        self.optimizer = torch.optim.Adam(self.parameters, lr=settings.learning_rate)
         self.history: list[Tensor] = []
-        parameter = next(kernel.parameters())
-        self.device = parameter.device
+        self.device = self.parameters[0].device
+        self.energy = Tempered(energy, self.parameters[0].new_ones(()))
         generator = seeded_generator(self.device, settings.seed, _START_STREAM)
-        self.position = initial(settings.num_chains, generator).to(parameter)
-        dim = self.position.shape[1]
-        enough = {"plain": 1, "deviation": 2}.get(settings.metric, dim + 1)
-        if settings.num_chains < enough:
-            raise ValueError(
-                f"the metric {settings.metric!r} in {dim} dimensions needs at least {enough} "
-                f"chains, got {settings.num_chains}"
-            )
+        self.position = initial(settings.num_chains, generator).to(self.parameters[0])
+        self.start_energy = finite_start(kernel, energy, self.position).energy
+        check_spread(settings.metric, self.position)
         self.moments = Moments.of(self.position)
 
     def iterate(self) -> None:
@@ -216,7 +210,7 @@ class _Training:
         state = leaf(self.kernel.init(start, self.energy))
         noise = self.kernel.noise(state, generator)
         after, (info,) = self.kernel(state, self.energy, [noise])
-        jump = self._squared_jump(start, info)
+        jump = measured_jump(settings.metric, self.moments, start, info.proposal)
         losses = reciprocal_jump_loss(jump, info.acceptance, settings.jump_scale)
         loss = losses[: settings.num_chains].mean()
         if settings.initial_weight > 0:
@@ -231,30 +225,11 @@ class _Training:
         seconds = means.new_tensor([time.perf_counter() - began])
         self.history.append(torch.cat([means, seconds]))
 
-    def _squared_jump(self, start: Tensor, info: Info) -> Tensor:
-        """Return δ, (B,), in the units of the metric."""
-        before, after = self._measured(start), self._measured(info.proposal)
-        jump = (after - before).square().sum(dim=-1)
-        if self.settings.metric == "squares":
-            # Half, because the square of a standard normal number has the variance 2.
-            jump = jump + 0.5 * (after.square() - before.square()).square().sum(dim=-1)
-        return jump
-
-    def _measured(self, position: Tensor) -> Tensor:
-        """Return points (B, D) in the coordinates of the metric."""
-        if self.settings.metric == "plain":
-            return position
-        mean, covariance = self.moments
-        if self.settings.metric == "deviation":
-            return (position - mean) / covariance.diagonal().sqrt()
-        factor = torch.linalg.cholesky(covariance)
-        return torch.linalg.solve_triangular(factor.T, position - mean, upper=True, left=False)
-
     def _update(self, loss: Tensor) -> Tensor:
         """Take one step of Adam, but not where the gradient is not finite."""
         self.optimizer.zero_grad()
-        loss.backward()
-        gradients = [each.grad for each in self.kernel.parameters() if each.grad is not None]
+        loss.backward(inputs=self.parameters)  # and not those of the energy
+        gradients = [each.grad for each in self.parameters if each.grad is not None]
         finite = torch.stack([gradient.isfinite().all() for gradient in gradients]).all()
         if finite:
             self.optimizer.step()
@@ -264,6 +239,7 @@ class _Training:
         """Write all that the rest of the training depends on."""
         content = {
             "settings": asdict(self.settings),
+            "start_energy": self.start_energy,
             "kernel": self.kernel.state_dict(),
             "optimizer": self.optimizer.state_dict(),
             "position": self.position,
@@ -280,23 +256,14 @@ class _Training:
                 f"{path} is of a training with other settings, {content.get('settings')}; remove "
                 "it or train into another file"
             )
+        start_energy = content["start_energy"].to(self.start_energy)
+        if not torch.allclose(start_energy, self.start_energy, rtol=1e-4, atol=1e-4):
+            raise ValueError(
+                f"{path} is of a training of another target, where U differs at the start; remove "
+                "it or train into another file"
+            )
         self.kernel.load_state_dict(content["kernel"])
         self.optimizer.load_state_dict(content["optimizer"])
         self.position = content["position"].to(self.device)
         self.moments = Moments(*(part.to(self.device) for part in content["moments"]))
         self.history = list(content["history"])
-
-
-class _TemperedEnergy:
-    """U/T, the temperature a tensor, so that a compiled kernel stays compiled as it falls."""
-
-    def __init__(self, energy: Energy) -> None:
-        self.energy = energy
-        self.temperature = torch.ones(())
-
-    def evaluate(self, position: Tensor) -> State:
-        temperature = self.temperature.to(position)
-        state = evaluate(self.energy, position)
-        return State(
-            position, state.energy / temperature, state.gradient / temperature, state.extra
-        )

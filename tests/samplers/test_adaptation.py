@@ -186,3 +186,13 @@ def test_warm_up_is_a_function_of_its_generator() -> None:
 def test_warm_ups_that_cannot_be_are_refused(options: dict, message: str) -> None:
     with pytest.raises(ValueError, match=f"^{message}$"):
         adapt(HMC(), gaussian, torch.zeros(3, 10), **options)
+
+
+def test_start_of_non_finite_energy_is_refused() -> None:
+    def energy(position: Tensor) -> Tensor:
+        return torch.where(position[:, 0] > 0, torch.inf, gaussian(position))
+
+    kernel = HMC(step_size=0.3)
+    with pytest.raises(ValueError, match="not finite at the start of 3 of the chains"):
+        adapt(kernel, energy, torch.ones(3, 10))
+    assert kernel.step_size.item() == pytest.approx(0.3)

@@ -81,3 +81,8 @@ def test_the_packages_are_really_absent_there(package: str, tmp_path: Path) -> N
     finished = run(f"import {package}", tmp_path)
     assert finished.returncode != 0
     assert f"{package} is not installed" in finished.stderr
+
+
+def test_the_compiler_is_loaded_by_those_who_compile_only(tmp_path: Path) -> None:
+    finished = run("import samplers; print('torch._inductor' in sys.modules)", tmp_path)
+    assert finished.stdout == "False\n", finished.stderr

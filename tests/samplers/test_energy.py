@@ -5,7 +5,7 @@ import torch
 from torch import Tensor, nn
 
 from samplers import Energy, EnergyWithGradient, State, evaluate
-from samplers.energy import finite_gradient
+from samplers.energy import Tempered, finite_gradient
 
 PRECISION = torch.tensor([[2.0, -0.5], [-0.5, 1.0]], dtype=torch.float64)
 
@@ -136,3 +136,18 @@ def test_finite_gradient_is_the_identity_with_a_gated_gradient() -> None:
 def test_finite_gradient_can_be_differentiated_twice() -> None:
     inputs = torch.randn(4, requires_grad=True)
     assert torch.autograd.gradgradcheck(lambda x: finite_gradient(x).pow(3), inputs)
+
+
+@pytest.mark.parametrize("temperature", [torch.tensor(3.0), torch.tensor([1.0, 2.0, 4.0, 0.5])])
+def test_a_tempered_energy_is_divided_by_its_temperature_or_those_of_its_rows(
+    temperature: Tensor,
+) -> None:
+    class WithExtra:
+        def evaluate(self, position: Tensor) -> State:
+            return evaluate(quadratic, position)._replace(extra=(position[:, 0],))
+
+    position = torch.randn(4, 2)
+    state = Tempered(WithExtra(), temperature.double()).evaluate(position)
+    expected = evaluate(lambda z: quadratic(z) / temperature, position)
+    torch.testing.assert_close(state[:3], expected[:3])
+    assert torch.equal(state.extra[0], position[:, 0])

@@ -314,6 +314,21 @@ def test_a_fault_is_flagged_and_touches_no_other_chain(
 
 
 @torch.no_grad()
+@pytest.mark.parametrize("broken", [torch.nan, torch.inf, -torch.inf])
+@pytest.mark.parametrize("field", ["position", "energy", "gradient"])
+def test_a_start_that_is_not_finite_is_flagged_and_kept(
+    run: Run, field: str, broken: float
+) -> None:
+    fault = getattr(run.state, field).clone()
+    fault[0] = broken
+    start = run.state._replace(**{field: fault})
+    state, info = run._replace(state=start).step()
+    assert info.diverging.tolist() == [True] + 39 * [False]
+    assert info.acceptance[0] == 0
+    torch.testing.assert_close(getattr(state, field)[0], fault[0], equal_nan=True)
+
+
+@torch.no_grad()
 def test_a_rise_of_the_energy_diverges_beyond_a_thousand_nats(run: Run) -> None:
     calm = run.step()[1].acceptance > 0.01
     assert calm.any()
@@ -466,3 +481,20 @@ def test_copies_of_a_compiled_kernel_are_not_compiled(build: Build, energy: Plai
     state = kernel.init(position, energy)
     kernel(state, energy, [kernel.noise(state)], kernel.embed(observations))
     assert compiled
+
+
+@pytest.mark.filterwarnings("ignore:The .grad attribute of a Tensor:UserWarning")
+@torch.no_grad()
+def test_more_shapes_than_the_compilers_own_limit_are_compiled(
+    build: Build, energy: PlainEnergy
+) -> None:
+    if not torch._dynamo.is_dynamo_supported():
+        pytest.skip("torch.compile does not run here")
+    torch.compiler.reset()
+    kernel = build(num_leapfrogs=2)
+    kernel.compile(backend="eager")
+    with torch._dynamo.config.patch(recompile_limit=1):
+        for count in (4, 5):
+            state = kernel.init(torch.zeros(count, 3), energy)
+            noises = [kernel.noise(state)]
+            kernel(state, energy, noises, kernel.embed(torch.zeros(count, 4)))

@@ -1,5 +1,8 @@
 import io
+import pickle
 from collections.abc import Callable
+from copy import copy, deepcopy
+from typing import Any
 
 import pytest
 import torch
@@ -166,7 +169,8 @@ def test_context_is_that_of_the_kernel_inside(random_l2hmc: Build, energy: Energ
     assert not torch.allclose(info.proposal, other_info.proposal)
 
 
-# Until torch 2.14 the compiler does itself what it warns of here.
+# The compiler itself looks at the .grad of the state, and does what it warns of here.
+@pytest.mark.filterwarnings("ignore:The .grad attribute of a Tensor:UserWarning")
 @pytest.mark.filterwarnings("ignore:.*should not be instantiated:DeprecationWarning")
 def test_compiled_kernel_is_the_eager_one(random_l2hmc: Build, energy: Energy) -> None:
     if not torch._dynamo.is_dynamo_supported():
@@ -183,6 +187,65 @@ def test_compiled_kernel_is_the_eager_one(random_l2hmc: Build, energy: Energy) -
     expected = results()
     kernel.compile(backend="aot_eager")
     torch.testing.assert_close(results(), expected, rtol=1e-9, atol=1e-9)
+
+
+class Graphs(list[torch.fx.GraphModule]):
+    """A backend that keeps what it is to compile, and leaves it as it is."""
+
+    def __call__(
+        self, graph: torch.fx.GraphModule, inputs: list[Tensor], **options: Any
+    ) -> torch.fx.GraphModule:
+        self.append(graph)
+        return graph
+
+
+def compiled_graphs(inside: Kernel, factor: Tensor, energy: Energy) -> Graphs:
+    """Return what two steps of a kernel in whitened coordinates have compiled."""
+    torch.compiler.reset()
+    kernel, graphs = Preconditioned(inside, LOCATION, factor), Graphs()
+    kernel = Preconditioned(kernel, LOCATION, factor)  # as a second warm-up does
+    kernel.compile(backend=graphs)
+    state, noise = start(kernel, energy, 6)
+    for _ in range(2):
+        state, _ = kernel(state, energy, [noise])
+    return graphs
+
+
+@torch.no_grad()
+def test_all_leapfrogs_of_l2hmc_share_one_compilation(
+    random_l2hmc: Build, energy: Energy, factor: Tensor
+) -> None:
+    if not torch._dynamo.is_dynamo_supported():
+        pytest.skip("torch.compile does not run here")
+    (short,) = compiled_graphs(random_l2hmc(3, 1), factor, energy)
+    (long,) = compiled_graphs(random_l2hmc(3, 3), factor, energy)
+    assert len(long.graph.nodes) == len(short.graph.nodes)
+
+
+@torch.no_grad()
+def test_steps_of_hmc_are_one_region(energy: Energy) -> None:
+    if not torch._dynamo.is_dynamo_supported():
+        pytest.skip("torch.compile does not run here")
+    (graph,) = compiled_graphs(HMC(2), FACTORS["diagonal"], energy)
+    outputs = graph.graph.output_node().args[0]
+    assert isinstance(outputs, tuple)
+    assert len(outputs) == 7  # state and info
+
+
+@torch.no_grad()
+def test_a_copy_shares_the_parameters_and_is_compiled_alone(
+    random_l2hmc: Build, energy: Energy
+) -> None:
+    kernel, graphs = Preconditioned(random_l2hmc(3, 2), LOCATION, DENSE), Graphs()
+    state, noise = start(kernel, energy, 6)
+    shared = copy(kernel)
+    assert all(map(Tensor.is_set_to, shared.state_dict().values(), kernel.state_dict().values()))
+    shared.compile(backend=graphs)
+    for eager in (kernel, copy(shared), deepcopy(shared), pickle.loads(pickle.dumps(shared))):
+        eager(state, energy, [noise])
+    assert not graphs
+    shared(state, energy, [noise])
+    assert graphs
 
 
 UNUSABLE = {

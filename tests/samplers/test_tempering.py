@@ -1,3 +1,5 @@
+from typing import Any
+
 import pytest
 import torch
 from torch import Tensor
@@ -6,12 +8,14 @@ from samplers import (
     HMC,
     Energy,
     GaussianMixture,
+    State,
+    evaluate,
     parallel_tempering,
     sample,
     seeded_generator,
     summarise,
 )
-from samplers.tempering import _exchange
+from samplers.tempering import _exchange, _moved
 
 MIXTURE = GaussianMixture([[-2.5, 0.0], [2.5, 0.5]], [0.2, 0.1], [0.3, 0.7])
 LADDER = torch.tensor([1.0, 4.0, 16.0], dtype=torch.float64)
@@ -112,3 +116,36 @@ def test_temperatures_that_do_not_increase_from_one_are_refused(temperatures: li
 def test_no_draws_are_refused() -> None:
     with pytest.raises(ValueError, match="num_draws must be at least 1, got 0"):
         parallel_tempering(MIXTURE, torch.zeros(3, 2), 0, LADDER)
+
+
+def test_start_of_non_finite_energy_is_refused() -> None:
+    def energy(x: Tensor) -> Tensor:
+        return torch.where(x[:, 0] > 0, torch.inf, x.square().sum(dim=-1))
+
+    start = torch.tensor([[1.0], [-1.0], [2.0]])
+    with pytest.raises(ValueError, match="not finite at the start of 2 of the chains"):
+        parallel_tempering(energy, start, 5, LADDER)
+
+
+def test_what_an_energy_keeps_is_exchanged_with_the_positions(
+    energy: Energy, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    states: list[State] = []
+
+    class WithExtra:
+        def evaluate(self, position: Tensor) -> State:
+            return evaluate(energy, position)._replace(extra=(2 * position,))
+
+    def recorded(*arguments: Any) -> State:
+        states.append(_moved(*arguments))
+        return states[-1]
+
+    monkeypatch.setattr("samplers.tempering._moved", recorded)
+    start = torch.randn(4, 3)
+    parallel_tempering(WithExtra(), start, 10, LADDER, step_size=0.3)
+    temperature = LADDER.repeat_interleave(4)
+    for state in states:
+        expected = evaluate(energy, state.position)
+        torch.testing.assert_close(state.energy * temperature, expected.energy)
+        torch.testing.assert_close(state.gradient * temperature[:, None], expected.gradient)
+        assert torch.equal(state.extra[0], 2 * state.position)

@@ -153,6 +153,25 @@ def test_checkpoint_of_other_settings_is_refused(random_l2hmc: Build, tmp_path: 
     assert "\n" not in str(error.value)
 
 
+def test_checkpoint_of_another_target_is_refused(random_l2hmc: Build, tmp_path: Path) -> None:
+    path, settings = tmp_path / "training.pt", TrainingSettings(num_iterations=1, num_chains=5)
+    train_sampler(random_l2hmc(2), TARGET, initial, settings, checkpoint=path)
+    other, kernel = Gaussian(CENTRE, 1.01 * SCALES @ SCALES.T), random_l2hmc(2, seed=1)
+    before = {key: value.clone() for key, value in kernel.state_dict().items()}
+    with pytest.raises(ValueError, match=r"training\.pt is of .* another target") as error:
+        train_sampler(kernel, other, initial, settings, checkpoint=path)
+    assert "\n" not in str(error.value)
+    assert all(torch.equal(value, before[key]) for key, value in kernel.state_dict().items())
+
+
+def test_start_of_non_finite_energy_is_refused(random_l2hmc: Build) -> None:
+    def energy(position: Tensor) -> Tensor:
+        return torch.where(position[:, 0] > 0, torch.nan, TARGET(position))
+
+    with pytest.raises(ValueError, match=r"not finite at the start of \d of the chains"):
+        train_sampler(random_l2hmc(2), energy, initial, TrainingSettings(1, 10))
+
+
 def test_temperature_falls_geometrically_to_one() -> None:
     settings = TrainingSettings(initial_temperature=16.0, annealing_iterations=4)
     found = [settings.temperature(iteration) for iteration in range(6)]
@@ -167,6 +186,11 @@ def test_chains_of_an_iteration_run_at_its_temperature() -> None:
     for temperature, (start, after, _) in zip((16, 8, 4, 2, 1), kernel.steps, strict=True):
         for state in (start, after):
             torch.testing.assert_close(state.energy, TARGET(state.position) / temperature)
+
+
+def test_the_temperature_is_where_the_parameters_are(random_l2hmc: Build) -> None:
+    training = _Training(random_l2hmc(2).float(), TARGET, initial, TrainingSettings(1, 5))
+    assert training.energy.temperature.dtype == torch.float32
 
 
 def test_learning_rate_decays_by_its_factor_each_thousand_iterations() -> None:
@@ -300,6 +324,23 @@ def test_non_finite_gradient_leaves_the_parameters_alone_and_is_counted(factor: 
     assert history.loss.isfinite().all()
 
 
+def test_parameters_that_are_not_the_samplers_or_frozen_stay_alone(random_l2hmc: Build) -> None:
+    class Learned(torch.nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.precision = torch.nn.Parameter(torch.ones(2))
+
+        def forward(self, position: Tensor) -> Tensor:
+            return (self.precision * position.square()).sum(dim=-1)
+
+    energy, kernel = Learned(), random_l2hmc(2)
+    frozen = kernel.log_step_size.requires_grad_(False)
+    train_sampler(kernel, energy, initial, TrainingSettings(2, 5))
+    assert energy.precision.grad is None
+    assert frozen.grad is None
+    assert kernel.momentum_network.inputs.weight.grad is not None
+
+
 def test_training_lowers_the_loss_and_lengthens_the_jumps() -> None:
     kernel = L2HMC(2, num_leapfrogs=3, step_size=0.1, hidden=8)
     target = Gaussian(torch.zeros(2), torch.eye(2))
@@ -350,6 +391,14 @@ def test_metric_of_too_few_chains_is_refused(random_l2hmc: Build, metric: Any, e
         train_sampler(
             random_l2hmc(2), TARGET, initial, TrainingSettings(1, enough - 1, metric=metric)
         )
+
+
+def test_chains_that_start_at_one_point_are_refused_by_metrics_of_their_covariance(
+    random_l2hmc: Build,
+) -> None:
+    settings = TrainingSettings(1, 5, metric="covariance")
+    with pytest.raises(ValueError, match="start apart in all directions"):
+        train_sampler(random_l2hmc(2), TARGET, lambda n, g: torch.zeros(n, 2), settings)
 
 
 def test_mixed_moments_are_those_of_all_batches() -> None:
