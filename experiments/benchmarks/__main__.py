@@ -1,12 +1,12 @@
 """Time the samplers beside peers and the matrix products alone, and the training on the whole."""
 
 import json
+from argparse import RawDescriptionHelpFormatter
 from collections.abc import Callable
 from functools import partial
-from pathlib import Path
 from typing import Any, Literal
 
-from jsonargparse import ArgumentParser
+from jsonargparse import ArgumentParser, DefaultHelpFormatter
 
 from experiments.benchmarks.cases import Sizes
 from experiments.benchmarks.chains import small_target
@@ -18,7 +18,8 @@ from experiments.benchmarks.scaling import scaling
 from experiments.benchmarks.startup import startup
 from experiments.benchmarks.timing import compare
 from experiments.benchmarks.training_profile import training_profile
-from experiments.command import CommandError, run_command
+from experiments.command import output_file, run_command
+from samplers.files import write_whole
 
 Name = Literal["w1", "w2", "w3", "w4", "startup", "profile", "memory", "scaling", "gpu"]
 
@@ -34,28 +35,50 @@ BENCHMARKS: dict[str, list[Callable[[], dict[str, Any]]]] = {
     "gpu": [gpu],
 }
 
+_DESCRIPTION = f"""{__doc__}
+
+  w1        HMC on a small Gaussian, many chains
+  w2        HMC on the posterior p(z|x) of a decoder
+  w3        annealed importance sampling
+  w4        an update of the sampler of an L2HMC-DGLM, beside the one first published
+  startup   from the command to the first update of the default training
+  profile   where the time of the default training goes
+  memory    of sampler updates, and of long chains
+  scaling   how the time of a sampler update grows with its sizes
+  gpu       sampler updates and annealed importance sampling on a CUDA GPU"""
+
+
+class _Formatter(RawDescriptionHelpFormatter, DefaultHelpFormatter):
+    """Keeps the lines of the description."""
+
 
 def main(arguments: list[str] | None = None) -> None:
     """Time, as the arguments say; by default those of the command line."""
     parser = ArgumentParser(
-        prog="python -m experiments.benchmarks", description=__doc__, exit_on_error=False
+        prog="python -m experiments.benchmarks",
+        description=_DESCRIPTION,
+        formatter_class=_Formatter,
+        exit_on_error=False,
     )
     parser.add_argument(
-        "benchmarks", nargs="*", type=Name, help=f"{', '.join(BENCHMARKS)}; by default all but gpu."
+        "benchmarks", nargs="*", type=Name, default=[], help="Which; by default all but gpu."
     )
-    parser.add_argument("--output", type=str | None, default=None, help="Results, a .json file.")
+    parser.add_argument(
+        "--output",
+        type=str | None,
+        default=None,
+        help="Results, a .json file, written after each benchmark.",
+    )
     parsed = parser.parse_args(arguments)
-    output = None if parsed.output is None else Path(parsed.output)
-    if output is not None and output.exists():
-        raise CommandError(f"{output} exists already; choose another --output")
+    output = None if parsed.output is None else output_file(parsed.output, "", "", ".json")
     results = []
     for name in parsed.benchmarks or [name for name in BENCHMARKS if name != "gpu"]:
         for benchmark in BENCHMARKS[name]:
             results.append({"benchmark": name, **benchmark()})
             show(results[-1])
-    if output is not None:
-        content = {"machine": machine(), "results": results}
-        output.write_text(json.dumps(content, indent=2) + "\n")
+            if output is not None:
+                content = {"machine": machine(), "results": results}
+                write_whole(json.dumps(content, indent=2) + "\n", output)
 
 
 if __name__ == "__main__":

@@ -38,6 +38,15 @@ class Sizes:
         return self.mh_steps * self.leapfrogs + 1
 
     @property
+    def update_passes(self) -> int:
+        """Passes up and down the decoder of one sampler update.
+
+        A Hessian-vector product is as many matrix products as a gradient; each gradient comes with
+        one but the chain's first, which does not depend on the sampler.
+        """
+        return 2 * self.gradients - 1
+
+    @property
     def weights(self) -> int:
         """Weights of the decoder's matrices."""
         layers = [self.latent_dim, *self.hidden, _PIXELS]
@@ -57,8 +66,8 @@ class Posterior:
 
     def __init__(self, sizes: Sizes, device: str = "cpu") -> None:
         torch.manual_seed(0)
-        decoder = Decoder(sizes.latent_dim, _PIXELS, sizes.hidden)
-        self.model = GenerativeModel(decoder, sizes.latent_dim).to(device)
+        self.decoder = Decoder(sizes.latent_dim, _PIXELS, sizes.hidden)
+        self.model = GenerativeModel(self.decoder, sizes.latent_dim).to(device)
         self.x = (torch.rand(sizes.rows, _PIXELS) < 0.3).float().to(device)
         self.z = torch.randn(sizes.rows, sizes.latent_dim).to(device)
 
@@ -67,7 +76,7 @@ class Posterior:
 
         The faster one first. Those of torch.mm go into kept memory.
         """
-        weights = [p.detach() for p in self.model.decoder.parameters() if p.dim() == 2]
+        weights = [p.detach() for p in self.decoder.parameters() if p.dim() == 2]
         up = [self.z.new_empty(len(self.z), len(weight)) for weight in weights]
         down = [self.z.new_empty(len(self.z), weight.shape[1]) for weight in weights]
 
@@ -155,7 +164,8 @@ class Annealing:
         self.sizes = sizes
         self.case = Posterior(sizes, device)
         self.betas = temperatures(sizes.mh_steps + 1)
-        self.step_sizes = torch.full((sizes.mh_steps,), 0.1).double()
+        # Where the chains are: from elsewhere they would be copied, which a CUDA graph cannot.
+        self.step_sizes = torch.full((sizes.mh_steps,), 0.1, dtype=torch.float64, device=device)
         self.kernel = transition(sizes.leapfrogs, self.case.x.device, compile)
 
     @torch.no_grad()

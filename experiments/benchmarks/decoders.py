@@ -92,8 +92,7 @@ def sampler_update(sizes: Sizes) -> Workload:
     }
     contenders: dict[str, Callable[[], object]] = {
         "as published": published,
-        # A Hessian-vector product is as many matrix products as a gradient.
-        **compiled.case.products(2 * sizes.gradients),
+        **compiled.case.products(sizes.update_passes),
         f"{PRODUCTS}, the sampler's networks' too": replay(products_of(eager)),
         "compiled": compiled,
         "eager": eager,

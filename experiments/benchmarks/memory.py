@@ -63,8 +63,8 @@ def chain_memory(length: int, sizes: Sizes = replace(DEFAULT_TRAINING, rows=64))
     return peak_memory(run)
 
 
-def peak_memory(work: Callable[[], object]) -> float:
-    """Return what some work takes at its peak beyond what is held before it, MiB.
+def peak_memory(work: Callable[[], object], device: str = "cpu") -> float:
+    """Return what some work takes there at its peak beyond what is held before it, MiB.
 
     The second time: the first brings what is kept, such as compiled code and threads.
 
@@ -72,7 +72,12 @@ def peak_memory(work: Callable[[], object]) -> float:
         CommandError: This system does not tell.
     """
     work()
-    if torch.cuda.is_available():
+    return peak_of_one(work, device)
+
+
+def peak_of_one(work: Callable[[], object], device: str) -> float:
+    """Do some work once; return what it takes there at its peak, MiB."""
+    if device == "cuda":
         torch.cuda.reset_peak_memory_stats()
         before = torch.cuda.memory_allocated()
         work()

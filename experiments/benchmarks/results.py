@@ -27,8 +27,13 @@ def _text(figure: object) -> str:
     return f"{figure:.3g}" if isinstance(figure, float) else str(figure)
 
 
+def device_name(device: torch.device | str) -> str:
+    """Return what a device is called."""
+    return torch.cuda.get_device_name(device) if torch.device(device).type == "cuda" else "cpu"
+
+
 def machine() -> dict[str, Any]:
-    """Return what the figures were taken on."""
+    """Return what the figures were taken on; benchmarks that name no device use the processor."""
     versions = {"python": platform.python_version()}
     for package in ("torch", "blackjax", "jax"):
         try:
@@ -37,7 +42,7 @@ def machine() -> dict[str, Any]:
             continue
     return {
         "processor": platform.processor() or platform.machine(),
-        "device": torch.cuda.get_device_name() if torch.cuda.is_available() else "cpu",
+        "gpu": torch.cuda.get_device_name() if torch.cuda.is_available() else None,
         "threads": torch.get_num_threads(),
         **versions,
     }

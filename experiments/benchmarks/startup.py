@@ -10,8 +10,9 @@ from statistics import median
 from tempfile import TemporaryDirectory
 from typing import Any
 
-from lightning.pytorch import Callback
+from lightning.pytorch import Callback, LightningModule, Trainer
 
+from experiments.benchmarks.results import device_name
 from experiments.command import CommandError
 
 _MARK = "update ended at"
@@ -19,11 +20,13 @@ _CALLBACK = '[{"class_path": "experiments.benchmarks.startup.EndOfUpdates"}]'
 
 
 class EndOfUpdates(Callback):
-    """Prints when each update ended, on the clock that all processes of a machine share."""
+    """Prints when and where each update ended, on the clock that all processes share."""
 
-    def on_train_batch_end(self, *arguments: Any) -> None:
+    def on_train_batch_end(
+        self, trainer: Trainer, pl_module: LightningModule, *arguments: Any
+    ) -> None:
         """Print it."""
-        print(_MARK, time.monotonic(), flush=True)
+        print(_MARK, time.monotonic(), device_name(pl_module.device), flush=True)
 
 
 def startup(
@@ -46,7 +49,7 @@ def startup(
     }
 
 
-def _seconds(arguments: Sequence[str], cache: str, updates: int) -> dict[str, float]:
+def _seconds(arguments: Sequence[str], cache: str, updates: int) -> dict[str, float | str]:
     command = [sys.executable, "-m", "experiments.mnist", *arguments]
     command.append(f"--trainer.callbacks={_CALLBACK}")
     environment = os.environ | {"TORCHINDUCTOR_CACHE_DIR": cache}
@@ -57,12 +60,17 @@ def _seconds(arguments: Sequence[str], cache: str, updates: int) -> dict[str, fl
         child.kill()
     if len(ends) < updates:
         raise CommandError(f"the training ended early, with exit status {child.returncode}")
-    later = [after - before for before, after in pairwise(ends)]
-    return {"first_update_seconds": ends[0] - began, "later_updates_seconds": median(later)}
+    times, devices = zip(*ends, strict=True)
+    return {
+        "device": devices[0],
+        "first_update_seconds": times[0] - began,
+        "later_updates_seconds": median(after - before for before, after in pairwise(times)),
+    }
 
 
-def _ends(lines: Iterator[str]) -> Iterator[float]:
+def _ends(lines: Iterator[str]) -> Iterator[tuple[float, str]]:
     for line in lines:
-        _, mark, at = line.partition(_MARK)
+        _, mark, found = line.partition(_MARK)
         if mark:
-            yield float(at)
+            at, _, device = found.strip().partition(" ")
+            yield float(at), device

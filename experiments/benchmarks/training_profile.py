@@ -8,8 +8,10 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
 
+import torch
 from lightning.pytorch.profilers import Profiler
 
+from experiments.benchmarks.results import device_name
 from experiments.mnist import command_line, train
 
 _FIRST = "run_training_batch"
@@ -36,10 +38,14 @@ class SelfTimes(Profiler):
     """Seconds in each of Lightning's actions, those inside it left out, from the second update on.
 
     The first update compiles.
+
+    Arguments:
+        device: Where the training runs; an action on a GPU ends when what it has begun there does.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, device: torch.device) -> None:
         super().__init__()
+        self.device = device
         self.seconds: defaultdict[str, float] = defaultdict(float)
         self.total = 0.0
         self._began = 0.0
@@ -47,11 +53,11 @@ class SelfTimes(Profiler):
 
     def start(self, action_name: str) -> None:
         """Begin an action."""
-        self._open.append([time.perf_counter(), 0.0])
+        self._open.append([self._now(), 0.0])
 
     def stop(self, action_name: str) -> None:
         """End the action that began last."""
-        now = time.perf_counter()
+        now = self._now()
         began, inside = self._open.pop()
         self.seconds[action_name] += now - began - inside
         if self._open:
@@ -73,6 +79,11 @@ class SelfTimes(Profiler):
 
         setattr(owner, method, timed)
 
+    def _now(self) -> float:
+        if self.device.type == "cuda":
+            torch.cuda.synchronize(self.device)
+        return time.perf_counter()
+
 
 _OPTIONS = ["--data.name", "mnist-5k", "--compile", "true", "--trainer.max_steps", "500"]
 
@@ -82,9 +93,10 @@ def training_profile(options: Sequence[str] = _OPTIONS) -> dict[str, Any]:
 
     By default a third of the default training, which is compiled for its length.
     """
-    profiler = SelfTimes()
     with TemporaryDirectory() as folder:
         cli = command_line([*options, "--output", str(Path(folder) / "run")])
+        device = cli.trainer.strategy.root_device
+        profiler = SelfTimes(device)
         cli.trainer.profiler = profiler  # type: ignore[attr-defined]
         for method in ("chain", "_log"):
             profiler.time(cli.model, method)
@@ -94,6 +106,7 @@ def training_profile(options: Sequence[str] = _OPTIONS) -> dict[str, Any]:
     data = seconds[_DATA]
     return {
         "title": f"python -m experiments.mnist {' '.join(options)}, after the first update",
+        "device": device_name(device),
         "rows": [
             {"part": name, "share": spent / profiler.total, "seconds": spent}
             for name, spent in seconds.items()

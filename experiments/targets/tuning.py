@@ -1,7 +1,7 @@
 """The baselines: Hamiltonian Monte Carlo, tuned as well as a grid can."""
 
 import time
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from itertools import product
 from typing import NamedTuple
 
@@ -29,7 +29,7 @@ class Tuned(NamedTuple):
 def baselines(
     target: Target, start: Tensor, num_leapfrogs: int, num_steps: int, seed: int
 ) -> dict[str, Tuned]:
-    """Return HMC in five tunings.
+    """Return HMC in five tunings, the cost of its warm-up included.
 
     Arguments:
         target: What they sample from.
@@ -38,16 +38,26 @@ def baselines(
         num_steps: Of the comparison, which sets that of the tuning runs.
         seed: Of the tuning runs.
     """
-    plain, *preconditioned = (
-        warmed_up(target, start, mass, num_steps, seed) for mass in ("unit", "diagonal", "dense")
-    )
-    found = {
-        "HMC, same leapfrogs": tune(target, start, plain, [num_leapfrogs], num_steps, seed),
-        "HMC, tuned": tune(target, start, plain, _LENGTHS, num_steps, seed),
-        "MALA, tuned": tune(target, start, plain, [1], num_steps, seed),
+    grids: dict[Mass, dict[str, Sequence[int]]] = {
+        "unit": {
+            "HMC, same leapfrogs": [num_leapfrogs],
+            "HMC, tuned": _LENGTHS,
+            "MALA, tuned": [1],
+        },
+        "diagonal": {"HMC, diagonal mass, tuned": _LENGTHS},
+        "dense": {"HMC, dense mass, tuned": _LENGTHS},
     }
-    for mass, kernel in zip(("diagonal", "dense"), preconditioned, strict=True):
-        found[f"HMC, {mass} mass, tuned"] = tune(target, start, kernel, _LENGTHS, num_steps, seed)
+    found = {}
+    for mass, named in grids.items():
+        began = time.perf_counter()
+        warm = warmed_up(target, start, mass, num_steps, seed)
+        seconds = time.perf_counter() - began
+        gradients = warm_up_gradients(num_steps) * len(start)
+        for name, lengths in named.items():
+            tuned = tune(target, start, warm, lengths, num_steps, seed)
+            found[name] = tuned._replace(
+                gradients=gradients + tuned.gradients, seconds=seconds + tuned.seconds
+            )
     return found
 
 
@@ -78,8 +88,7 @@ def tune(
     step sizes around that of the warm-up, in the warm-up's coordinates.
     """
     began, reference = time.perf_counter(), Reference(target)
-    gradients = warm_up_gradients(num_steps) * len(start)
-    best, best_value = None, 0.0
+    gradients, best, best_value = 0, None, 0.0
     for length, multiple in product(lengths, _MULTIPLES):
         # As many gradients for each length, within bounds.
         steps = min(num_steps // 5, max(num_steps // 33, num_steps // length))

@@ -2,27 +2,30 @@
 
 import json
 from collections.abc import Callable
+from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 import pytest
 import torch
 
 from experiments.benchmarks import __main__ as command
-from experiments.benchmarks.cases import SamplerUpdate, Sizes
-from experiments.benchmarks.gpu import energy_error, gpu
+from experiments.benchmarks import chains, peer
+from experiments.benchmarks.cases import PRODUCTS, Posterior, SamplerUpdate, Sizes
+from experiments.benchmarks.decoders import annealing, posterior, sampler_update
 from experiments.benchmarks.memory import memory, peak_memory
 from experiments.benchmarks.products import products_of, replay
 from experiments.benchmarks.published import PublishedL2HMC
 from experiments.benchmarks.scaling import scaling
 from experiments.benchmarks.startup import startup
+from experiments.benchmarks.timing import Workload, agree, compare
 from experiments.benchmarks.training_profile import SelfTimes, training_profile
 from experiments.command import CommandError
-from samplers import HMC, L2HMC, Kernel
+from samplers import L2HMC, Kernel
 
 Arguments = Callable[..., list[str]]
 
 GROWING = ("chains", "MH steps", "leapfrogs", "latent dimensions")
-HOW = ("eager", "compiled")
 TINY = Sizes(6, 3, (12,), 2, 2, 8, (8,))
 linux = pytest.mark.skipif(
     not Path("/proc/self/clear_refs").exists(), reason="memory is measured on Linux"
@@ -38,17 +41,121 @@ def test_results_are_shown_and_written_once(
     command.main(["w2", "--output", str(output)])
     written = json.loads(output.read_text())
     assert written["results"] == [{"benchmark": "w2", **result}]
-    assert {"torch", "threads", "device"} <= written["machine"].keys()
+    assert {"torch", "threads", "processor", "gpu"} <= written["machine"].keys()
     shown = capsys.readouterr().out
     assert all(text in shown for text in ("w2: a title", "ours", "1.5", "a note"))
     with pytest.raises(CommandError, match="exists already"):
         command.main(["w2", "--output", str(output)])
 
 
+def test_results_of_a_benchmark_outlive_the_failure_of_the_next(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    result = {"title": "a title", "rows": [{"seconds": 1.5}], "note": "a note"}
+    monkeypatch.setitem(command.BENCHMARKS, "w2", [lambda: result, lambda: 1 / 0])
+    output = tmp_path / "new" / "results.json"
+    with pytest.raises(ZeroDivisionError):
+        command.main(["w2", "--output", str(output)])
+    assert json.loads(output.read_text())["results"] == [{"benchmark": "w2", **result}]
+
+
+def test_the_output_is_tried_before_the_first_benchmark(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(command.BENCHMARKS, "w2", [lambda: 1 / 0])
+    (tmp_path / "file").touch()
+    with pytest.raises(CommandError, match="cannot write"):
+        command.main(["w2", "--output", str(tmp_path / "file" / "results.json")])
+
+
+def test_the_help_tells_what_each_benchmark_is(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit):
+        command.main(["--help"])
+    lines = [line.split(maxsplit=1) for line in capsys.readouterr().out.splitlines()]
+    assert set(command.BENCHMARKS) <= {line[0] for line in lines if len(line) == 2}
+
+
+@pytest.fixture
+def uncompiled(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(Kernel, "compile", lambda kernel: None)
+    monkeypatch.setattr(peer, "INSTALLED", False)
+    monkeypatch.setattr(chains, "_CHAINS", 4)
+    monkeypatch.setattr(chains, "_STEPS", 10)
+
+
+WORKLOADS = pytest.mark.parametrize(
+    ("build", "others"),
+    [
+        (chains.small_target, []),
+        (partial(posterior, TINY), [PRODUCTS]),
+        (partial(annealing, TINY), [PRODUCTS]),
+        (
+            partial(sampler_update, TINY),
+            [PRODUCTS, f"{PRODUCTS}, the sampler's networks' too", "as published"],
+        ),
+    ],
+    ids=["w1", "w2", "w3", "w4"],
+)
+
+
+def contenders(build: Callable[[], Workload]) -> list[str]:
+    rows = compare(lambda: replace(build(), repeats=2))["rows"]
+    assert min(row["speed_ratio"] for row in rows) > 0
+    # By torch.mm, where oneDNN's products are faster.
+    return sorted(row["contender"] for row in rows if not row["contender"].endswith("torch.mm"))
+
+
+@pytest.mark.usefixtures("uncompiled")
+@WORKLOADS
+def test_the_contenders_do_the_same_work(build: Callable[[], Workload], others: list[str]) -> None:
+    assert contenders(build) == sorted(["compiled", "eager", *others])
+
+
+@pytest.mark.usefixtures("uncompiled")
+@pytest.mark.parametrize(
+    "build", [chains.small_target, partial(posterior, TINY), partial(sampler_update, TINY)]
+)
+def test_contenders_that_do_other_work_are_refused(
+    build: Callable[[], Workload], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(Kernel, "compile", lambda kernel: kernel.log_step_size.data.fill_(0))
+    with pytest.raises(RuntimeError, match="differs"):
+        build()
+
+
+@pytest.mark.usefixtures("uncompiled")
+def test_the_floor_of_an_update_is_all_its_passes(monkeypatch: pytest.MonkeyPatch) -> None:
+    asked = []
+    monkeypatch.setattr(
+        Posterior, "products", lambda case, gradients: {PRODUCTS: lambda: asked.append(gradients)}
+    )
+    sampler_update(TINY).contenders[PRODUCTS]()
+    # Five gradients, and with the first no Hessian-vector product.
+    assert asked == [9]
+
+
+def test_a_difference_is_relative_to_the_largest_number() -> None:
+    first, second = torch.tensor([8.0, 0.5]), torch.tensor([8.0, 1.3])
+    assert agree("x", first, second, 0.2) == {"x": pytest.approx(0.1)}
+    for bound, other in ((0.05, second), (0.2, torch.full((2,), torch.nan))):
+        with pytest.raises(RuntimeError, match="x differs"):
+            agree("x", first, other, bound)
+
+
+@pytest.mark.usefixtures("uncompiled")
+@pytest.mark.parametrize("build", [chains.small_target, partial(posterior, TINY)])
+def test_blackjax_does_the_same_work(
+    build: Callable[[], Workload], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pytest.importorskip("blackjax")
+    monkeypatch.setattr(peer, "INSTALLED", True)
+    assert "blackjax" in contenders(build)
+
+
 def test_startup_times_real_commands(small: Arguments) -> None:
     options = small(None, trainer__max_steps=100)
     eager = startup(options, updates=3, compile=("false",))["rows"]
-    assert [row["training"] for row in eager] == ["--compile false"]
+    assert [(row["training"], row["device"]) for row in eager] == [("--compile false", "cpu")]
     assert 0 < eager[0]["later_updates_seconds"] < eager[0]["first_update_seconds"]
 
 
@@ -74,7 +181,7 @@ def test_the_parts_of_a_profile_make_up_the_whole(small: Arguments) -> None:
 def test_an_action_does_not_count_what_lies_inside(monkeypatch: pytest.MonkeyPatch) -> None:
     clock = iter([0.0, 10.0, 11.0, 20.0, 22.0, 25.0, 30.0, 40.0])
     monkeypatch.setattr("time.perf_counter", lambda: next(clock))
-    profiler = SelfTimes()
+    profiler = SelfTimes(torch.device("cpu"))
     with profiler.profile("epoch"):
         with profiler.profile("run_training_batch"):
             pass
@@ -82,6 +189,15 @@ def test_an_action_does_not_count_what_lies_inside(monkeypatch: pytest.MonkeyPat
             pass
     assert profiler.seconds == {"inner": 3.0, "outer": 7.0, "epoch": 19.0}
     assert profiler.total == 29.0
+
+
+def test_an_action_on_a_gpu_ends_when_the_gpu_is_done(monkeypatch: pytest.MonkeyPatch) -> None:
+    waited = []
+    monkeypatch.setattr("torch.cuda.synchronize", waited.append)
+    device = torch.device("cuda")
+    with SelfTimes(device).profile("action"):
+        pass
+    assert waited == [device, device]
 
 
 def test_the_published_scheme_computes_the_same_update() -> None:
@@ -117,10 +233,10 @@ def test_the_products_of_some_work_are_those_forward_and_backward() -> None:
 def test_the_decoders_products_are_most_of_an_update() -> None:
     update = SamplerUpdate(TINY)
     shapes = products_of(update)
-    decoders = [shape for shape in shapes if 784 in shape and 6 == shape[0]]
+    decoders = [shape for shape in shapes if 784 in shape and shape[0] == 6]
     # One forward and one backward a gradient, and as many again to second order; by the last
     # layer, and by the first one of the embedding, whose input needs no gradient.
-    assert len(decoders) == 2 * (2 * TINY.gradients - 1) + 1
+    assert len(decoders) == 2 * TINY.update_passes + 1
 
 
 def test_scaling_multiplies_each_size() -> None:
@@ -135,7 +251,8 @@ def test_scaling_multiplies_each_size() -> None:
 
 
 @linux
-def test_the_peak_is_that_of_the_work_beyond_what_is_held() -> None:
+def test_the_peak_is_that_of_the_work_beyond_what_is_held(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("torch.cuda.is_available", lambda: True)  # the work is elsewhere
     held = torch.ones(2**24)  # 64 MiB
     assert peak_memory(lambda: held.clone().exp()) == pytest.approx(128, rel=0.1)
     assert peak_memory(lambda: held.sum()) < 8
@@ -150,30 +267,3 @@ def test_the_memory_of_a_longer_chain_is_its_own_figure() -> None:
         "64 chains of 8 HMC steps",
     ]
     assert max(row["peak_mebibytes"] for row in rows) < 64
-
-
-def test_without_a_gpu_one_line_says_so(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    monkeypatch.setattr("torch.cuda.is_available", lambda: False)
-    output = tmp_path / "results.json"
-    with pytest.raises(CommandError, match="no CUDA GPU here"):
-        command.main(["gpu", "--output", str(output)])
-    assert not output.exists()
-
-
-@linux
-def test_the_benchmark_for_a_gpu_runs_on_a_processor(monkeypatch: pytest.MonkeyPatch) -> None:
-    compiled = []
-    monkeypatch.setattr(Kernel, "compile", lambda kernel: compiled.append(type(kernel)))
-    result = gpu("cpu", TINY, TINY, square=64)
-    assert compiled == [L2HMC, HMC] * 2
-    works = [row["work"] for row in result["rows"]]
-    assert works[:4] == [f"{name}, {how}, fp32" for how in HOW for name in ("update", "AIS")]
-    first, second = result["rows"][:2]
-    assert first["share_of_product_rate"] * first["milliseconds"] == pytest.approx(
-        2 * second["share_of_product_rate"] * second["milliseconds"]
-    )
-    assert torch.get_float32_matmul_precision() == "highest"
-
-
-def test_the_error_of_an_energy_is_that_of_single_precision() -> None:
-    assert 0 < energy_error("cpu", TINY) < 1e-3
