@@ -1,5 +1,6 @@
 """What a training will do and cost, on one screen, before it starts."""
 
+import math
 from pathlib import Path
 from typing import cast
 
@@ -12,7 +13,7 @@ from torch import nn
 from data import ImageDataModule
 from dglm import DGLM, AISSettings
 from dglm.ais import gradient_evaluations
-from experiments.compilation import is_compiled, training_gradients
+from experiments.compilation import images_per_update, is_compiled, training_gradients
 from experiments.models import model_name
 
 
@@ -52,7 +53,7 @@ class Banner(Callback):
             "model": model_size(dglm),
             "data": data_size(data),
             "device": device(trainer),
-            "update": update_cost(dglm, data.batch_size * trainer.world_size),
+            "update": update_cost(dglm, images_per_update(trainer, data)),
             "training": training_cost(dglm, trainer),
             "compiled": compilation(self.compile, dglm, trainer),
             "scoring": self._scoring_cost(),
@@ -107,15 +108,15 @@ def device(trainer: Trainer) -> str:
     return f"{name}, {trainer.world_size} process(es), precision {trainer.precision}"
 
 
-def update_cost(dglm: DGLM, batch_size: int) -> str:
-    """Return what one update takes, in words."""
+def update_cost(dglm: DGLM, images: int) -> str:
+    """Return what one update, of so many images, takes, in words."""
     if dglm.kernel is None:
-        return f"{batch_size:,} images, no gradients of U"
+        return f"{images:,} images, no gradients of U"
     order = "second" if any(True for _ in dglm.kernel.parameters()) else "first"
     return (
-        f"{batch_size:,} images, {dglm.num_mh_steps} MH steps of {dglm.kernel.num_leapfrogs} "
+        f"{images:,} images, {dglm.num_mh_steps} MH steps of {dglm.kernel.num_leapfrogs} "
         f"leapfrogs: {dglm.gradients_per_update} gradients of U each, "
-        f"{batch_size * dglm.gradients_per_update:,} in all, to {order} order"
+        f"{images * dglm.gradients_per_update:,} in all, to {order} order"
     )
 
 
@@ -123,6 +124,8 @@ def training_cost(dglm: DGLM, trainer: Trainer) -> str:
     """Return what the whole training takes, in words."""
     updates = trainer.estimated_stepping_batches
     resumed = f", going on after {trainer.global_step:,}" if trainer.global_step else ""
+    if math.isinf(updates):
+        return f"until its time is up or it is stopped{resumed}"
     epochs = updates * trainer.accumulate_grad_batches / trainer.num_training_batches
     gradients = training_gradients(trainer, dglm)
     return f"{updates:,.0f} updates{resumed}, {epochs:.1f} epochs, {gradients:.2g} gradients"

@@ -24,7 +24,7 @@ from dglm import TrainingFailed
 
 CONFIGS = Path(__file__).parent / "configs"
 STOP_SIGNALS = (signal.SIGINT, signal.SIGTERM)
-_SWITCHES = ("--quiet", "--compile", "--recompute", "--bdmc", "--dry_run")
+_SWITCHES = ("--quiet", "--compile", "--recompute", "--bdmc", "--dry_run", "--brief", "--speed")
 _FOLDER_VARIABLE = "L2HMC_DGLM_RUN_FOLDER"
 
 Options = TypeVar("Options")

@@ -16,11 +16,16 @@ WORTH_COMPILING = 2e6
 that compiling takes where nothing is cached. HMC's, to first order, save a third of that."""
 
 
+def images_per_update(trainer: Trainer, data: ImageDataModule) -> int:
+    """Return how many images one update takes, over all processes and accumulated batches."""
+    return data.batch_size * trainer.world_size * trainer.accumulate_grad_batches
+
+
 def training_gradients(trainer: Trainer, dglm: DGLM) -> float:
     """Return the gradients of U that the whole training takes; infinity where it has no end."""
     data = cast(ImageDataModule, trainer.datamodule)  # type: ignore[attr-defined]
-    batches = trainer.estimated_stepping_batches * trainer.accumulate_grad_batches
-    return batches * data.batch_size * trainer.world_size * dglm.gradients_per_update
+    images = trainer.estimated_stepping_batches * images_per_update(trainer, data)
+    return images * dglm.gradients_per_update
 
 
 def is_compiled(wanted: bool | None, trainer: Trainer, dglm: DGLM) -> bool:
@@ -46,7 +51,7 @@ class CompileTraining(Callback):
     Arguments:
         wanted: Whether to compile; by default where it saves time.
         recompute: Whether the compiled code keeps next to nothing for the backward pass, and takes
-            it anew there: a fifth of the memory, in up to a half more time.
+            it anew there: a tenth of the memory, in up to a half more time.
 
     Raises:
         CommandError: Something is to be recomputed, but nothing is compiled.

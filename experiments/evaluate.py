@@ -4,7 +4,6 @@ An evaluation that was interrupted goes on where it was when it is started again
 """
 
 import hashlib
-import json
 from dataclasses import asdict, dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any, Literal
@@ -17,7 +16,6 @@ from dglm.ais import chain_gradients, check_counts, gradient_evaluations
 from experiments.checkpoints import load_checkpoint
 from experiments.command import (
     CommandError,
-    Stopped,
     command_parser,
     output_file,
     parse_options,
@@ -25,7 +23,8 @@ from experiments.command import (
 )
 from experiments.evaluation_results import draw_curve, print_table, write_scores
 from experiments.heldout import DataOptions, held_out
-from experiments.partial import GO_ON, remove_partial_files
+from experiments.json_files import write_json
+from experiments.partial import remove_partial_files, resumable
 from experiments.progress import counted
 from experiments.scoring import (
     KeepResults,
@@ -34,7 +33,6 @@ from experiments.scoring import (
     score,
     score_summary,
 )
-from samplers.files import write_whole
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -130,24 +128,30 @@ def main(arguments: list[str] | None = None) -> None:
 
 
 def evaluate(options: Evaluate) -> None:
-    """Estimate, write the results and print them."""
+    """Estimate, write the results and print them; go on with what an interrupted command left."""
     dglm, trained = load_checkpoint(options.checkpoint)
     suffixes = (".json", ".csv") if options.curve is None else (".json", ".csv", ".png")
     output = output_file(options.output, options.checkpoint, "evaluation", *suffixes)
     data = held_out(options.data, trained, options.split)
     images = data.heldout(options.split)[: options.num_images]
     trainer = Trainer(**asdict(options.trainer), logger=False, enable_progress_bar=False)
-    try:
+    identity = {
+        **asdict(options),
+        "checkpoint": hashlib.sha256(Path(options.checkpoint).read_bytes()).hexdigest(),
+        "data": hashlib.sha256(images.numpy().tobytes()).hexdigest(),
+        "processes": trainer.world_size,
+        "output": None,
+        "quiet": None,
+    }
+    with resumable(output, identity):
         points = [
             (settings, scored(trainer, dglm, images, settings, options, output))
             for settings in options.settings()
         ]
-    except Stopped as stopped:
-        stopped.hint = GO_ON
-        raise
-    if not trainer.is_global_zero:
-        return
-    settings, result = points[-1]
+        settings, result = points[-1]
+        if not trainer.is_global_zero:
+            return
+        bounds = other_bounds(dglm.to(trainer.strategy.root_device), images, settings, options)
     summary: dict[str, Any] = {
         "checkpoint": options.checkpoint,
         "dataset": data.dataset_name,
@@ -159,15 +163,10 @@ def evaluate(options: Evaluate) -> None:
     if options.curve is not None:
         summary["curve"] = [score_summary(result, settings) for settings, result in points]
         draw_curve(summary["curve"], output.with_suffix(".png"))
-    dglm = dglm.to(trainer.strategy.root_device)
-    if options.iwae_samples:
-        summary |= importance_summary(dglm, images.to(dglm.device), options)
-    if options.bdmc:
-        summary |= bidirectional_summary(dglm, settings, options)
     write_scores(output.with_suffix(".csv"), result)
-    write_whole(json.dumps(summary, indent=2) + "\n", output)
+    write_json(summary | bounds, output)
     remove_partial_files(output)
-    print_table(summary, output)
+    print_table(summary | bounds, output)
 
 
 def scored(
@@ -179,19 +178,24 @@ def scored(
     output: Path,
 ) -> AISResult:
     """Score the images, going on from what an interrupted evaluation has left."""
-    identity = {
-        **asdict(settings),
-        "checkpoint": hashlib.sha256(Path(options.checkpoint).read_bytes()).hexdigest(),
-        "images": hashlib.sha256(images.numpy().tobytes()).hexdigest(),
-        "batch_size": options.batch_size,
-        "processes": trainer.world_size,
-    }
-    keep = KeepResults(output, identity, trainer.global_rank)
+    keep = KeepResults(output, settings.num_temperatures, trainer.global_rank)
     dglm.test_results = keep.load()
     trainer.callbacks.append(keep)  # type: ignore[attr-defined]
     result = score(trainer, dglm, images, settings, options.batch_size, options.quiet)
     trainer.callbacks.remove(keep)  # type: ignore[attr-defined]
     return result
+
+
+def other_bounds(
+    dglm: DGLM, images: Tensor, settings: AISSettings, options: Evaluate
+) -> dict[str, Any]:
+    """Return the bounds on log p(x) that are asked for beside the estimate."""
+    found: dict[str, Any] = {}
+    if options.iwae_samples:
+        found |= importance_summary(dglm, images.to(dglm.device), options)
+    if options.bdmc:
+        found |= bidirectional_summary(dglm, settings, options)
+    return found
 
 
 def importance_summary(dglm: DGLM, images: Tensor, options: Evaluate) -> dict[str, Any]:

@@ -1,6 +1,6 @@
 """The images that a trained model is judged on."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from data import DataError, ImageDataModule, Split, check_heldout
@@ -31,20 +31,35 @@ def held_out(
         split: Which images will be used; those of "train" need not be held out.
 
     Raises:
-        DataError: The model was trained on these very images, or they have changed since.
+        DataError: The model was trained on these very images, or they have changed since, or there
+            are none.
     """
+    own = trained["dataset_name"]
+    name = options.name or own
     data = ImageDataModule(
-        options.name or trained["dataset_name"],
+        name,
         options.root,
-        validation=trained["validation"],
+        validation=trained["validation"] if name == own else None,
         binarize=trained.get("binarize", True),
     )
     data.setup()
-    if data.dataset_name == trained["dataset_name"] and data.state_dict() != trained:
+    if data.dataset_name == own != name:  # under another path, or in the place of mnist
+        return held_out(replace(options, name=own), trained, split)
+    if data.dataset_name == own and data.state_dict() != trained:
         raise DataError(
             f"the images of {data.dataset_name} are others than those that the model was trained "
             "on, so that none are known to be held out; restore them, or name another data set"
         )
     if split != "train":
-        check_heldout(trained["dataset_name"], data.dataset_name)
+        check_heldout(own, data.dataset_name)
+    check_split(data, split)
     return data
+
+
+def check_split(data: ImageDataModule, split: Split) -> None:
+    """Raise DataError where a split has no images."""
+    if not len(data.labels(split)):
+        raise DataError(
+            f"there are no {split} images of {data.dataset_name}: the model is trained on all of "
+            "them, as by --data.validation 0; choose another split"
+        )

@@ -6,7 +6,6 @@ p(x|z) itself in place of the hidden pixels, so that only a z that moves can cha
 the drawn pixels look like is counted too, and says how much their noise would flatter.
 """
 
-import json
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
@@ -37,6 +36,7 @@ from experiments.inpainting_results import (
     of_each_image,
     print_table,
 )
+from experiments.json_files import write_json
 from experiments.progress import counted
 from experiments.scoring import check_error_bars
 from samplers import seeded_generator
@@ -150,7 +150,7 @@ def run(options: Inpaint) -> None:
     save_inpainting(
         output, images[:_SHOWN_IMAGES], given, shown, data.image_shape, title.capitalize()
     )
-    output.with_suffix(".json").write_text(json.dumps(summary, indent=2) + "\n")
+    write_json(summary, output.with_suffix(".json"))
     print_table(summary, output)
 
 

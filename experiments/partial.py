@@ -6,6 +6,8 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+from lightning.pytorch.utilities.rank_zero import rank_zero_only
+
 from experiments.command import CommandError, Stopped, partial_files
 from samplers.files import write_whole
 
@@ -27,6 +29,8 @@ def remove_partial_files(output: Path) -> None:
 def resumable(output: Path, identity: dict[str, Any]) -> Iterator[None]:
     """Let partial files be gone on from by the command that has left them, and no other.
 
+    Processes that this one starts share the files, and leave the look at them to it.
+
     Arguments:
         output: What is written in the end.
         identity: What must be equal for the files to be used again.
@@ -34,10 +38,13 @@ def resumable(output: Path, identity: dict[str, Any]) -> Iterator[None]:
     Raises:
         CommandError: The files are of another command.
     """
+    if rank_zero_only.rank:  # type: ignore[attr-defined]
+        yield
+        return
     marker, text = partial_file(output, "options.json"), json.dumps(identity, indent=2)
 
     def kept() -> bool:
-        return any(path != marker for path in partial_files(output))
+        return any(not path.name.startswith(marker.name) for path in partial_files(output))
 
     if kept() and not (marker.exists() and marker.read_text() == text):
         raise CommandError(

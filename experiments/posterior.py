@@ -8,7 +8,6 @@ independent of each other, however slowly each of them mixes.
 """
 
 import hashlib
-import json
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, NamedTuple, cast
@@ -31,13 +30,13 @@ from experiments.command import (
     stopped_between,
 )
 from experiments.heldout import DataOptions, held_out
+from experiments.json_files import write_json
 from experiments.partial import partial_file, remove_partial_files, resumable
 from experiments.posterior_figure import draw_posterior
 from experiments.posterior_search import search_skewed
 from experiments.progress import counted
 from experiments.scoring import mean_and_error
 from samplers import HMC, Kernel, adapt, seeded_generator, summarise
-from samplers.files import write_whole
 
 _STREAM = 0x706F73746572
 _NAMES = {"kernel": "the model's kernel", "hmc": "HMC, tuned"}
@@ -148,7 +147,7 @@ def run(options: Posterior) -> None:
     shown = {_NAMES[name]: sampled.chains for name, sampled in found.items()}
     picture = partial_file(output, "picture.png")
     draw_posterior(picture, image, data.image_shape, axes, shown, q)
-    write_whole(json.dumps(summary, indent=2) + "\n", output.with_suffix(".json"))
+    write_json(summary, output.with_suffix(".json"))
     picture.replace(output)
     remove_partial_files(output)
     print_table(summary, output)

@@ -1,5 +1,6 @@
 """Progress bars with the time left."""
 
+import math
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -54,7 +55,10 @@ class TrainingProgress(Callback):
             self.progress.start()
             total = trainer.estimated_stepping_batches
             self.task = self.progress.add_task(
-                "training", total=total, completed=trainer.global_step, status=""
+                "training",
+                total=total if math.isfinite(total) else None,
+                completed=trainer.global_step,
+                status="",
             )
 
     def on_train_batch_end(self, trainer: Trainer, *arguments: Any) -> None:

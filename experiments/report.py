@@ -1,6 +1,5 @@
 """What a trained model is worth: figures, pictures and a table."""
 
-import json
 from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any
@@ -17,11 +16,12 @@ from dglm.ais import check_counts
 from dglm.exactness import EXACTNESS_BOUND, exactness_errors, exactness_warning
 from dglm.posterior import long_chain_log_joint
 from dglm.safeguard import DIVERGENCE_BOUND, divergence_warning
+from experiments.compilation import images_per_update
 from experiments.figures import given_pixels, save_inpainting, save_rows, save_samples
+from experiments.json_files import write_json
 from experiments.models import model_name
 from experiments.scoring import check_error_bars, mean_and_error, score, score_summary
 from samplers import seeded_generator
-from samplers.files import write_whole
 
 _REPORT_STREAM = 0x7265706F7274
 _CHECKED_IMAGES = 100
@@ -76,7 +76,7 @@ def report(
     quiet: bool,
 ) -> None:
     """Write summary.json and the pictures of a trained model into its run folder; print both."""
-    updates = trainer.global_step
+    updates, images_each = trainer.global_step, images_per_update(trainer, data)
     images = data.heldout("test")[: options.num_images]
     result = score(trainer, dglm, images, options.settings, _BATCH_SIZE, quiet)
     if not trainer.is_global_zero:
@@ -88,26 +88,24 @@ def report(
         "dataset": data.dataset_name,
         "training_images": len(data.labels("train")),
         "updates": updates,
-        "training_gradient_evaluations": (
-            updates * dglm.gradients_per_update * data.batch_size * trainer.world_size
-        ),
-        **training_faults(dglm, data.batch_size * trainer.world_size),
+        "training_gradient_evaluations": updates * images_each * dglm.gradients_per_update,
+        **training_faults(dglm, images_each),
         "split": "test",
         "binarization": data.binarization,
         **score_summary(result, options.settings),
         **posterior_figures(dglm, images[:_CHECKED_IMAGES]),
     }
-    write_whole(json.dumps(summary, indent=2) + "\n", folder / "summary.json")
+    write_json(summary, folder / "summary.json")
     draw(dglm, images, data.image_shape, options.num_sweeps, folder)
     print_summary(f"{model_name(dglm)} on {data.dataset_name}, seed {dglm.seed}", summary, folder)
 
 
-def training_faults(dglm: DGLM, batch_size: int) -> dict[str, float]:
-    """Sum up what training skipped, how often its chains diverged."""
+def training_faults(dglm: DGLM, images_each: int) -> dict[str, float]:
+    """Sum up what training, of so many images an update, skipped, how often its chains diverged."""
     counts = dglm.safeguard
     faults: dict[str, float] = {"skipped_updates": counts.skipped}
     if dglm.kernel is not None:
-        transitions = counts.updates * dglm.num_mh_steps * batch_size
+        transitions = counts.updates * dglm.num_mh_steps * images_each
         faults["training_divergences"] = round(counts.divergence * transitions)
         faults["training_divergence"] = faults["training_divergences"] / max(transitions, 1)
     return faults

@@ -61,14 +61,14 @@ def main(arguments: list[str] | None = None) -> None:
 
 def run(options: Samples) -> None:
     """Draw p(x|z) of each model and write the picture."""
-    loaded = {path: load_checkpoint(path) for path in options.checkpoints}
-    sizes = {dglm.model.latent_dim for dglm, _ in loaded.values()}
+    loaded = [load_checkpoint(path) for path in options.checkpoints]
+    sizes = {dglm.model.latent_dim for dglm, _ in loaded}
     if len(sizes) > 1:
         raise CommandError(
             f"the models have different numbers of latent variables, {sorted(sizes)}: "
             "they cannot share z"
         )
-    shapes = {tuple(trained.get("image_shape", MNIST_SHAPE)) for _, trained in loaded.values()}
+    shapes = {tuple(trained.get("image_shape", MNIST_SHAPE)) for _, trained in loaded}
     if len(shapes) > 1:
         raise CommandError(f"the models' images have different shapes, {sorted(shapes)}")
     output = output_file(options.output, options.checkpoints[0], "samples", ".png")
@@ -76,7 +76,7 @@ def run(options: Samples) -> None:
     z = torch.randn(options.num_images, sizes.pop(), generator=generator)
     panels = [
         (f"{model_name(dglm)}, {trained['dataset_name']}\n{path}", expected(dglm, z))
-        for path, (dglm, trained) in loaded.items()
+        for path, (dglm, trained) in zip(options.checkpoints, loaded, strict=True)
     ]
     title = f"p(x|z), the same z from the prior, seed {options.seed}"
     save_samples(output, panels, shapes.pop(), title)

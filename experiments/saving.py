@@ -89,6 +89,10 @@ class SaveCheckpoints(Checkpoint):
         if trainer.state.fn == TrainerFn.FITTING and not trainer.sanity_checking:
             self._save(trainer)
 
+    def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Save after an end that was not known before, as by --trainer.max_time."""
+        self._save(trainer)
+
     def on_exception(
         self, trainer: Trainer, pl_module: LightningModule, exception: BaseException
     ) -> None:

@@ -1,5 +1,6 @@
 """Held-out log-likelihoods through Lightning, over as many devices as the Trainer has."""
 
+import math
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any, cast
@@ -10,7 +11,6 @@ from torch import Tensor
 from data import Batches, share
 from dglm import DGLM, AISResult, AISSettings
 from dglm.ais import gradient_evaluations
-from experiments.command import CommandError
 from experiments.partial import partial_file
 from experiments.progress import counted
 from samplers.files import load_plain, save_whole
@@ -47,35 +47,29 @@ class KeepResults(Callback):
 
     Arguments:
         output: The file that the finished evaluation will write; this one lies beside it.
-        identity: What must be equal for the results to be used again.
+        num_temperatures: Which point of a curve is scored.
         rank: Which process this is.
     """
 
-    def __init__(self, output: Path, identity: dict[str, Any], rank: int) -> None:
-        self.path = partial_file(output, f"{identity['num_temperatures']}-{rank}.pt")
-        self.identity = identity
+    def __init__(self, output: Path, num_temperatures: int, rank: int) -> None:
+        self.path = partial_file(output, f"{num_temperatures}-{rank}.pt")
 
     def load(self) -> dict[int, AISResult]:
         """Return the results of an interrupted evaluation, by batch.
 
         Raises:
-            CommandError: The file is of another evaluation.
-            ValueError: It is damaged.
+            ValueError: The file is damaged.
         """
         if not self.path.exists():
             return {}
-        content = load_plain(self.path)
-        if content.get("identity") != self.identity:
-            raise CommandError(
-                f"{self.path} is part of another evaluation; remove it or choose another --output"
-            )
-        return {index: AISResult(*parts) for index, parts in content["results"].items()}
+        results = load_plain(self.path)["results"]
+        return {index: AISResult(*parts) for index, parts in results.items()}
 
     def on_test_batch_end(self, trainer: Trainer, pl_module: LightningModule, *rest: Any) -> None:
         """Write all results so far."""
         results = cast(DGLM, pl_module).test_results
         plain = {index: tuple(result) for index, result in results.items()}
-        save_whole({"identity": self.identity, "results": plain}, self.path)
+        save_whole({"results": plain}, self.path)
 
 
 def score_summary(result: AISResult, settings: AISSettings) -> dict[str, Any]:
@@ -102,6 +96,7 @@ def check_error_bars(num_images: int, num_chains: int) -> None:
 
 
 def mean_and_error(values: Tensor) -> tuple[float, float]:
-    """Return the mean of per-image values and its standard error over images."""
+    """Return the mean of per-image values and its standard error over images, NaN for one."""
     values = values.double()
-    return float(values.mean()), float(values.std() / len(values) ** 0.5)
+    error = float(values.std()) / len(values) ** 0.5 if len(values) > 1 else math.nan
+    return float(values.mean()), error

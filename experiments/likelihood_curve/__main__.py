@@ -4,7 +4,6 @@ Kernels with equally many steps take equally many gradients an update, and start
 weights, with the same order of the data. Models that are finished are kept: --resume goes on.
 """
 
-import json
 import sys
 from dataclasses import asdict
 from pathlib import Path
@@ -20,9 +19,10 @@ from experiments.command import (
     resumed_arguments,
     run_command,
 )
+from experiments.json_files import write_json
 from experiments.likelihood_curve.cost import print_costs
 from experiments.likelihood_curve.figure import draw_curve
-from experiments.likelihood_curve.models import score_model, train_model
+from experiments.likelihood_curve.models import check_splits, score_model, train_model
 from experiments.likelihood_curve.options import LikelihoodCurve
 from experiments.likelihood_curve.results import differences, finished_rows, markdown
 from samplers.files import write_whole
@@ -46,6 +46,7 @@ def draw(options: LikelihoodCurve) -> None:
         Stopped: By a signal; what is done is kept.
     """
     if options.resume is None:
+        check_splits(options)
         folder = create_run(options.output, "likelihood_curve")
         saved = {**asdict(options), "output": None}
         write_whole(yaml.safe_dump(saved, sort_keys=False), folder / "config.yaml")
@@ -71,8 +72,7 @@ def write_results(options: LikelihoodCurve, folder: Path) -> None:
     """Write results.json, table.md and curve.png of the models that are finished."""
     rows = finished_rows(options, folder)
     paired = differences(options, folder)
-    content = json.dumps({"rows": rows, "differences": paired}, indent=2)
-    write_whole(content + "\n", folder / "results.json")
+    write_json({"rows": rows, "differences": paired}, folder / "results.json")
     (folder / "table.md").write_text(markdown(rows, paired))
     draw_curve(options, rows, folder / "curve.png")
 

@@ -1,5 +1,6 @@
 """What a likelihood curve would cost, found by timing a few updates of each model."""
 
+import math
 import tempfile
 import time
 from pathlib import Path
@@ -14,6 +15,7 @@ from torch import Tensor
 
 from dglm import DGLM, estimate_log_likelihood
 from dglm.ais import gradient_evaluations
+from experiments.compilation import images_per_update
 from experiments.likelihood_curve.options import LikelihoodCurve, Model
 from experiments.mnist import command_line, train
 
@@ -34,15 +36,18 @@ class Cost(NamedTuple):
 class UpdateTimer(Callback):
     """Measures updates, but not the first ones."""
 
-    def on_train_batch_end(self, trainer: Trainer, *arguments: Any) -> None:
-        """Start the clock, or stop it."""
-        if trainer.global_step == _UNTIMED_UPDATES:
-            self._began = time.perf_counter()
-        self.seconds = (time.perf_counter() - self._began) / _TIMED_UPDATES
+    def __init__(self) -> None:
+        self._ends: dict[int, float] = {}
 
-    def on_train_start(self, trainer: Trainer, *arguments: Any) -> None:
-        """Start the clock for the untimed updates."""
-        self._began = time.perf_counter()
+    def on_train_batch_end(self, trainer: Trainer, *arguments: Any) -> None:
+        """Look at the clock after an update, which may take several batches."""
+        self._ends.setdefault(trainer.global_step, time.perf_counter())
+
+    @property
+    def seconds(self) -> float:
+        """Of one update."""
+        last = _UNTIMED_UPDATES + _TIMED_UPDATES
+        return (self._ends[last] - self._ends[_UNTIMED_UPDATES]) / _TIMED_UPDATES
 
 
 def training_cost(options: LikelihoodCurve, model: Model) -> Cost:
@@ -50,13 +55,17 @@ def training_cost(options: LikelihoodCurve, model: Model) -> Cost:
     timer = UpdateTimer()
     with tempfile.TemporaryDirectory() as folder:
         arguments = options.training_arguments(model, Path(folder) / model.name)
-        steps = _UNTIMED_UPDATES + _TIMED_UPDATES
-        cli = command_line([*arguments, "--trainer.max_steps", str(steps), "--quiet", "true"])
-        cli.trainer.callbacks.append(timer)  # type: ignore[attr-defined]
+        steps = str(_UNTIMED_UPDATES + _TIMED_UPDATES)
+        few = ["--trainer.max_steps", steps, "--trainer.max_epochs", "-1", "--quiet", "true"]
+        cli = command_line([*arguments, *few])
+        dglm, data, trainer = cli.model, cli.datamodule, cli.trainer
+        trainer.callbacks.append(timer)  # type: ignore[attr-defined]
         train(cli)
-        updates = options.num_epochs * len(cli.datamodule.train_dataloader())
-        gradients = updates * cli.model.gradients_per_update * cli.datamodule.batch_size
-        scoring = scoring_seconds(options, cli.model, cli.datamodule.heldout("test"))
+        batches = len(data.train_dataloader())
+        updates = options.num_epochs * math.ceil(batches / trainer.accumulate_grad_batches)
+        gradients = updates * images_per_update(trainer, data) * dglm.gradients_per_update
+        device = trainer.strategy.root_device
+        scoring = scoring_seconds(options, dglm.to(device), data.heldout("test").to(device))
     torch.compiler.reset()
     return Cost(updates, gradients, updates * timer.seconds, scoring)
 

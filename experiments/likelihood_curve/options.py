@@ -1,12 +1,11 @@
 """The options of the likelihood curve, and the models that they ask for."""
 
-from dataclasses import dataclass, field, fields
+from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 from typing import Literal, NamedTuple
 
 from dglm import AISSettings
 from dglm.ais import check_counts
-from experiments.heldout import DataOptions
 from experiments.models import KernelName
 from experiments.scoring import check_error_bars
 
@@ -28,6 +27,19 @@ class Model(NamedTuple):
 
 
 @dataclass(frozen=True, kw_only=True)
+class CurveData:
+    """Where the images come from; by default as the training's configuration says.
+
+    Args:
+        name: The data set, or the path of images of your own.
+        root: The folder of the data sets.
+    """
+
+    name: str | None = None
+    root: str | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
 class LikelihoodCurve(AISSettings):
     """What is trained and how it is scored.
 
@@ -36,7 +48,7 @@ class LikelihoodCurve(AISSettings):
         seeds: Of the weights, the order of the data and the noise; shared by all kernels.
         num_epochs: Passes over the training images.
         training: Configuration of experiments.mnist, a file or the name of a shipped one; by
-            default that command's defaults.
+            default that command's defaults. Always on one device.
         splits: Which images are scored. Choose with validation, score the test set once.
         num_images: How many images of each split, the first ones.
         num_chains: Chains for each image.
@@ -61,7 +73,7 @@ class LikelihoodCurve(AISSettings):
     training: str | None = None
     splits: list[Split] = field(default_factory=lambda: ["train", "test"])
     num_images: int = 500
-    data: DataOptions = field(default_factory=DataOptions)
+    data: CurveData = field(default_factory=CurveData)
     dry_run: bool = False
     output: str | None = None
     resume: str | None = None
@@ -102,20 +114,29 @@ class LikelihoodCurve(AISSettings):
             ]
         ]
 
+    def data_arguments(self) -> list[str]:
+        """Return what of the data is chosen, as arguments of experiments.mnist."""
+        return [
+            text
+            for name, value in asdict(self.data).items()
+            if value is not None
+            for text in (f"--data.{name}", value)
+        ]
+
     def training_arguments(self, model: Model, folder: Path) -> list[str]:
         """Return the command line of experiments.mnist that trains a model in a folder."""
-        name = [] if self.data.name is None else ["--data.name", self.data.name]
         configuration = [] if self.training is None else ["--config", self.training]
         return [
             *configuration,
-            *name,
-            *("--data.root", self.data.root),
+            *self.data_arguments(),
             *("--kernel", model.kernel),
             *("--model.num_mh_steps", str(model.num_mh_steps)),
             *("--seed", str(model.seed)),
             *("--trainer.max_epochs", str(self.num_epochs)),
             *("--trainer.max_steps", "-1"),
             *("--trainer.limit_val_batches", "0"),
+            *("--trainer.devices", "1"),
+            *("--trainer.num_nodes", "1"),
             *("--quiet", str(self.quiet).lower()),
             *("--output", str(folder)),
         ]

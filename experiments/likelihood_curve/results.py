@@ -1,12 +1,15 @@
 """The results of the curve: a row for each score, and paired differences between the kernels."""
 
 import csv
-import json
 from pathlib import Path
 from statistics import mean, stdev
 from typing import Any
 
+import torch
+
+from experiments.json_files import read_json
 from experiments.likelihood_curve.options import LikelihoodCurve, Model, Split
+from experiments.scoring import mean_and_error
 
 COMPARED = (("l2hmc", "hmc"), ("l2hmc", "none"), ("hmc", "none"))
 """Which kernels' scores are subtracted from which, image by image."""
@@ -16,8 +19,8 @@ def finished_rows(options: LikelihoodCurve, folder: Path) -> list[dict[str, Any]
     """Return a row for each score that is there."""
     return [
         {
-            **json.loads((folder / model.name / "training.json").read_text()),
-            **json.loads((folder / model.name / f"{split}.json").read_text()),
+            **read_json(folder / model.name / "training.json"),
+            **read_json(folder / model.name / f"{split}.json"),
             **model._asdict(),
         }
         for model in options.models()
@@ -65,7 +68,7 @@ def _paired(
         with path.open(newline="") as file:
             scores.append([float(row["log_likelihood"]) for row in csv.DictReader(file)])
     pairs = [a - b for a, b in zip(*scores, strict=True)]
-    return mean(pairs), stdev(pairs) / len(pairs) ** 0.5
+    return mean_and_error(torch.tensor(pairs, dtype=torch.float64))
 
 
 def markdown(rows: list[dict[str, Any]], paired: list[dict[str, Any]]) -> str:

@@ -4,7 +4,6 @@ Each target has a shipped configuration, configs/targets/TARGET.yaml; options on
 come after it.
 """
 
-import json
 import sys
 import time
 from copy import copy
@@ -18,6 +17,7 @@ from jsonargparse import ArgumentParser
 from rich.console import Console
 
 from experiments.command import (
+    CommandError,
     ConfigFile,
     Stopped,
     create_run,
@@ -27,6 +27,7 @@ from experiments.command import (
     stopped_between,
     with_switches,
 )
+from experiments.json_files import write_json
 from experiments.progress import counted
 from experiments.targets.figures import draw_figures
 from experiments.targets.measure import Cost, Measured, Reference, mode_weights
@@ -64,7 +65,7 @@ def main(arguments: list[str] | None = None) -> None:
     given = with_switches(sys.argv[1:] if arguments is None else arguments)
     # Tensors this small gain nothing from a second thread, and wait for it where cores are busy.
     torch.set_num_threads(1)
-    chosen, output = option_value(given, "--target"), option_value(given, "--output")
+    chosen, output = chosen_target(given), option_value(given, "--output")
     if chosen != "all":
         compare(*parse(given, chosen))
         return
@@ -77,8 +78,38 @@ def main(arguments: list[str] | None = None) -> None:
             raise
 
 
-def parse(arguments: list[str], target: str | None) -> tuple[Compare, str]:
-    """Return the options for a target, and as the YAML that a run keeps."""
+def chosen_target(arguments: list[str]) -> str:
+    """Return the target that the arguments name, the default one where they do not.
+
+    Raises:
+        CommandError: It is another than that of the run that is to be resumed.
+    """
+    parser = options_parser()
+    chosen = parser.parse_args(resumed_arguments(arguments)).target
+    run = option_value(arguments, "--resume")
+    if run is not None:
+        own = parser.parse_args(resumed_arguments(["--resume", run])).target
+        if chosen != own:
+            raise CommandError(f"--resume {run}: it is a run of {own}; leave out --target {chosen}")
+    return chosen
+
+
+def parse(arguments: list[str], target: str) -> tuple[Compare, str]:
+    """Return the options for a target, and as the YAML that a run keeps.
+
+    A run that is resumed has the shipped configuration in its own.
+    """
+    if option_value(arguments, "--resume") is None:
+        arguments = ["--config", f"targets/{target}", *arguments, "--target", target]
+    parser = options_parser()
+    config = parser.parse_args(resumed_arguments(arguments))
+    parsed = parser.instantiate(config).as_dict()
+    del parsed["config"]
+    return Compare(**parsed), parser.dump(config)
+
+
+def options_parser() -> ArgumentParser:
+    """Return the parser of the command."""
     parser = ArgumentParser(
         prog="python -m experiments.targets",
         description=__doc__,
@@ -88,12 +119,7 @@ def parse(arguments: list[str], target: str | None) -> tuple[Compare, str]:
     parser.add_argument("-c", "--config", action=ConfigFile, help="Configuration file.")
     parser.add_class_arguments(Compare)
     parser.link_arguments("seed", "training.seed")
-    shipped = [] if target is None else ["--config", f"targets/{target}", *arguments]
-    named = [] if target is None else ["--target", target]
-    config = parser.parse_args(resumed_arguments([*shipped, *named] if shipped else arguments))
-    parsed = parser.instantiate(config).as_dict()
-    del parsed["config"]
-    return Compare(**parsed), parser.dump(config)
+    return parser
 
 
 def compare(options: Compare, saved: str) -> None:
@@ -115,7 +141,7 @@ def compare(options: Compare, saved: str) -> None:
         stopped.hint = f"go on with python -m experiments.targets --resume {folder}"
         raise
     rows = [{**line.row, "target": options.target, "seed": options.seed} for line in lines]
-    write_whole(json.dumps(rows, indent=2) + "\n", folder / "results.json")
+    write_json(rows, folder / "results.json")
     (folder / "table.md").write_text(markdown(rows))
     draw_figures(folder, target, kernel, lines)
     console = Console()

@@ -1,6 +1,6 @@
 """The table of the comparison, of one run or, as a command, of all runs in a folder."""
 
-import json
+import sys
 from collections import defaultdict
 from collections.abc import Iterable
 from pathlib import Path
@@ -9,7 +9,8 @@ from typing import Any
 
 from jsonargparse import ArgumentParser
 
-from experiments.command import CommandError, run_command
+from experiments.command import CommandError, run_command, with_switches
+from experiments.json_files import read_json
 
 PAPER_ESS = {"icg": 0.783, "rough_well": 0.625, "scg": 0.497, "mog": 0.0324}
 """The paper's effective sample sizes of L2HMC per step (Table 1)."""
@@ -95,12 +96,12 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument("--runs", default="runs/targets", help="Folder of the runs.")
     parser.add_argument("--brief", type=bool, default=False, help="The README's table.")
     parser.add_argument("--speed", type=bool, default=False, help="Speeds beside NUTS's instead.")
-    options = parser.parse_args(arguments)
+    options = parser.parse_args(with_switches(sys.argv[1:] if arguments is None else arguments))
     folder = Path(options.runs)
     files = sorted(folder.glob("*/results.json"))
     if not files:
         raise CommandError(f"there is no finished run in {folder}")
-    rows = [row for file in files for row in json.loads(file.read_text())]
+    rows = [row for file in files for row in read_json(file)]
     print(speed_table(rows) if options.speed else markdown(rows, options.brief), end="")
 
 

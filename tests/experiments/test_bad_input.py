@@ -215,6 +215,8 @@ TRAINING: dict[str, Row] = {
     "run on other data": (lambda p: {"resume": p.run(), "data.validation": 20}, "same data"),
 }
 
+VALIDATION: Options = {"split": "validation"}
+
 SCORING: dict[str, Row] = {
     "no such checkpoint": option("checkpoint", "no_such.ckpt", "no_such.ckpt"),
     "folder for a checkpoint": (lambda p: {"checkpoint": p.folder}, "no checkpoint"),
@@ -241,6 +243,10 @@ SCORING: dict[str, Row] = {
     ),
     "digits seen in training": option("data.name", "mnist-5k", "mnist-5k"),
     "unknown data set": option("data.name", "imagenet", "imagenet"),
+    "split without images": (
+        lambda p: {**p.saved(lambda c: c["ImageDataModule"].update(validation=0)), **VALIDATION},
+        "there are no validation images of mnist",
+    ),
     "unknown split": option("split", "both", "both"),
     "no chains": option("num_chains", 0, "num_chains"),
     "no temperatures": option("num_temperatures", 0, "num_temperatures"),

@@ -6,6 +6,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+import torch
 
 from dglm import DGLM
 from experiments.banner import num_weights
@@ -48,6 +49,31 @@ def test_the_banner_says_what_the_run_then_takes(
     assert f"{summary['gradient_evaluations']:.2g}" == scoring[1]
     assert text.index("updates") < text.index("log p(x), annealed importance sampling")
     assert "left" in text
+
+
+def test_batches_that_one_update_accumulates_are_counted(
+    small: Arguments, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    changes = {"trainer.accumulate_grad_batches": 2, "model.step_size": 30}
+    main(small(tmp_path / "run", quiet="false", kernel="hmc", **changes))
+    text = printed(capsys)
+    assert "40 images, 2 MH steps of 2 leapfrogs: 5 gradients of U each, 200 in all" in text
+    assert "4 updates, 0.4 epochs, 8e+02 gradients" in text
+    summary = json.loads((tmp_path / "run" / "summary.json").read_text())
+    assert summary["training_gradient_evaluations"] == 800
+    diverged = summary["training_divergence"]
+    assert summary["training_divergences"] == round(diverged * 4 * 40 * 2) > 0
+
+
+def test_a_training_that_only_the_clock_ends(
+    small: Arguments, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    limits = {"trainer.max_steps": -1, "trainer.max_time": "00:00:00:01", "compile": "false"}
+    main(small(tmp_path / "run", quiet="false", data__validation=0, **limits))
+    summary = json.loads((tmp_path / "run" / "summary.json").read_text())
+    checkpoint = tmp_path / "run" / "checkpoints" / "last.ckpt"
+    assert torch.load(checkpoint, weights_only=True)["global_step"] == summary["updates"] > 0
+    assert "until its time is up or it is stopped" in printed(capsys)
 
 
 @pytest.mark.parametrize("kernel", ["none", "hmc"])

@@ -1,5 +1,7 @@
 import csv
 import json
+import math
+import shutil
 import statistics
 import subprocess
 import sys
@@ -12,6 +14,7 @@ import torch
 from dglm import DGLM, estimate_log_likelihood
 from experiments.command import run_command
 from experiments.evaluate import main
+from experiments.scoring import mean_and_error
 
 REQUIRED = {
     "log_likelihood",
@@ -97,22 +100,27 @@ def test_the_same_seed_gives_the_same_estimate(
     assert one["log_likelihood"] != three["log_likelihood"]
 
 
-def test_an_interrupted_evaluation_goes_on_where_it_was(
-    checkpoint: Path, root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    main(arguments(checkpoint, root, tmp_path / "whole.json"))
-    step, calls = DGLM.test_step, []
+def interrupt(given: list[str]) -> None:
+    """Evaluate, up to the third batch."""
+    step = DGLM.test_step
 
     def failing_step(self: DGLM, x: torch.Tensor, index: int) -> None:
         if index == 2:
             raise RuntimeError("power cut")
         step(self, x, index)
 
-    monkeypatch.setattr(DGLM, "test_step", failing_step)
-    with pytest.raises(RuntimeError, match="power cut"):
-        main(arguments(checkpoint, root, tmp_path / "halves.json"))
-    monkeypatch.setattr(DGLM, "test_step", step)
-    estimate = estimate_log_likelihood
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(DGLM, "test_step", failing_step)
+        with pytest.raises(RuntimeError, match="power cut"):
+            main(given)
+
+
+def test_an_interrupted_evaluation_goes_on_where_it_was(
+    checkpoint: Path, root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    main(arguments(checkpoint, root, tmp_path / "whole.json"))
+    interrupt(arguments(checkpoint, root, tmp_path / "halves.json"))
+    estimate, calls = estimate_log_likelihood, []
     monkeypatch.setattr(
         "dglm.module.estimate_log_likelihood",
         lambda *given, **options: calls.append(1) or estimate(*given, **options),
@@ -122,14 +130,28 @@ def test_an_interrupted_evaluation_goes_on_where_it_was(
     assert results(tmp_path / "halves.json") == results(tmp_path / "whole.json")
 
 
-def test_part_of_another_evaluation_is_not_taken_for_this_one(
-    checkpoint: Path, root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+@pytest.mark.parametrize("change", ["--num_images=7", "--num_temperatures=3", "--curve=3,10"])
+def test_what_is_kept_of_an_evaluation_is_left_alone_by_another(
+    change: str, checkpoint: Path, root: Path, tmp_path: Path
 ) -> None:
-    monkeypatch.setattr("experiments.evaluate.remove_partial_files", lambda output: None)
-    output = tmp_path / "result.json"
-    main(arguments(checkpoint, root, output))
-    output.unlink()
-    assert "another evaluation" in refusal(arguments(checkpoint, root, output, num_images=7))
+    run = tmp_path / "run"
+    shutil.copytree(checkpoint.parents[1], run)
+    given = arguments(run / "checkpoints" / "last.ckpt", root, Path("null"))
+    interrupt(given)
+    kept = {path: path.read_bytes() for path in run.glob("evaluation-001*")}
+    assert "of another command, not finished" in refusal([*given, change])
+    assert {path: path.read_bytes() for path in run.glob("evaluation-*")} == kept
+    main(given)
+    assert sorted(path.name for path in run.glob("evaluation-*")) == [
+        "evaluation-001.csv",
+        "evaluation-001.json",
+    ]
+
+
+def test_one_image_has_no_error_bar() -> None:
+    value, error = mean_and_error(torch.tensor([3.0]))
+    assert value == 3
+    assert math.isnan(error)
 
 
 def test_two_processes_give_the_estimate_of_one(

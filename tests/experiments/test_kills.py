@@ -153,7 +153,7 @@ def test_an_evaluation(
             run("killed", "noise 3"),
             run("killed", "writing 2"),
             run("killed", "noise 3"),
-            run("killed", "renaming 3"),
+            run("killed", "renaming 4"),
             run("killed", "never"),
         ]
     )

@@ -7,12 +7,14 @@ import pytest
 import torch
 import yaml
 
+from dglm import DGLM
 from experiments.command import run_command
-from experiments.heldout import DataOptions
+from experiments.likelihood_curve import cost
 from experiments.likelihood_curve.__main__ import main
-from experiments.likelihood_curve.options import LikelihoodCurve, Model
+from experiments.likelihood_curve.models import score_model, train_model
+from experiments.likelihood_curve.options import CurveData, LikelihoodCurve, Model
 from experiments.likelihood_curve.results import across_seeds
-from experiments.mnist import command_line
+from experiments.mnist import MnistCLI, command_line, train
 
 Arguments = Callable[..., list[str]]
 
@@ -81,7 +83,7 @@ def test_every_kernel_is_trained_and_compared_and_no_model_twice(
 def test_all_kernels_start_from_the_same_weights_and_see_the_same_images(
     configuration: Path, root: Path, tmp_path: Path
 ) -> None:
-    curve = LikelihoodCurve(training=str(configuration), data=DataOptions(root=str(root)))
+    curve = LikelihoodCurve(training=str(configuration), data=CurveData(root=str(root)))
     found = []
     for kernel in ("none", "hmc", "l2hmc"):
         model = Model(kernel, 2, 5)  # type: ignore[arg-type]
@@ -113,6 +115,57 @@ def test_a_dry_run_prints_the_cost_and_leaves_nothing(
     assert f"{18 * 20 * 5:.2g}" in next(line for line in printed.split("\n") if "l2hmc-2" in line)
     assert "6 scores" in printed
     assert "all trainings, 2 seed(s)" in printed
+
+
+def test_a_dry_run_times_scores_where_the_training_was(
+    configuration: Path, root: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def elsewhere(cli: MnistCLI) -> None:
+        train(cli)
+        monkeypatch.setattr(type(cli.trainer.strategy), "root_device", torch.device("meta"))
+
+    def places(options: LikelihoodCurve, dglm: DGLM, images: torch.Tensor) -> float:
+        assert dglm.device.type == images.device.type == "meta"
+        return 0.25
+
+    monkeypatch.setattr(cost, "train", elsewhere)
+    monkeypatch.setattr(cost, "scoring_seconds", places)
+    curve = LikelihoodCurve(training=str(configuration), data=CurveData(root=str(root)))
+    found = cost.training_cost(curve, Model("none", 1, 0))
+    assert found.seconds_a_scoring_gradient == 0.25
+
+
+def test_data_are_the_trainings_and_devices_one_and_accumulated_batches_are_counted(
+    configuration: Path, root: Path, tmp_path: Path
+) -> None:
+    content = yaml.safe_load(configuration.read_text())
+    content["data"]["root"] = str(root)
+    content["trainer"] |= {"devices": 2, "accumulate_grad_batches": 2}
+    configuration.write_text(yaml.safe_dump(content))
+    sizes = {"num_epochs": 1, "num_images": 6, "num_chains": 3, "num_temperatures": 3}
+    curve = LikelihoodCurve(training=str(configuration), quiet=True, **sizes)
+    model, folder = Model("hmc", 2, 0), tmp_path / "model"
+    cli = command_line(curve.training_arguments(model, tmp_path / "unused"))
+    assert cli.trainer.world_size == 1
+    train_model(curve, model, folder)
+    score_model(curve, folder, "test")
+    assert json.loads((folder / "test.json").read_text())["dataset"] == "mnist"
+    figures = json.loads((folder / "training.json").read_text())
+    assert figures["updates"] == 9
+    assert figures["training_gradient_evaluations"] == 9 * 40 * 5
+    assert cost.training_cost(curve, model)[:2] == (9, 9 * 40 * 5)
+
+
+def test_a_split_without_images_is_refused_before_anything_is_trained(
+    options: list[str], configuration: Path, tmp_path: Path
+) -> None:
+    content = yaml.safe_load(configuration.read_text())
+    content["data"]["validation"] = 0
+    configuration.write_text(yaml.safe_dump(content))
+    given = [*options, "--splits", "[validation]", "--output", str(tmp_path / "curve")]
+    with pytest.raises(SystemExit, match="there are no validation images of mnist"):
+        run_command(lambda: main(given))
+    assert list(tmp_path.iterdir()) == [configuration]
 
 
 def test_errors_over_seeds() -> None:

@@ -11,7 +11,8 @@ import torch
 import yaml
 
 from dglm import DGLM
-from experiments.mnist import main
+from experiments.command import CONFIGS
+from experiments.mnist import command_line, main
 
 Arguments = Callable[..., list[str]]
 
@@ -114,6 +115,34 @@ def test_training_without_validation_images(small: Arguments, tmp_path: Path) ->
     main(small(tmp_path / "run", data__validation=0))
     assert summary(tmp_path / "run")["training_images"] == 400
     assert (tmp_path / "run" / "checkpoints" / "last.ckpt").exists()
+
+
+@pytest.mark.parametrize(
+    ("limits", "steps"),
+    [
+        ({}, 1500),
+        ({"max_epochs": 40}, -1),
+        ({"max_epochs": 40, "max_steps": 7}, 7),
+        ({"max_steps": 7}, 7),
+    ],
+)
+def test_epochs_that_are_asked_for_are_not_cut_short(
+    limits: dict[str, int], steps: int, tmp_path: Path
+) -> None:
+    path = tmp_path / "limits.yaml"
+    path.write_text(yaml.safe_dump({"trainer": limits}))
+    options = [f"--trainer.{name}={value}" for name, value in limits.items()]
+    for index, given in enumerate((options, ["--config", str(path)])):
+        cli = command_line([*given, "--output", str(tmp_path / str(index))])
+        assert cli.trainer.max_steps == steps
+        assert cli.trainer.max_epochs == limits.get("max_epochs", -1)
+
+
+def test_help_names_the_shipped_configurations(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit):
+        command_line(["--help"])
+    text = " ".join(capsys.readouterr().out.split())
+    assert all(path.stem in text for path in CONFIGS.glob("*.yaml"))
 
 
 def test_as_a_process_with_a_shipped_configuration(small: Arguments, tmp_path: Path) -> None:

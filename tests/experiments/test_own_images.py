@@ -75,6 +75,21 @@ def test_a_model_is_not_scored_on_images_that_changed(
     assert "are others than those that the model was trained on" in str(ended.value.code)
 
 
+def test_a_model_is_scored_on_fewer_images_than_it_was_validated_on(
+    small: Arguments, colours: Path, tmp_path: Path
+) -> None:
+    main(small(tmp_path / "run", kernel="none", **{"data.name": colours, "data.validation": 40}))
+    few = tmp_path / "few.pt"
+    torch.save(torch.load(colours)[:30], few)
+    shared = [f"--checkpoint={tmp_path}/run/checkpoints/last.ckpt", "--quiet=true"]
+    sizes = ["--num_chains=3", "--num_temperatures=3"]
+    # The model's own images, by their name and by another path to them.
+    for name, count in ((few, 3), (colours, 12), (tmp_path / "run" / ".." / "colours.pt", 12)):
+        output = tmp_path / f"{len(list(tmp_path.iterdir()))}.json"
+        evaluate.main([*shared, *sizes, f"--data.name={name}", f"--output={output}"])
+        assert json.loads(output.read_text())["num_images"] == count
+
+
 def test_images_without_classes_cannot_be_counted(
     small: Arguments, colours: Path, tmp_path: Path
 ) -> None:

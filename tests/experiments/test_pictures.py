@@ -70,11 +70,18 @@ def test_posterior_of_one_image(checkpoint: Path, root: Path, tmp_path: Path) ->
     assert 0 < output.stat().st_size < 300_000
 
 
-def test_samples_side_by_side(checkpoint: Path, tmp_path: Path) -> None:
+def test_samples_side_by_side(
+    checkpoint: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     output = tmp_path / "samples.png"
+    panels, save = [], samples.save_samples
+    monkeypatch.setattr(
+        samples, "save_samples", lambda *given: panels.extend(given[1]) or save(*given)
+    )
     samples.main(
         ["--checkpoints", str(checkpoint), str(checkpoint), "--num_images=4", f"--output={output}"]
     )
+    assert [image.shape for _, image in panels] == 2 * [(4, 784)]
     assert 0 < output.stat().st_size < 300_000
 
 

@@ -10,6 +10,7 @@ import torch
 
 import experiments.targets.__main__ as command
 from experiments.command import Stopped, run_command
+from experiments.json_files import read_json, write_json
 from experiments.targets import table
 from experiments.targets.measure import Cost, Reference, mode_weights
 from experiments.targets.options import Compare, SamplerOptions
@@ -130,6 +131,16 @@ def test_the_table_of_all_runs(run: Path, capsys: pytest.CaptureFixture[str]) ->
     assert capsys.readouterr().out == (run / "table.md").read_text()
 
 
+def test_a_figure_that_is_not_known_is_null_and_the_table_goes_on(
+    run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    row = read_json(run / "results.json")[0] | {"ess": float("nan")}
+    (tmp_path / "stuck").mkdir()
+    write_json([row], tmp_path / "stuck" / "results.json")
+    table.main(["--runs", str(tmp_path)])
+    assert "| nan |" in capsys.readouterr().out
+
+
 def test_the_table_of_speeds_is_relative_to_nuts_of_the_same_seed() -> None:
     def row(sampler: str, seed: int, ess: float, seconds: float, training: float) -> dict[str, Any]:
         figures = {"ess": ess, "min_coordinate_ess": ess / 4, "num_steps": 10, "num_chains": 2}
@@ -152,7 +163,7 @@ def test_the_table_of_speeds_is_relative_to_nuts_of_the_same_seed() -> None:
 def test_the_brief_table_is_of_few_samplers_with_the_papers_figure_beside_l2hmc(
     run: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    table.main(["--runs", str(run.parent), "--brief", "true"])
+    table.main(["--runs", str(run.parent), "--brief"])
     header, _, *lines = capsys.readouterr().out.splitlines()
     samplers = [line.split(" | ")[1] for line in lines]
     assert samplers == [
@@ -212,6 +223,42 @@ def test_bad_input_is_one_line(
     assert culprit in str(ended.value.code)
     assert "\n" not in str(ended.value.code)
     assert not list(tmp_path.rglob("*.json"))
+
+
+@pytest.fixture
+def compared(monkeypatch: pytest.MonkeyPatch) -> list[Compare]:
+    """Compare nothing; return the options of what would be compared."""
+    found: list[Compare] = []
+    monkeypatch.setattr(command, "compare", lambda options, saved: found.append(options))
+    return found
+
+
+def test_the_shipped_configuration_comes_first_however_the_target_is_named(
+    compared: list[Compare], tmp_path: Path
+) -> None:
+    (tmp_path / "icg.yaml").write_text("target: icg\nnum_chains: 9\n")
+    command.main([])
+    command.main(["--target=scg"])
+    command.main(["--config", str(tmp_path / "icg.yaml")])
+    default, named, own = compared
+    assert default == named
+    assert default.whitened is not None
+    assert (own.target, own.num_chains, own.sampler.hidden) == ("icg", 9, 100)
+
+
+def test_a_run_that_is_resumed_keeps_its_options(run: Path, compared: list[Compare]) -> None:
+    command.main(["--target=mog", f"--resume={run}"])
+    assert compared[0].training.num_iterations == 12
+    assert compared[0].temperatures == [1, 3, 9]
+
+
+@pytest.mark.parametrize("other", ["banana", "all"])
+def test_a_run_that_is_resumed_keeps_its_target(
+    other: str, run: Path, compared: list[Compare]
+) -> None:
+    with pytest.raises(SystemExit, match=f"is a run of mog; leave out --target {other}"):
+        run_command(lambda: command.main([f"--target={other}", f"--resume={run}"]))
+    assert not compared
 
 
 def test_all_targets_of_the_paper_in_turn(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 import torch
+from lightning.pytorch import Trainer
 from torch import Tensor
 
 from data import ImageDataModule
@@ -59,6 +60,7 @@ def test_updates_are_those_of_one_process_with_the_images_and_noise_of_both(
     module.load_state_dict(kept(run, "start")[0]["state"])
     batches = [part["batches"] for part in kept(run, "end")]
     optimizer = module.configure_optimizers()
+    module.trainer = Trainer(accelerator="cpu", logger=False, enable_checkpointing=False)
     monkeypatch.setattr(DGLM, "log", lambda *arguments, **options: None)
     for step in range(STEPS):
         optimizer.zero_grad()
