@@ -319,7 +319,8 @@ class DGLM(LightningModule):
         self.test_results = {}  # the next test may be of other images
         log_likelihood = self.test_result.log_likelihood
         self.log("test/log_likelihood", log_likelihood.mean(), rank_zero_only=True)
-        error = log_likelihood.std() / len(log_likelihood) ** 0.5
+        count = len(log_likelihood)
+        error = log_likelihood.std() / count**0.5 if count > 1 else math.nan
         self.log("test/standard_error", error, rank_zero_only=True)
 
     def configure_callbacks(self) -> list[Callback]:

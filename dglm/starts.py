@@ -171,8 +171,7 @@ def _fit(
 ) -> FittedGaussian:
     """Fit a Gaussian to the draws of HMC on each image's posterior.
 
-    Eagerly: the compiler would count these shapes and those of annealing together, and gives up
-    at the eighth.
+    Eagerly: compiling these shapes would take longer than most fits.
     """
     kernel, fits = HMC(num_leapfrogs).to(images), []
     for first, rows in batches(model, images, _CHAINS):

@@ -74,7 +74,7 @@ def write_results(options: LikelihoodCurve, folder: Path) -> None:
     paired = differences(options, folder)
     write_json({"rows": rows, "differences": paired}, folder / "results.json")
     (folder / "table.md").write_text(markdown(rows, paired))
-    draw_curve(options, rows, folder / "curve.png")
+    draw_curve(options, rows, paired, folder / "curve.png")
 
 
 if __name__ == "__main__":

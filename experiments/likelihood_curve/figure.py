@@ -26,20 +26,29 @@ _LABELS = {"none": "VAE", "hmc": "HMC-DGLM", "l2hmc": "L2HMC-DGLM"}
 _COLOURS = {"none": "0.4", "hmc": "tab:blue", "l2hmc": "tab:orange"}
 
 
-def draw_curve(options: LikelihoodCurve, rows: list[dict[str, Any]], path: Path) -> None:
-    """Draw the means over seeds, ± a standard error over seeds, each seed as a dot."""
+def draw_curve(
+    options: LikelihoodCurve, rows: list[dict[str, Any]], paired: list[dict[str, Any]], path: Path
+) -> None:
+    """Draw scores, the paper's beside them, and what L2HMC gains over HMC; a row for each split.
+
+    Means over seeds, ± a standard error over seeds, each seed as a dot; a gain of a single seed ±
+    its standard error over images.
+    """
     splits, steps = options.splits, sorted(set(options.num_mh_steps))
     figure, axes = plt.subplots(
-        2, len(splits), figsize=(4.2 * len(splits), 6), layout="constrained", squeeze=False
+        len(splits), 3, figsize=(10.5, 3.3 * len(splits)), layout="constrained", squeeze=False
     )
-    for column, split in enumerate(splits):
-        _draw_ours(axes[0, column], [row for row in rows if row["split"] == split], steps)
-        axes[0, column].set_title(f"{split}: here")
-        _draw_paper(axes[1, column], split)
-    for axis in axes.flat:
-        axis.set_xlabel("MH steps")
-        axis.set_ylabel("log p(x), nats")
-    axes[0, 0].legend(fontsize=8)
+    for (ours, papers, gains), split in zip(axes, splits, strict=True):
+        _draw_ours(ours, [row for row in rows if row["split"] == split], steps)
+        ours.set_title(f"{split} images, trained here", fontsize=9)
+        _draw_paper(papers, split)
+        _draw_gains(gains, [row for row in paired if row["split"] == split], split)
+        for axis in (ours, papers):
+            axis.set_ylabel("log p(x), nats")
+        for axis in (ours, papers, gains):
+            axis.set_xlabel("MH steps, J")
+    for axis in axes[0]:
+        axis.legend(fontsize=8)
     figure.savefig(path, dpi=110)
     plt.close(figure)
 
@@ -68,6 +77,23 @@ def _error(values: list[float]) -> float:
 
 
 def _draw_paper(axis: plt.Axes, split: str) -> None:
-    axis.set_title(f"{split}: the paper (1024-1024 decoder, 300 epochs)", fontsize=9)
+    axis.set_title("the paper: 1024-1024 decoder, 300 epochs", fontsize=9)
     for kernel, values in _PAPER.get(split, {}).items():
-        axis.plot(_PAPER_STEPS, values, "--", marker="o", markersize=3, color=_COLOURS[kernel])
+        style = {"color": _COLOURS[kernel], "label": _LABELS[kernel]}
+        axis.plot(_PAPER_STEPS, values, "--", marker="o", markersize=3, **style)
+
+
+def _draw_gains(axis: plt.Axes, paired: list[dict[str, Any]], split: str) -> None:
+    axis.set_title("L2HMC-DGLM − HMC-DGLM, nats", fontsize=9)
+    axis.axhline(0, color="0.7", linewidth=0.8)
+    gains = [row for row in paired if (row["of"], row["minus"]) == ("l2hmc", "hmc")]
+    errors = [row["standard_error"] or next(iter(row["seeds"].values()))[1] for row in gains]
+    places, means = [row["num_mh_steps"] for row in gains], [row["difference"] for row in gains]
+    axis.errorbar(places, means, yerr=errors, fmt="o-", capsize=3, color="black", label="here")
+    for row in gains:
+        seeds = [difference for difference, _ in row["seeds"].values()]
+        axis.plot([row["num_mh_steps"]] * len(seeds), seeds, ".", color="black", alpha=0.4)
+    if split in _PAPER:
+        pairs = zip(_PAPER[split]["l2hmc"], _PAPER[split]["hmc"], strict=True)
+        papers = [ours - theirs for ours, theirs in pairs]
+        axis.plot(_PAPER_STEPS, papers, "--", marker="o", markersize=3, color="0.5", label="paper")

@@ -48,7 +48,7 @@ def train_model(options: LikelihoodCurve, model: Model, folder: Path) -> None:
         "training_gradient_evaluations": updates * images * dglm.gradients_per_update,
     }
     write_json(figures, folder / "training.json")
-    torch.compiler.reset()  # the next model is another, and the compiler keeps few
+    torch.compiler.reset()  # the next model may be of other sizes
 
 
 def score_model(options: LikelihoodCurve, folder: Path, split: Split) -> None:

@@ -25,18 +25,19 @@ _COLUMNS = {
     "min_coordinate_ess_per_gradient": "worst/gradient",
     "ess_per_second": "ESS/s",
     "acceptance": "acceptance",
+    "r_hat": "R̂, worst",
 }
 
 
 _PEER = "NUTS, blackjax"
-_BRIEF = ("ess", "ess_squares", "ess_per_gradient", "min_coordinate_ess_per_gradient")
-_BRIEF_SAMPLERS = ("L2HMC", "L2HMC, whitened", "HMC, same leapfrogs", "HMC, dense mass, tuned")
+_BRIEF = ("ess_cut", "ess", "ess_squares", "min_coordinate_ess_per_gradient", "r_hat")
+_BRIEF_SAMPLERS = ("L2HMC", "L2HMC, whitened", "HMC, dense mass, tuned")
 
 
 def markdown(rows: list[dict[str, Any]], brief: bool = False) -> str:
     """Return a table: a line for each target and sampler, medians over seeds, all seeds' ESS.
 
-    The brief one has fewer columns and samplers, and the paper's figures.
+    The brief one has fewer columns and samplers, and the paper's figures in place of the seeds'.
     """
     groups: dict[tuple[str, str], list[dict[str, Any]]] = defaultdict(list)
     for row in rows:
@@ -44,21 +45,26 @@ def markdown(rows: list[dict[str, Any]], brief: bool = False) -> str:
             groups[row["target"], row["sampler"]].append(row)
     columns = _BRIEF if brief else tuple(_COLUMNS)
     names = [_COLUMNS[key] for key in columns]
-    between = "paper's ESS/step" if brief else "settings"
-    header = ["target", "sampler", between, *names, "ESS/step by seed"]
+    named = ["paper's ESS/step", *names] if brief else ["settings", *names, "ESS/step by seed"]
+    header = ["target", "sampler", *named]
     lines = ["| " + " | ".join(header) + " |", "|" + "---|" * len(header)]
     for (target, sampler), group in groups.items():
         numbers = [f"{median(row[key] for row in group):.3g}" for key in columns]
-        seeds = ", ".join(
-            f"{row['ess']:.3g} ± {row['ess_standard_error']:.2g}"
-            for row in sorted(group, key=lambda row: row["seed"])
-        )
         if brief:
-            special = f"{PAPER_ESS[target]}" if sampler == "L2HMC" and target in PAPER_ESS else ""
+            paper = f"{PAPER_ESS[target]}" if sampler == "L2HMC" and target in PAPER_ESS else ""
+            cells = [paper, *numbers]
         else:
-            special = group[0]["settings"] if len(group) == 1 else ""
-        lines.append("| " + " | ".join([target, sampler, special, *numbers, seeds]) + " |")
+            settings = group[0]["settings"] if len(group) == 1 else ""
+            cells = [settings, *numbers, _by_seed(group)]
+        lines.append("| " + " | ".join([target, sampler, *cells]) + " |")
     return "\n".join(lines) + "\n"
+
+
+def _by_seed(group: list[dict[str, Any]]) -> str:
+    return ", ".join(
+        f"{row['ess']:.3g} ± {row['ess_standard_error']:.2g}"
+        for row in sorted(group, key=lambda row: row["seed"])
+    )
 
 
 def speed_table(rows: list[dict[str, Any]]) -> str:

@@ -14,7 +14,6 @@ from samplers import HMC, State, seeded_generator
 BuildDGLM = Callable[..., DGLM]
 
 pytestmark = [
-    pytest.mark.filterwarnings("ignore:GPU available but not used"),
     pytest.mark.filterwarnings("ignore:.*LeafSpec:FutureWarning"),  # Lightning's own
 ]
 

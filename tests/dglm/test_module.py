@@ -25,8 +25,6 @@ KINDS = ["vae", "hmc", "l2hmc"]
 WITH_KERNEL = ["hmc", "l2hmc"]
 STEPS = 3
 
-pytestmark = pytest.mark.filterwarnings("ignore:GPU available but not used")
-
 
 def make_trainer(**arguments: Any) -> Trainer:
     quiet = {"logger": False, "enable_progress_bar": False, "enable_model_summary": False}

@@ -26,7 +26,6 @@ from samplers import HMC, State, seeded_generator
 BuildDGLM = Callable[..., DGLM]
 
 pytestmark = [
-    pytest.mark.filterwarnings("ignore:GPU available but not used"),
     pytest.mark.filterwarnings("ignore:.*precision.*training.*:UserWarning"),
 ]
 

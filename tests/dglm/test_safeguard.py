@@ -16,8 +16,6 @@ BuildDGLM = Callable[..., DGLM]
 
 KINDS = ["vae", "hmc", "l2hmc"]
 
-pytestmark = pytest.mark.filterwarnings("ignore:GPU available but not used")
-
 
 class Batches:
     """A data loader of batches of eight binary images."""

@@ -169,7 +169,6 @@ def test_the_brief_table_is_of_few_samplers_with_the_papers_figure_beside_l2hmc(
     assert samplers == [
         "L2HMC",
         "L2HMC, whitened",
-        "HMC, same leapfrogs",
         "HMC, dense mass, tuned",
     ]
     place = header.split(" | ").index("paper's ESS/step")
