@@ -7,6 +7,7 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 import torch
+from lightning.pytorch import Trainer
 from lightning.pytorch.trainer.states import TrainerFn
 from PIL import Image
 from torch import Tensor
@@ -73,6 +74,8 @@ def attach(module: ImageDataModule, batch_size: int) -> ImageDataModule:
         world_size=1,
         global_step=0,
         training=True,
+        accumulate_grad_batches=1,
+        fit_loop=Trainer(logger=False).fit_loop,
         strategy=SimpleNamespace(root_device=torch.device("cpu")),
         precision_plugin=SimpleNamespace(convert_input=lambda batch: batch),
         state=SimpleNamespace(fn=TrainerFn.FITTING),

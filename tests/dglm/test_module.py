@@ -495,7 +495,7 @@ def test_only_the_gradient_of_the_sampler_is_clipped(build_dglm: BuildDGLM) -> N
 def test_a_bound_on_all_gradients_is_refused(build_dglm: BuildDGLM) -> None:
     trainer = make_trainer(max_steps=1, gradient_clip_val=1.0)
     with pytest.raises(ValueError, match=r"gradient_clip_val would be ignored.*norm 5"):
-        trainer.fit(build_dglm("l2hmc"), Batches())
+        trainer.fit(build_dglm("l2hmc"), Batches(), Batches())
 
 
 def test_small_gradients_of_the_sampler_are_left_alone(build_dglm: BuildDGLM) -> None:
