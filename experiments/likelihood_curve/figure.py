@@ -79,8 +79,8 @@ def _error(values: list[float]) -> float:
 def _draw_paper(axis: plt.Axes, split: str) -> None:
     axis.set_title("the paper: 1024-1024 decoder, 300 epochs", fontsize=9)
     for kernel, values in _PAPER.get(split, {}).items():
-        style = {"color": _COLOURS[kernel], "label": _LABELS[kernel]}
-        axis.plot(_PAPER_STEPS, values, "--", marker="o", markersize=3, **style)
+        colour, label = _COLOURS[kernel], _LABELS[kernel]
+        axis.plot(_PAPER_STEPS, values, "--", marker="o", markersize=3, color=colour, label=label)
 
 
 def _draw_gains(axis: plt.Axes, paired: list[dict[str, Any]], split: str) -> None:
