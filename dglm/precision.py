@@ -23,7 +23,7 @@ def full_precision() -> Iterator[None]:
     """Compute in float32 or float64 as they are, also as a decorator.
 
     No autocasting, and no TF32 or bfloat16 in products and convolutions, whatever was allowed:
-    energies in TF32 are off by tenths of a nat, which no Metropolis step corrects.
+    energies in TF32 are off by up to a tenth of a nat, which no Metropolis step corrects.
     """
     products = torch.get_float32_matmul_precision()
     convolutions = torch.backends.cudnn.allow_tf32

@@ -48,7 +48,8 @@ def draw_curve(
         for axis in (ours, papers, gains):
             axis.set_xlabel("MH steps, J")
     for axis in axes[0]:
-        axis.legend(fontsize=8)
+        if axis.get_legend_handles_labels()[0]:  # the paper has no validation images
+            axis.legend(fontsize=8)
     figure.savefig(path, dpi=110)
     plt.close(figure)
 

@@ -11,6 +11,7 @@ from dglm import DGLM
 from experiments.command import run_command
 from experiments.likelihood_curve import cost
 from experiments.likelihood_curve.__main__ import main
+from experiments.likelihood_curve.figure import draw_curve
 from experiments.likelihood_curve.models import score_model, train_model
 from experiments.likelihood_curve.options import CurveData, LikelihoodCurve, Model
 from experiments.likelihood_curve.results import across_seeds
@@ -193,3 +194,9 @@ def test_nonsense_is_refused(
     with pytest.raises(SystemExit) as stopped:
         run_command(main)
     assert named in str(stopped.value)
+
+
+def test_a_split_that_the_paper_has_not_is_drawn_without_a_word(tmp_path: Path) -> None:
+    path = tmp_path / "curve.png"
+    draw_curve(LikelihoodCurve(splits=["validation"]), [], [], path)
+    assert path.exists()
