@@ -91,15 +91,19 @@ def sample(
         >>> chains.export()["posterior"]["position"].shape  # for arviz.from_dict
         (4, 10, 2)
     """
-    chunks, done = [], 0
+    kept: list[Tensor] = []
+    done = 0
     for chunk, _ in sample_chunks(
         kernel, energy, position, num_draws, thin=thin, context=context, generator=generator
     ):
-        chunks.append(chunk)
-        done += chunk.draws.shape[1]
+        # Room for all from the start: chunks put together at the end would be there twice.
+        kept = kept or [_room(part, num_draws) for part in chunk]
+        begin, done = done, done + chunk.draws.shape[1]
+        for field, part in zip(kept, chunk, strict=True):
+            field[:, begin:done] = part
         if progress is not None:
             progress(done)
-    return Chains(*(torch.cat(field, dim=1) for field in zip(*chunks, strict=True)))
+    return Chains(*kept)
 
 
 def sample_chunks(
@@ -187,6 +191,11 @@ def _chunks(
                 generator=generator.get_state(),
             ),
         )
+
+
+def _room(part: Tensor, num_draws: int) -> Tensor:
+    """Return memory, not initialised, for so many draws like those of a field of a chunk."""
+    return part.new_empty((len(part), num_draws, *part.shape[2:]))
 
 
 def _stacked(steps: list[tuple[Tensor, Tensor]]) -> list[Tensor]:
