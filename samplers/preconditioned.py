@@ -122,7 +122,9 @@ class _Whitened:
         """Return the gradient in x, L⁻ᵀ of that in w."""
         if self.factor.dim() == 1:
             return gradient / self.factor
-        return torch.linalg.solve_triangular(self.factor, gradient, upper=False, left=False)
+        solved = torch.linalg.solve_triangular(self.factor, gradient, upper=False, left=False)
+        # Its columns are contiguous, a first state's rows: steps would be compiled for either.
+        return solved.contiguous()
 
 
 def whitened(x: Tensor, location: Tensor, factor: Tensor) -> Tensor:

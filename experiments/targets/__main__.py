@@ -199,7 +199,6 @@ def train(
     def initial(count: int, generator: torch.Generator) -> torch.Tensor:
         return sampler.initial_scale * torch.randn(count, target.dim, generator=generator)
 
-    # A copy that shares the parameters: the comparison runs every sampler eagerly.
     trained = copy(kernel)
     if training.num_iterations * sampler.num_leapfrogs >= _WORTH_COMPILING:
         trained.compile()
@@ -258,9 +257,13 @@ def _measured(
     training_seconds: float,
 ) -> Measured:
     """Run a kernel from exact draws and measure it."""
+    moving = copy(kernel)
+    if options.compile:
+        moving.compile()
+        sample(moving, target, start, 2)  # compiles, which is not counted: not for NUTS either
     generator = seeded_generator("cpu", options.seed, _DRAWS_STREAM)
     began = time.perf_counter()
-    chains: Chains = sample(kernel, target, start, options.num_steps, generator=generator)
+    chains: Chains = sample(moving, target, start, options.num_steps, generator=generator)
     seconds = time.perf_counter() - began
     cost = Cost(kernel.num_leapfrogs, seconds, training_gradients, training_seconds)
     measured = Reference(target).measure(name, settings, chains, cost)

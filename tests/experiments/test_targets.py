@@ -20,6 +20,7 @@ from samplers import (
     TARGETS,
     Chains,
     GaussianMixture,
+    Kernel,
     TrainingHistory,
     TrainingSettings,
     seeded_generator,
@@ -30,6 +31,7 @@ SMALL = [
     "--training.num_chains=10",
     "--num_chains=10",
     "--num_steps=132",
+    "--compile=false",
     "--quiet=true",
 ]
 
@@ -93,7 +95,7 @@ def test_a_row_of_a_mixture_says_where_chains_from_one_mode_end(run: Path) -> No
 @pytest.mark.parametrize(
     ("iterations", "leapfrogs", "expected"), [(4000, 10, True), (3999, 10, False), (5000, 1, False)]
 )
-def test_a_training_of_many_leapfrogs_is_compiled_and_the_comparison_is_not(
+def test_a_training_of_many_leapfrogs_is_compiled_and_its_kernel_is_not(
     iterations: int, leapfrogs: int, expected: bool, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     compiled: list[L2HMC] = []
@@ -106,6 +108,19 @@ def test_a_training_of_many_leapfrogs_is_compiled_and_the_comparison_is_not(
     kernel, _ = command.train(target, target.sample(2), options, tmp_path, sampler)
     assert len(compiled) == expected
     assert kernel not in compiled
+
+
+@pytest.mark.parametrize("wanted", ["true", "false"])
+def test_chains_that_are_timed_are_compiled_and_searches_are_not(
+    wanted: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    compiled: list[Kernel] = []
+    monkeypatch.setattr(Kernel, "compile", lambda kernel: compiled.append(kernel))
+    options = ["--target=scg", *SMALL, f"--output={tmp_path / 'run'}", "--whitened=null"]
+    command.main([*options, f"--compile={wanted}"])
+    samplers = [row["sampler"] for row in read_json(tmp_path / "run" / "results.json")]
+    assert len(samplers) == 6
+    assert len(compiled) == (6 if wanted == "true" else 0)
 
 
 def test_modes_are_counted_by_where_the_chains_end() -> None:

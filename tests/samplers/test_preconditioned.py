@@ -223,10 +223,12 @@ def test_all_leapfrogs_of_l2hmc_share_one_compilation(
 
 
 @torch.no_grad()
-def test_steps_of_hmc_are_one_region(energy: Energy) -> None:
+def test_steps_of_hmc_are_one_region_and_share_one_compilation(
+    energy: Energy, factor: Tensor
+) -> None:
     if not torch._dynamo.is_dynamo_supported():
         pytest.skip("torch.compile does not run here")
-    (graph,) = compiled_graphs(HMC(2), FACTORS["diagonal"], energy)
+    (graph,) = compiled_graphs(HMC(2), factor, energy)
     outputs = graph.graph.output_node().args[0]
     assert isinstance(outputs, tuple)
     assert len(outputs) == 7  # state and info
