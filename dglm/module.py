@@ -1,37 +1,25 @@
 """Training of deep latent Gaussian models: VAE, HMC-DGLM and L2HMC-DGLM."""
 
-import math
-from collections.abc import Callable
-from dataclasses import asdict
 from enum import IntEnum
 from typing import Any
 
 import torch
-from lightning.pytorch import Callback, LightningModule
+from lightning.pytorch import Callback
 from lightning.pytorch.utilities.types import OptimizerLRScheduler
 from torch import Tensor, nn
 
-from dglm.ais import AISResult, AISSettings, estimate_log_likelihood, gather
 from dglm.architecture import Description, build, describe
 from dglm.chain import Chain, run_chain
+from dglm.evaluation import LikelihoodEvaluation
 from dglm.gaussian import DiagonalGaussian
+from dglm.learning_rate import falling_learning_rate
 from dglm.model import GenerativeModel
 from dglm.precision import check_precision, full_precision
 from dglm.safeguard import Safeguard
-from dglm.starts import FittedStart, Start
-from samplers import (
-    HMC,
-    Kernel,
-    mixed_seed,
-    seeded_generator,
-    track_acceptance,
-)
+from samplers import HMC, Kernel, seeded_generator, track_acceptance
 
 SAMPLER_GRADIENT_NORM = 5.0
 """Bound on the norm of the sampler's gradient, the paper's."""
-
-_LAST_LEARNING_RATE = 0.03
-"""What is left of the learning rate in the end, where it falls."""
 
 
 class Stream(IntEnum):
@@ -42,7 +30,7 @@ class Stream(IntEnum):
     EXACTNESS = 2
 
 
-class DGLM(LightningModule):
+class DGLM(LikelihoodEvaluation):
     r"""A deep latent Gaussian model, trained with posterior samples of a Markov chain.
 
     One training step on a minibatch x, for J = ``num_mh_steps``:
@@ -121,13 +109,8 @@ class DGLM(LightningModule):
         self.seed = seed
         self.jump_scale = jump_scale
         self.decay_share = decay_share
-        self.ais = AISSettings()
-        """How :meth:`test_step` estimates; set it before ``trainer.test``."""
         self.safeguard = Safeguard()
         """Counts skipped updates and divergences."""
-        self.test_results: dict[int, AISResult] = {}
-        """Estimates of this process, by batch; a caller may fill in those of an earlier run."""
-        self.test_progress: Callable[[int], None] = lambda gradients: None
         arguments = {
             "model": describe(self.model),
             "encoder": describe(self.encoder),
@@ -223,15 +206,6 @@ class DGLM(LightningModule):
             self.model, self.kernel, x, q, start, steps, generator, jump_scale=self.jump_scale
         )
 
-    def ais_start(self, settings: AISSettings) -> Start:
-        """Return where annealed importance sampling with these settings starts."""
-        starts: dict[str, Start] = {
-            "prior": "prior",
-            "encoder": self.encoder,
-            "fitted": FittedStart(self.encoder),
-        }
-        return starts[settings.start]
-
     def setup(self, stage: str) -> None:
         """Refuse a precision, or a decoder, with which chains would not be exact.
 
@@ -295,34 +269,6 @@ class DGLM(LightningModule):
                 divergence=chain.diverging,
             )
 
-    @full_precision()
-    def test_step(self, x: Tensor, batch_index: int) -> None:
-        """Estimate the log-likelihood of a batch by annealed importance sampling.
-
-        As ``ais`` says; batches that ``test_results`` holds already are not estimated again.
-        """
-        if batch_index in self.test_results:
-            return
-        options = asdict(self.ais)
-        options["start"] = self.ais_start(self.ais)
-        options["seed"] = mixed_seed(self.ais.seed, batch_index, self.global_rank)
-        # torch.autograd.grad, the faster way to the forces, needs tensors made outside of the
-        # inference mode that Trainer.test is in.
-        with torch.inference_mode(False), torch.no_grad():
-            self.test_results[batch_index] = estimate_log_likelihood(
-                self.model, x.clone(), **options, progress=self.test_progress
-            )
-
-    def on_test_epoch_end(self) -> None:
-        """Put the estimates of all batches and processes together and log their mean."""
-        self.test_result = gather([self.test_results[index] for index in sorted(self.test_results)])
-        self.test_results = {}  # the next test may be of other images
-        log_likelihood = self.test_result.log_likelihood
-        self.log("test/log_likelihood", log_likelihood.mean(), rank_zero_only=True)
-        count = len(log_likelihood)
-        error = log_likelihood.std() / count**0.5 if count > 1 else math.nan
-        self.log("test/standard_error", error, rank_zero_only=True)
-
     def configure_callbacks(self) -> list[Callback]:
         """Have every Trainer skip what is not finite."""
         return [self.safeguard]
@@ -339,15 +285,9 @@ class DGLM(LightningModule):
         )
         if self.decay_share == 0:
             return adam
-        total = self.trainer.estimated_stepping_batches
-        if not math.isfinite(total):
-            raise ValueError("decay_share needs the training's length: set max_epochs or max_steps")
-        begin = 1 - self.decay_share
-
-        def factor(updates: int) -> float:
-            return _LAST_LEARNING_RATE ** max(0.0, (updates / total - begin) / self.decay_share)
-
-        schedule = torch.optim.lr_scheduler.LambdaLR(adam, factor)
+        schedule = falling_learning_rate(
+            adam, self.trainer.estimated_stepping_batches, self.decay_share
+        )
         return {"optimizer": adam, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
 
     def configure_gradient_clipping(self, *arguments: Any, **options: Any) -> None:
