@@ -24,6 +24,7 @@ from experiments.command import (
     Stopped,
     create_run,
     keep_metrics,
+    option_value,
     resumed_arguments,
     run_command,
     with_switches,
@@ -102,7 +103,10 @@ class MnistCLI(LightningCLI):
 
     def parse_arguments(self, parser: LightningArgumentParser, args: list[str] | None) -> None:  # type: ignore[override]
         """Parse the command line, that of a resumed run after its saved configuration."""
-        given = resumed_arguments(with_switches(sys.argv[1:] if args is None else args))
+        given = with_switches(sys.argv[1:] if args is None else args)
+        if option_value(given, "--resume") and longer_by_epochs(given):
+            given = [*given, "--trainer.max_steps=-1"]
+        given = resumed_arguments(given)
         self.config = parser.parse_args(given)
         if self.config.trainer.max_epochs not in (None, TRAINER_DEFAULTS["max_epochs"]):
             # Else the demonstration's number of updates would cut the epochs short.
@@ -161,6 +165,14 @@ class MnistCLI(LightningCLI):
         saved.output = str(self.folder)
         text = self.parser.dump(saved, skip_validation=True)
         write_whole(text, self.folder / "config.yaml")
+
+
+def longer_by_epochs(given: list[str]) -> bool:
+    """Whether the arguments say how many epochs, and not how many updates."""
+    epochs, steps = (
+        option_value(given, f"--trainer.{name}") for name in ("max_epochs", "max_steps")
+    )
+    return epochs is not None and steps is None
 
 
 def command_line(arguments: list[str] | None = None) -> MnistCLI:

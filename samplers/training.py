@@ -256,6 +256,10 @@ class _Training:
                 f"{path} is of a training with other settings, {content.get('settings')}; remove "
                 "it or train into another file"
             )
+        if "start_energy" not in content:
+            raise ValueError(
+                f"{path} was written by an earlier version; remove it or train into another file"
+            )
         start_energy = content["start_energy"].to(self.start_energy)
         if not torch.allclose(start_energy, self.start_energy, rtol=1e-4, atol=1e-4):
             raise ValueError(

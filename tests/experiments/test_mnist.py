@@ -138,6 +138,23 @@ def test_epochs_that_are_asked_for_are_not_cut_short(
         assert cli.trainer.max_epochs == limits.get("max_epochs", -1)
 
 
+@pytest.mark.parametrize(
+    ("options", "steps"),
+    [
+        ([], 1500),
+        (["--trainer.max_epochs", "40"], -1),
+        (["--trainer.max_epochs=40", "--trainer.max_steps=2000"], 2000),
+        (["--trainer.max_steps=2000"], 2000),
+    ],
+)
+def test_a_run_that_is_resumed_for_epochs_is_not_cut_short(
+    options: list[str], steps: int, tmp_path: Path
+) -> None:
+    run = str(tmp_path / "run")
+    command_line(["--output", run])
+    assert command_line(["--resume", run, *options]).trainer.max_steps == steps
+
+
 def test_help_names_the_shipped_configurations(capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit):
         command_line(["--help"])

@@ -164,6 +164,16 @@ def test_checkpoint_of_another_target_is_refused(random_l2hmc: Build, tmp_path: 
     assert all(torch.equal(value, before[key]) for key, value in kernel.state_dict().items())
 
 
+def test_checkpoint_of_an_earlier_version_is_refused(random_l2hmc: Build, tmp_path: Path) -> None:
+    path, settings = tmp_path / "training.pt", TrainingSettings(num_iterations=1, num_chains=5)
+    train_sampler(random_l2hmc(2), TARGET, initial, settings, checkpoint=path)
+    content = torch.load(path, weights_only=True)
+    del content["start_energy"]
+    torch.save(content, path)
+    with pytest.raises(ValueError, match=r"training\.pt was written by an earlier version; remove"):
+        train_sampler(random_l2hmc(2), TARGET, initial, settings, checkpoint=path)
+
+
 def test_start_of_non_finite_energy_is_refused(random_l2hmc: Build) -> None:
     def energy(position: Tensor) -> Tensor:
         return torch.where(position[:, 0] > 0, torch.nan, TARGET(position))
