@@ -135,10 +135,11 @@ class Kernel(nn.Module, ABC):
     def compile(self, **options: Any) -> None:
         """Compile the kernel at its next call, which takes a while, by ``torch.compile``.
 
-        One compiled region is one leapfrog, where :meth:`compile_leapfrog` finds one to compile,
-        else :meth:`forward`. Calls of one shape, number of steps and class of energy share a
-        compilation; numbers that the energy holds must be tensors to change without a new one.
-        A process keeps 256, and the next one raises; ``torch.compiler.reset()`` forgets them all.
+        One compiled region is :meth:`forward`, or what :meth:`compile_leapfrog` compiles instead: a
+        leapfrog with networks, ten of a long trajectory without. Calls of one shape, number of
+        steps and class of energy share a compilation; numbers that the energy holds must be
+        tensors to change without a new one. A process keeps 256, and the next one raises;
+        ``torch.compiler.reset()`` forgets them all.
         Parameters and ``state_dict`` stay as they are.
 
         Where the compiler does not work, the kernel stays as it is and a warning says so.
@@ -159,7 +160,7 @@ class Kernel(nn.Module, ABC):
             self._compiled_call_impl = compiled(self._call_impl, options)
 
     def compile_leapfrog(self, options: dict[str, Any]) -> bool:
-        """Compile what all leapfrogs share, with options of ``torch.compile``; say whether it was.
+        """Compile what leapfrogs share, with options of ``torch.compile``; say whether it was.
 
         Not so here: a leapfrog without networks is little, and those of a step are faster as one.
         """

@@ -1,11 +1,13 @@
 import math
+import pickle
 from collections.abc import Callable
+from copy import copy
 
 import pytest
 import torch
 from torch import Tensor
 
-from samplers import HMC
+from samplers import HMC, seeded_generator
 
 
 def oscillator(position: Tensor) -> Tensor:
@@ -116,6 +118,36 @@ def test_has_nothing_to_embed() -> None:
 def test_chains_of_double_precision_run_with_a_kernel_of_single_precision() -> None:
     position, momentum, _ = HMC(3, 0.1).float().trajectory(START, MOMENTUM, DIRECTION, oscillator)
     assert position.dtype == momentum.dtype == torch.float64
+
+
+@torch.no_grad()
+def test_long_trajectories_are_compiled_in_pieces_that_they_share(energy: Callable) -> None:
+    if not torch._dynamo.is_dynamo_supported():
+        pytest.skip("torch.compile does not run here")
+    torch.compiler.reset()
+    lengths = []
+
+    def backend(
+        graph: torch.fx.GraphModule, inputs: list[Tensor], **options: object
+    ) -> torch.fx.GraphModule:
+        lengths.append(len(graph.graph.nodes))
+        return graph
+
+    def steps(kernel: HMC, chains: int) -> object:
+        state = kernel.init(torch.ones(chains, 2), energy)
+        noise = kernel.noise(state, seeded_generator("cpu", 0))
+        return kernel(kernel(state, energy, [noise])[0], energy, [noise])
+
+    for count, compiled in ((20, 1), (30, 2), (100, 2), (34, 3)):
+        kernel = HMC(count, step_size=0.05)
+        expected = steps(kernel, 5)
+        kernel.compile(backend=backend)
+        torch.testing.assert_close(steps(kernel, 5), expected, rtol=1e-9, atol=1e-9)
+        for other in (copy(kernel), pickle.loads(pickle.dumps(kernel))):
+            steps(other, 3)
+        assert len(lengths) == compiled, count
+    # Twenty in one region, ten, four.
+    assert lengths[0] > lengths[1] > lengths[2]
 
 
 @pytest.mark.parametrize("num_leapfrogs", [0, -3])
