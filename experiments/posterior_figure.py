@@ -1,6 +1,7 @@
 """The picture of a posterior: along its first principal axis, and in the plane of the first two."""
 
 import math
+from itertools import cycle
 from pathlib import Path
 
 import matplotlib.pyplot as plt
@@ -14,6 +15,8 @@ from dglm.shape import EDGES
 from experiments.figures import show_grid
 
 _ELLIPSES = (1, 2)
+_LINES = ("-", "--", ":")
+"""Of the samplers in turn: where they agree, what lies below is seen between the dashes."""
 
 
 def draw_posterior(
@@ -37,8 +40,8 @@ def draw_posterior(
     figure, (left, right) = plt.subplots(1, 2, figsize=(10, 4.4), layout="constrained")
     first = next(iter(found.values()))
     mean, covariance = _projected(axes, q)
-    for name, chains in found.items():
-        _histogram(left, chains.means, name)
+    for (name, chains), style in zip(found.items(), cycle(_LINES), strict=False):
+        _histogram(left, chains.means, style, name)
     centre = float(first.means.powers[:, 0].mean())
     spread = math.sqrt(float(first.means.powers[:, 1].mean()) - centre**2)
     _gaussian(left, centre, spread, "k--", "fitted Gaussian")
@@ -67,13 +70,13 @@ def _projected(axes: PrincipalAxes, q: DiagonalGaussian) -> tuple[Tensor, Tensor
     return axes.project(q.mean[0].cpu()), covariance
 
 
-def _histogram(axis: Axes, means: ChainMeans, name: str) -> None:
+def _histogram(axis: Axes, means: ChainMeans, style: str, name: str) -> None:
     """Draw the density, and a band of two standard errors to both sides."""
     width = EDGES[1] - EDGES[0]
     centres = (EDGES[1:] + EDGES[:-1]) / 2
     density = means.histogram.mean(dim=0) / width
     error = 2 * means.histogram.std(dim=0) / len(means.histogram) ** 0.5 / width
-    (line,) = axis.plot(centres, density, linewidth=1.2, label=name)
+    (line,) = axis.plot(centres, density, style, linewidth=1.2, label=name)
     axis.fill_between(centres, density - error, density + error, color=line.get_color(), alpha=0.3)
 
 
