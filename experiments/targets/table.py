@@ -54,17 +54,24 @@ def markdown(rows: list[dict[str, Any]], brief: bool = False) -> str:
             paper = f"{PAPER_ESS[target]}" if sampler == "L2HMC" and target in PAPER_ESS else ""
             cells = [paper, *numbers]
         else:
-            settings = group[0]["settings"] if len(group) == 1 else ""
-            cells = [settings, *numbers, _by_seed(group)]
+            cells = [_settings(group), *numbers, _by_seed(group)]
         lines.append("| " + " | ".join([target, sampler, *cells]) + " |")
     return "\n".join(lines) + "\n"
 
 
+def _settings(group: list[dict[str, Any]]) -> str:
+    """Return those of the seeds in turn, once where they are the same."""
+    return "; ".join(dict.fromkeys(row["settings"] for row in _in_turn(group)))
+
+
 def _by_seed(group: list[dict[str, Any]]) -> str:
     return ", ".join(
-        f"{row['ess']:.3g} ± {row['ess_standard_error']:.2g}"
-        for row in sorted(group, key=lambda row: row["seed"])
+        f"{row['ess']:.3g} ± {row['ess_standard_error']:.2g}" for row in _in_turn(group)
     )
+
+
+def _in_turn(group: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    return sorted(group, key=lambda row: row["seed"])
 
 
 def speed_table(rows: list[dict[str, Any]]) -> str:

@@ -146,6 +146,14 @@ def test_the_table_of_all_runs(run: Path, capsys: pytest.CaptureFixture[str]) ->
     assert capsys.readouterr().out == (run / "table.md").read_text()
 
 
+def test_a_line_of_several_seeds_has_the_settings_of_each(run: Path) -> None:
+    (row, *_) = read_json(run / "results.json")
+    rows = [
+        {**row, "seed": seed, "settings": f"ε {step}"} for seed, step in ((1, 3), (0, 2), (2, 2))
+    ]
+    assert "| ε 2; ε 3 |" in table.markdown(rows)
+
+
 def test_a_figure_that_is_not_known_is_null_and_the_table_goes_on(
     run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
