@@ -1,14 +1,11 @@
 """What the commands share: shipped configurations, run folders, one-line errors."""
 
-import glob
 import itertools
 import logging
-import os
 import signal
 import sys
-import tempfile
 import warnings
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, TypeVar
@@ -25,7 +22,6 @@ from dglm import TrainingFailed
 CONFIGS = Path(__file__).parent / "configs"
 STOP_SIGNALS = (signal.SIGINT, signal.SIGTERM)
 _SWITCHES = ("--quiet", "--compile", "--recompute", "--bdmc", "--dry_run", "--brief", "--speed")
-_FOLDER_VARIABLE = "L2HMC_DGLM_RUN_FOLDER"
 
 Options = TypeVar("Options")
 
@@ -170,87 +166,6 @@ def _signals_handled_by(handler: Callable[[int, Any], None]) -> Iterator[None]:
             signal.signal(number, before)
 
 
-def create_run(output: str | None, prefix: str) -> Path:
-    """Create the folder of a run: ``output``, or the first free runs/PREFIX-001, -002, ….
-
-    The first process creates it; processes that it starts find it in the environment.
-
-    Raises:
-        CommandError: The folder exists and is not empty, or cannot be created.
-    """
-    if rank_zero_only.rank:  # type: ignore[attr-defined]
-        name = os.environ.get(_FOLDER_VARIABLE, output)
-        if name is None:
-            raise CommandError("choose --output where you start several processes yourself")
-        return Path(name)
-    try:
-        folder = first_free(Path("runs"), prefix) if output is None else Path(output)
-        if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
-            raise CommandError(
-                f"{folder} exists already; choose another --output, or --resume {folder}"
-            )
-        folder.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise CommandError(
-            f"cannot create the run folder: {error.strerror} ({error.filename}); choose --output"
-        ) from error
-    os.environ[_FOLDER_VARIABLE] = str(folder)
-    return folder
-
-
-def output_file(output: str | None, checkpoint: str, name: str, *suffixes: str) -> Path:
-    """Return the first of the files that a command will write, which differ in their suffix.
-
-    Arguments:
-        output: As the user chose it; None for the first free name beside the checkpoint's run.
-        checkpoint: Of the model that the command looks at.
-        name: What the file begins with where the user did not choose.
-        suffixes: Of all files; the first is that of ``output``, which is written last: beside
-            what an interrupted command has left for it, the others may exist.
-
-    Raises:
-        CommandError: One of the files exists, or cannot be written, or the suffix is another.
-    """
-    if output is None:
-        folder = Path(checkpoint).parent
-        folder = folder.parent if folder.name == "checkpoints" else folder
-        return first_free(folder, name, *suffixes)
-    path = Path(output)
-    if path.suffix != suffixes[0]:
-        raise CommandError(f"--output must end in {suffixes[0]}, got {path}")
-    for file in _finished_files(path, suffixes):
-        raise CommandError(f"{file} exists already; choose another --output")
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryFile(dir=path.parent):
-            pass
-    except OSError as error:
-        raise CommandError(f"cannot write {path}: {error.strerror}; choose --output") from error
-    return path
-
-
-def first_free(parent: Path, prefix: str, *suffixes: str) -> Path:
-    """Return PARENT/PREFIX-001 with the first suffix, or the first number free with all of them."""
-    endings = suffixes or ("",)
-    for number in itertools.count(1):
-        path = parent / f"{prefix}-{number:03d}{endings[0]}"
-        if not _finished_files(path, endings):
-            break
-    return path
-
-
-def partial_files(output: Path) -> list[Path]:
-    """Return what an interrupted command has left beside its output, to go on from."""
-    return list(output.parent.glob(f"{glob.escape(output.stem)}.partial-*"))
-
-
-def _finished_files(path: Path, suffixes: Sequence[str]) -> list[Path]:
-    if not path.exists() and partial_files(path):
-        return []
-    files = [path, *(path.with_suffix(suffix) for suffix in suffixes[1:])]
-    return [file for file in files if file.exists()]
-
-
 def choose_device(accelerator: str) -> torch.device:
     """Return the device of one of Lightning's accelerators: cpu, gpu or auto.
 
@@ -261,13 +176,6 @@ def choose_device(accelerator: str) -> torch.device:
         return Fabric(accelerator=accelerator, devices=1).device
     except (MisconfigurationException, RuntimeError, ValueError) as error:
         raise CommandError(f"--accelerator {accelerator}: {error}") from error
-
-
-@rank_zero_only
-def keep_metrics(folder: Path) -> None:
-    """Put the metrics of a run that is resumed aside: the logger starts its file afresh."""
-    if (folder / "metrics.csv").exists():
-        (folder / "metrics.csv").rename(first_free(folder, "metrics-before", ".csv"))
 
 
 def resumed_arguments(arguments: list[str]) -> list[str]:

@@ -14,16 +14,11 @@ from torch import Tensor
 from dglm import DGLM, AISResult, AISSettings, bidirectional_bounds, importance_weighted_bound
 from dglm.ais import chain_gradients, check_counts, gradient_evaluations
 from experiments.checkpoints import load_checkpoint
-from experiments.command import (
-    CommandError,
-    command_parser,
-    output_file,
-    parse_options,
-    run_command,
-)
+from experiments.command import CommandError, command_parser, parse_options, run_command
 from experiments.evaluation_results import draw_curve, print_table, write_scores
 from experiments.heldout import DataOptions, held_out
 from experiments.json_files import write_json
+from experiments.outputs import output_file
 from experiments.partial import remove_partial_files, resumable
 from experiments.progress import counted
 from experiments.scoring import (
@@ -109,12 +104,12 @@ class Evaluate(AISSettings):
             check_error_bars(self.bdmc_images, self.num_chains)
 
     def settings(self) -> list[AISSettings]:
-        """Return the settings of each point of the curve."""
+        """Return the settings of each point of the curve, the most temperatures last."""
         shared = {each.name: getattr(self, each.name) for each in fields(AISSettings)}
         if self.curve is None:
             return [AISSettings(**shared)]
         try:
-            counts = [int(text) for text in self.curve.split(",")]
+            counts = sorted({int(text) for text in self.curve.split(",")})
         except ValueError as error:
             raise CommandError(
                 f"--curve takes numbers of temperatures like 100,300,1000, got {self.curve!r}"
@@ -129,9 +124,14 @@ def main(arguments: list[str] | None = None) -> None:
 
 def evaluate(options: Evaluate) -> None:
     """Estimate, write the results and print them; go on with what an interrupted command left."""
-    dglm, trained = load_checkpoint(options.checkpoint)
+    loaded = load_checkpoint(options.checkpoint)
     suffixes = (".json", ".csv") if options.curve is None else (".json", ".csv", ".png")
-    output = output_file(options.output, options.checkpoint, "evaluation", *suffixes)
+    with output_file(options.output, options.checkpoint, "evaluation", *suffixes) as output:
+        evaluate_into(output, options, *loaded)
+
+
+def evaluate_into(output: Path, options: Evaluate, dglm: DGLM, trained: dict[str, Any]) -> None:
+    """Estimate, write the results into the output and files beside it, and print them."""
     data = held_out(options.data, trained, options.split)
     images = data.heldout(options.split)[: options.num_images]
     trainer = Trainer(**asdict(options.trainer), logger=False, enable_progress_bar=False)

@@ -7,6 +7,7 @@ the drawn pixels look like is counted too, and says how much their noise would f
 """
 
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any, Literal
 
 from torch import nn
@@ -20,7 +21,6 @@ from experiments.command import (
     CommandError,
     choose_device,
     command_parser,
-    output_file,
     parse_options,
     run_command,
 )
@@ -37,6 +37,7 @@ from experiments.inpainting_results import (
     print_table,
 )
 from experiments.json_files import write_json
+from experiments.outputs import output_file
 from experiments.progress import counted
 from experiments.scoring import check_error_bars
 from samplers import seeded_generator
@@ -101,9 +102,14 @@ def main(arguments: list[str] | None = None) -> None:
 
 def run(options: Inpaint) -> None:
     """Fill in, count, write the picture and the figures, and print them."""
-    dglm, trained = load_checkpoint(options.checkpoint)
+    loaded = load_checkpoint(options.checkpoint)
+    with output_file(options.output, options.checkpoint, "inpainting", ".png", ".json") as output:
+        run_into(output, options, *loaded)
+
+
+def run_into(output: Path, options: Inpaint, dglm: DGLM, trained: dict[str, Any]) -> None:
+    """Fill in, count, write the picture into the output and the figures beside it."""
     posteriors = chosen_posteriors(dglm, options)
-    output = output_file(options.output, options.checkpoint, "inpainting", ".png", ".json")
     data = held_out(options.data, trained)
     if len(data.labels("train").unique()) < 2:
         raise CommandError(f"{data.dataset_name} has no classes, whose visits could be counted")

@@ -22,8 +22,6 @@ from experiments.command import (
     CommandError,
     ConfigFile,
     Stopped,
-    create_run,
-    keep_metrics,
     option_value,
     resumed_arguments,
     run_command,
@@ -32,10 +30,10 @@ from experiments.command import (
 from experiments.compilation import CompileTraining
 from experiments.images_over_time import ImagesOverTime
 from experiments.models import KernelName, build_dglm
+from experiments.outputs import create_run, keep_config, keep_metrics
 from experiments.progress import TrainingProgress
 from experiments.report import Evaluation, report
 from experiments.saving import LastTwo, SaveCheckpoints, last_checkpoint
-from samplers.files import write_whole
 
 TRAINER_DEFAULTS: dict[str, Any] = {
     "max_epochs": -1,
@@ -119,7 +117,7 @@ class MnistCLI(LightningCLI):
         """Return a Trainer that logs and keeps its checkpoints in the run folder, made here."""
         if self.config.resume is None:
             self.folder = create_run(self.config.output, "mnist")
-            self._save_config()
+            self.save_config()
         else:
             self.folder = Path(self.config.resume)
         loggers = [
@@ -159,12 +157,11 @@ class MnistCLI(LightningCLI):
         if self.config.resume is None:
             shutil.rmtree(self.folder)
 
-    @rank_zero_only
-    def _save_config(self) -> None:
+    def save_config(self) -> None:
+        """Write what the run does into its folder; what a resumed one did before is kept aside."""
         saved = self.config.clone()
-        saved.output = str(self.folder)
-        text = self.parser.dump(saved, skip_validation=True)
-        write_whole(text, self.folder / "config.yaml")
+        saved.output, saved.resume = str(self.folder), None
+        keep_config(self.folder, self.parser.dump(saved, skip_validation=True))
 
 
 def longer_by_epochs(given: list[str]) -> bool:
@@ -229,6 +226,7 @@ def resumed_checkpoint(cli: MnistCLI) -> Path:
     cli.datamodule.setup()
     cli.datamodule.check_resumable(content["ImageDataModule"])
     keep_metrics(cli.folder)
+    cli.save_config()
     return checkpoint
 
 

@@ -24,13 +24,13 @@ from experiments.command import (
     CommandError,
     choose_device,
     command_parser,
-    output_file,
     parse_options,
     run_command,
     stopped_between,
 )
 from experiments.heldout import DataOptions, held_out
 from experiments.json_files import write_json
+from experiments.outputs import output_file
 from experiments.partial import partial_file, remove_partial_files, resumable
 from experiments.posterior_figure import draw_posterior
 from experiments.posterior_search import search_skewed
@@ -39,7 +39,7 @@ from experiments.scoring import mean_and_error
 from samplers import HMC, Kernel, adapt, seeded_generator, summarise
 
 _STREAM = 0x706F73746572
-_NAMES = {"kernel": "the model's kernel", "hmc": "HMC, tuned"}
+_NAMES = {"kernel": "the model's kernel", "hmc": "HMC, step size adapted"}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -110,7 +110,12 @@ def run(options: Posterior) -> None:
     dglm, trained = load_checkpoint(options.checkpoint)
     if dglm.model.latent_dim < 2:
         raise CommandError(f"{options.checkpoint} has one latent variable; a plane needs two")
-    output = output_file(options.output, options.checkpoint, "posterior", ".png", ".json")
+    with output_file(options.output, options.checkpoint, "posterior", ".png", ".json") as output:
+        run_into(output, options, dglm, trained)
+
+
+def run_into(output: Path, options: Posterior, dglm: DGLM, trained: dict[str, Any]) -> None:
+    """Run the chains, write the picture into the output and the figures beside it."""
     data = held_out(options.data, trained)
     images = data.heldout("test")
     for name, count in (("image", options.image + 1), ("search", options.search or 0)):

@@ -10,15 +10,10 @@ from data import MNIST_SHAPE
 from dglm import DGLM
 from dglm.ais import check_counts
 from experiments.checkpoints import load_checkpoint
-from experiments.command import (
-    CommandError,
-    command_parser,
-    output_file,
-    parse_options,
-    run_command,
-)
+from experiments.command import CommandError, command_parser, parse_options, run_command
 from experiments.figures import save_samples
 from experiments.models import model_name
+from experiments.outputs import output_file
 from samplers import seeded_generator
 
 _STREAM = 0x73616D706C6573
@@ -71,7 +66,6 @@ def run(options: Samples) -> None:
     shapes = {tuple(trained.get("image_shape", MNIST_SHAPE)) for _, trained in loaded}
     if len(shapes) > 1:
         raise CommandError(f"the models' images have different shapes, {sorted(shapes)}")
-    output = output_file(options.output, options.checkpoints[0], "samples", ".png")
     generator = seeded_generator("cpu", options.seed, _STREAM)
     z = torch.randn(options.num_images, sizes.pop(), generator=generator)
     panels = [
@@ -79,7 +73,8 @@ def run(options: Samples) -> None:
         for path, (dglm, trained) in zip(options.checkpoints, loaded, strict=True)
     ]
     title = f"p(x|z), the same z from the prior, seed {options.seed}"
-    save_samples(output, panels, shapes.pop(), title)
+    with output_file(options.output, options.checkpoints[0], "samples", ".png") as output:
+        save_samples(output, panels, shapes.pop(), title)
     Console().print(f"  {output}", highlight=False, soft_wrap=True)
 
 

@@ -1,6 +1,7 @@
 """Held-out log-likelihoods through Lightning, over as many devices as the Trainer has."""
 
 import math
+from collections.abc import Sequence, Sized
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any, cast
@@ -30,8 +31,7 @@ def score(
     """
     rows = share(len(images), batch_size, trainer.global_rank, trainer.world_size)
     batches = Batches(images.to(trainer.strategy.root_device), rows)
-    sizes = (settings.num_chains, settings.num_temperatures, settings.num_leapfrogs)
-    costs = [gradient_evaluations(len(batch), *sizes, settings.start) for batch in rows]
+    costs = scoring_gradients(rows, settings)
     done = sum(costs[index] for index in dglm.test_results)
     dglm.ais = settings
     hidden = quiet or not trainer.is_global_zero
@@ -40,6 +40,12 @@ def score(
         dglm.test_progress = progress
         trainer.test(dglm, batches, verbose=False)
     return dglm.test_result
+
+
+def scoring_gradients(batches: Sequence[Sized], settings: AISSettings) -> list[int]:
+    """Return the gradients that the score of each batch takes, its pilot's included."""
+    sizes = (settings.num_chains, settings.num_temperatures, settings.num_leapfrogs)
+    return [gradient_evaluations(len(batch), *sizes, settings.start) for batch in batches]
 
 
 class KeepResults(Callback):

@@ -4,6 +4,7 @@ import json
 from argparse import RawDescriptionHelpFormatter
 from collections.abc import Callable
 from functools import partial
+from pathlib import Path
 from typing import Any, Literal
 
 from jsonargparse import ArgumentParser, DefaultHelpFormatter
@@ -18,7 +19,8 @@ from experiments.benchmarks.scaling import scaling
 from experiments.benchmarks.startup import startup
 from experiments.benchmarks.timing import compare
 from experiments.benchmarks.training_profile import training_profile
-from experiments.command import output_file, run_command
+from experiments.command import run_command
+from experiments.outputs import output_file
 from samplers.files import write_whole
 
 Name = Literal["w1", "w2", "w3", "w4", "startup", "profile", "memory", "scaling", "gpu"]
@@ -70,9 +72,18 @@ def main(arguments: list[str] | None = None) -> None:
         help="Results, a .json file, written after each benchmark.",
     )
     parsed = parser.parse_args(arguments)
-    output = None if parsed.output is None else output_file(parsed.output, "", "", ".json")
+    names = parsed.benchmarks or [name for name in BENCHMARKS if name != "gpu"]
+    if parsed.output is None:
+        run(names, None)
+        return
+    with output_file(parsed.output, "", "", ".json") as output:
+        run(names, output)
+
+
+def run(names: list[str], output: Path | None) -> None:
+    """Run benchmarks in turn; show each one's results, and write all so far."""
     results = []
-    for name in parsed.benchmarks or [name for name in BENCHMARKS if name != "gpu"]:
+    for name in names:
         for benchmark in BENCHMARKS[name]:
             results.append({"benchmark": name, **benchmark()})
             show(results[-1])

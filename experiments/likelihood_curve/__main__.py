@@ -5,8 +5,9 @@ weights, with the same order of the data. Models that are finished are kept: --r
 """
 
 import sys
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
+from typing import Any
 
 import yaml
 from rich.console import Console
@@ -14,7 +15,6 @@ from rich.console import Console
 from experiments.command import (
     Stopped,
     command_parser,
-    create_run,
     parse_options,
     resumed_arguments,
     run_command,
@@ -25,7 +25,10 @@ from experiments.likelihood_curve.figure import draw_curve
 from experiments.likelihood_curve.models import check_splits, score_model, train_model
 from experiments.likelihood_curve.options import LikelihoodCurve
 from experiments.likelihood_curve.results import differences, finished_rows, markdown
-from samplers.files import write_whole
+from experiments.outputs import check_same_options, create_run, keep_config
+
+_GROWING = ("num_mh_steps", "seeds", "splits")
+"""Options of which a run that is gone on with may have more."""
 
 
 def main(arguments: list[str] | None = None) -> None:
@@ -48,10 +51,11 @@ def draw(options: LikelihoodCurve) -> None:
     if options.resume is None:
         check_splits(options)
         folder = create_run(options.output, "likelihood_curve")
-        saved = {**asdict(options), "output": None}
-        write_whole(yaml.safe_dump(saved, sort_keys=False), folder / "config.yaml")
     else:
         folder = Path(options.resume)
+        options = gone_on_with(folder, options)
+    saved = {**asdict(options), "output": None, "resume": None}
+    keep_config(folder, yaml.safe_dump(saved, sort_keys=False))
     console = Console()
     try:
         for number, model in enumerate(options.models(), 1):
@@ -66,6 +70,23 @@ def draw(options: LikelihoodCurve) -> None:
     console.print((folder / "table.md").read_text(), highlight=False, soft_wrap=True)
     for path in sorted(folder.iterdir()):
         console.print(f"  {path}", highlight=False, soft_wrap=True)
+
+
+def gone_on_with(folder: Path, options: LikelihoodCurve) -> LikelihoodCurve:
+    """Return the options with those models and splits, too, that the run has already.
+
+    Raises:
+        CommandError: Models or scores would be other ones than those that are there.
+    """
+    begun = yaml.safe_load((folder / "config.yaml").read_text())
+    free = (*_GROWING, "data", "dry_run", "output", "resume", "quiet")
+    check_same_options(folder, begun, asdict(options), free)
+    name = begun["data"]["name"]
+    check_same_options(folder, {"data.name": name}, {"data.name": options.data.name}, ())
+    grown: dict[str, Any] = {
+        each: list(dict.fromkeys([*begun[each], *getattr(options, each)])) for each in _GROWING
+    }
+    return replace(options, **grown)
 
 
 def write_results(options: LikelihoodCurve, folder: Path) -> None:

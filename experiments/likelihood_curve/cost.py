@@ -13,11 +13,14 @@ from rich.console import Console
 from rich.table import Table
 from torch import Tensor
 
+from data import share
 from dglm import DGLM, estimate_log_likelihood
 from dglm.ais import gradient_evaluations
 from experiments.compilation import images_per_update
+from experiments.evaluate import Evaluate
 from experiments.likelihood_curve.options import LikelihoodCurve, Model
 from experiments.mnist import command_line, train
+from experiments.scoring import scoring_gradients
 
 _UNTIMED_UPDATES, _TIMED_UPDATES = 2, 5
 _TIMED_IMAGES, _TIMED_TEMPERATURES = 8, 3
@@ -97,13 +100,8 @@ def print_costs(options: LikelihoodCurve) -> None:
         hours = f"{cost.seconds / 3600:.2f}"
         table.add_row(f"{name}, each seed", f"{cost.updates:,}", f"{cost.gradients:.2g}", hours)
     scores = len(options.models()) * len(options.splits)
-    gradients = scores * gradient_evaluations(
-        options.num_images,
-        options.num_chains,
-        options.num_temperatures,
-        options.num_leapfrogs,
-        options.start,
-    )
+    batches = share(options.num_images, Evaluate.batch_size)
+    gradients = scores * sum(scoring_gradients(batches, options))
     hours = f"{gradients * median(scoring) / 3600:.2f}"
     table.add_row(f"all trainings, {seeds} seed(s)", "", "", f"{total / 3600:.2f}")
     table.add_row(f"{scores} scores", "", f"{gradients:.2g}", hours)

@@ -7,7 +7,7 @@ come after it.
 import sys
 import time
 from copy import copy
-from dataclasses import replace
+from dataclasses import asdict, replace
 from functools import partial
 from pathlib import Path
 from typing import cast
@@ -20,7 +20,6 @@ from experiments.command import (
     CommandError,
     ConfigFile,
     Stopped,
-    create_run,
     option_value,
     resumed_arguments,
     run_command,
@@ -28,6 +27,7 @@ from experiments.command import (
     with_switches,
 )
 from experiments.json_files import write_json
+from experiments.outputs import check_same_options, create_run
 from experiments.progress import counted
 from experiments.targets.figures import draw_figures
 from experiments.targets.measure import Cost, Measured, Reference, mode_weights
@@ -134,6 +134,8 @@ def compare(options: Compare, saved: str) -> None:
         write_whole(saved, folder / "config.yaml")
     else:
         folder = Path(options.resume)
+        begun, _ = parse(["--resume", options.resume], options.target)
+        check_same_options(folder, asdict(begun), asdict(options), ("quiet",))
     target = TARGETS[options.target]().float()
     try:
         kernel, lines = measure_all(target, options, folder)
@@ -200,7 +202,7 @@ def train(
         return sampler.initial_scale * torch.randn(count, target.dim, generator=generator)
 
     trained = copy(kernel)
-    if training.num_iterations * sampler.num_leapfrogs >= _WORTH_COMPILING:
+    if options.compile and training.num_iterations * sampler.num_leapfrogs >= _WORTH_COMPILING:
         trained.compile()
     with (
         counted(f"{options.target}, {name}", training.num_iterations, options.quiet) as shown,

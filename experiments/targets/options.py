@@ -76,8 +76,8 @@ class Compare:
         temperatures: Of parallel tempering; none leaves it out.
         num_chains: Chains of the comparison, from exact draws.
         num_steps: Steps of each chain.
-        compile: Compile each sampler before its chains are timed; searches of settings, warm-ups
-            and parallel tempering run as they are.
+        compile: Compile long trainings, and each sampler before its chains are timed; searches of
+            settings, warm-ups and parallel tempering run as they are.
         output: Run folder, with a folder in it for each target where there are several;
             runs/targets/TARGET-NNN if null.
         resume: Run folder to go on with.

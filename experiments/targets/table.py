@@ -1,12 +1,12 @@
 """The table of the comparison, of one run or, as a command, of all runs in a folder."""
 
 import sys
-from collections import defaultdict
+from collections import Counter, defaultdict
 from collections.abc import Iterable
 from pathlib import Path
-from statistics import median
 from typing import Any
 
+import numpy as np
 from jsonargparse import ArgumentParser
 
 from experiments.command import CommandError, run_command, with_switches
@@ -49,7 +49,8 @@ def markdown(rows: list[dict[str, Any]], brief: bool = False) -> str:
     header = ["target", "sampler", *named]
     lines = ["| " + " | ".join(header) + " |", "|" + "---|" * len(header)]
     for (target, sampler), group in groups.items():
-        numbers = [f"{median(row[key] for row in group):.3g}" for key in columns]
+        # NumPy's median, which is unknown where one of the seeds' is.
+        numbers = [f"{np.median([row[key] for row in group]):.3g}" for key in columns]
         if brief:
             paper = f"{PAPER_ESS[target]}" if sampler == "L2HMC" and target in PAPER_ESS else ""
             cells = [paper, *numbers]
@@ -90,7 +91,7 @@ def speed_table(rows: list[dict[str, Any]]) -> str:
             ratio = [own / other for own, other in zip(speeds, theirs, strict=True)]
             ratios[row["target"], row["sampler"]].append(ratio)
     for (target, sampler), seeds in ratios.items():
-        numbers = [f"{median(column):.2g}" for column in zip(*seeds, strict=True)]
+        numbers = [f"{np.median(column):.2g}" for column in zip(*seeds, strict=True)]
         lines.append("| " + " | ".join([target, sampler, *numbers]) + " |")
     return "\n".join(lines) + "\n"
 
@@ -99,6 +100,10 @@ def _speeds(row: dict[str, Any], measures: Iterable[str]) -> list[float]:
     draws = row["num_steps"] * row["num_chains"]
     seconds = row["seconds"], row["seconds"] + row["training_seconds"]
     return [row[measure] * draws / time for measure in measures for time in seconds]
+
+
+def _identity(row: dict[str, Any]) -> tuple[str, int, str]:
+    return row["target"], row["seed"], row["sampler"]
 
 
 def main(arguments: list[str] | None = None) -> None:
@@ -115,6 +120,12 @@ def main(arguments: list[str] | None = None) -> None:
     if not files:
         raise CommandError(f"there is no finished run in {folder}")
     rows = [row for file in files for row in read_json(file)]
+    for (target, seed, sampler), count in Counter(map(_identity, rows)).items():
+        if count > 1:
+            raise CommandError(
+                f"{folder} has {count} runs of {target} with seed {seed} ({sampler}): leave one of "
+                "them, or name another folder with --runs"
+            )
     print(speed_table(rows) if options.speed else markdown(rows, options.brief), end="")
 
 

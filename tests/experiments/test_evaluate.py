@@ -70,7 +70,7 @@ def test_results_and_scores_of_each_image(
     checkpoint: Path, root: Path, tmp_path: Path, start: str
 ) -> None:
     output = tmp_path / "new" / "result.json"
-    extras = {"curve": "3,10", "bdmc": "true", "bdmc_images": 3, "iwae_samples": 150}
+    extras = {"curve": "10,3", "bdmc": "true", "bdmc_images": 3, "iwae_samples": 150}
     extras["start"] = start
     main(arguments(checkpoint, root, output, **extras))
     found = results(output)

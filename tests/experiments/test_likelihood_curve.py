@@ -8,6 +8,7 @@ import torch
 import yaml
 
 from dglm import DGLM
+from dglm.ais import gradient_evaluations
 from experiments.command import run_command
 from experiments.likelihood_curve import cost
 from experiments.likelihood_curve.__main__ import main
@@ -80,6 +81,19 @@ def test_every_kernel_is_trained_and_compared_and_no_model_twice(
     assert json.loads((folder / "results.json").read_text()) == found
     assert kept.stat().st_mtime_ns == written
 
+    # Models may be added, those that are there stay; scores are not mixed with others.
+    main(["--resume", str(folder), "--seeds", "[2]"])
+    grown = json.loads((folder / "results.json").read_text())["rows"]
+    assert {row["seed"] for row in grown} == {0, 1, 2}
+    assert yaml.safe_load((folder / "config.yaml").read_text())["seeds"] == [0, 1, 2]
+    before = yaml.safe_load((folder / "config-before-001.yaml").read_text())
+    assert before["seeds"] == [0, 1]
+    for other in (["--num_temperatures", "4"], ["--num_epochs", "2"], ["--data.name", "mnist"]):
+        name, value = other[0].removeprefix("--"), other[1]
+        with pytest.raises(SystemExit, match=f"was begun with {name} .*, not {value}: leave"):
+            run_command(lambda other=other: main(["--resume", str(folder), *other]))  # type: ignore[misc]
+    assert json.loads((folder / "results.json").read_text())["rows"] == grown
+
 
 def test_all_kernels_start_from_the_same_weights_and_see_the_same_images(
     configuration: Path, root: Path, tmp_path: Path
@@ -114,7 +128,11 @@ def test_a_dry_run_prints_the_cost_and_leaves_nothing(
     printed = capsys.readouterr().out
     # 18 updates of 20 images, two steps of two leapfrogs each.
     assert f"{18 * 20 * 5:.2g}" in next(line for line in printed.split("\n") if "l2hmc-2" in line)
-    assert "6 scores" in printed
+    # Three chains of two transitions for six images, in one batch with one pilot.
+    gradients = gradient_evaluations(6, 3, 3, 5, "encoder")
+    assert f"{6 * gradients:.2g}" in next(
+        line for line in printed.split("\n") if "6 scores" in line
+    )
     assert "all trainings, 2 seed(s)" in printed
 
 
@@ -134,6 +152,20 @@ def test_a_dry_run_times_scores_where_the_training_was(
     curve = LikelihoodCurve(training=str(configuration), data=CurveData(root=str(root)))
     found = cost.training_cost(curve, Model("none", 1, 0))
     assert found.seconds_a_scoring_gradient == 0.25
+
+
+def test_a_dry_run_counts_the_pilot_of_each_batch(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    curve = LikelihoodCurve(
+        num_mh_steps=[1], seeds=[0], splits=["test"], num_images=120, start="encoder"
+    )
+    monkeypatch.setattr(cost, "training_cost", lambda *_: cost.Cost(1, 1, 1.0, 0.0))
+    cost.print_costs(curve)
+    sizes = curve.num_chains, curve.num_temperatures, curve.num_leapfrogs, curve.start
+    each = 2 * gradient_evaluations(50, *sizes) + gradient_evaluations(20, *sizes)
+    assert f"{3 * each:.2g}" in capsys.readouterr().out
+    assert f"{3 * each:.2g}" != f"{3 * gradient_evaluations(120, *sizes):.2g}"
 
 
 def test_data_are_the_trainings_and_devices_one_and_accumulated_batches_are_counted(

@@ -111,6 +111,23 @@ def test_a_resumed_run_ends_where_the_uninterrupted_one_does(
     assert len(first_half.splitlines()) > 1
 
 
+def test_a_run_that_is_resumed_for_longer_says_so_in_its_configuration(
+    small: Arguments, tmp_path: Path
+) -> None:
+    folder = tmp_path / "run"
+    main(small(folder, trainer__max_steps=2))
+    first = (folder / "config.yaml").read_text()
+    main(["--resume", str(folder), "--trainer.max_steps", "4"])
+    assert (folder / "config-before-001.yaml").read_text() == first
+    main(["--resume", str(folder)])  # as a hint says, after an interruption
+    assert not (folder / "config-before-002.yaml").exists()
+    steps = [
+        yaml.safe_load((folder / f"{name}.yaml").read_text())["trainer"]["max_steps"]
+        for name in ("config-before-001", "config")
+    ]
+    assert steps == [2, 4]
+
+
 def test_training_without_validation_images(small: Arguments, tmp_path: Path) -> None:
     main(small(tmp_path / "run", data__validation=0))
     assert summary(tmp_path / "run")["training_images"] == 400

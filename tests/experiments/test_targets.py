@@ -93,17 +93,29 @@ def test_a_row_of_a_mixture_says_where_chains_from_one_mode_end(run: Path) -> No
 
 
 @pytest.mark.parametrize(
-    ("iterations", "leapfrogs", "expected"), [(4000, 10, True), (3999, 10, False), (5000, 1, False)]
+    ("iterations", "leapfrogs", "wanted", "expected"),
+    [
+        (4000, 10, True, True),
+        (3999, 10, True, False),
+        (5000, 1, True, False),
+        (4000, 10, False, False),
+    ],
 )
 def test_a_training_of_many_leapfrogs_is_compiled_and_its_kernel_is_not(
-    iterations: int, leapfrogs: int, expected: bool, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+    iterations: int,
+    leapfrogs: int,
+    wanted: bool,
+    expected: bool,
+    monkeypatch: pytest.MonkeyPatch,
+    tmp_path: Path,
 ) -> None:
     compiled: list[L2HMC] = []
     monkeypatch.setattr(L2HMC, "compile", lambda kernel: compiled.append(kernel))
     history = TrainingHistory(*torch.zeros(7, 1))
     monkeypatch.setattr(command, "train_sampler", lambda *arguments, **options: history)
     sampler = SamplerOptions(num_leapfrogs=leapfrogs)
-    options = Compare(sampler=sampler, training=TrainingSettings(iterations), quiet=True)
+    training = TrainingSettings(iterations)
+    options = Compare(sampler=sampler, training=training, compile=wanted, quiet=True)
     target = TARGETS["scg"]().float()
     kernel, _ = command.train(target, target.sample(2), options, tmp_path, sampler)
     assert len(compiled) == expected
@@ -152,6 +164,20 @@ def test_a_line_of_several_seeds_has_the_settings_of_each(run: Path) -> None:
         {**row, "seed": seed, "settings": f"ε {step}"} for seed, step in ((1, 3), (0, 2), (2, 2))
     ]
     assert "| ε 2; ε 3 |" in table.markdown(rows)
+
+
+def test_two_runs_of_one_seed_are_not_taken_for_two_seeds(run: Path, tmp_path: Path) -> None:
+    for name in ("one", "other"):
+        shutil.copytree(run, tmp_path / name)
+    with pytest.raises(SystemExit, match=r"has 2 runs of mog with seed 0 \(L2HMC\): leave one"):
+        run_command(lambda: table.main(["--runs", str(tmp_path)]))
+
+
+def test_a_median_is_not_known_where_a_seed_is_not(run: Path) -> None:
+    (row, *_) = read_json(run / "results.json")
+    for values in ([float("nan"), 1, 2], [1, float("nan"), 2]):
+        rows = [{**row, "seed": seed, "ess_squares": value} for seed, value in enumerate(values)]
+        assert "| nan |" in table.markdown(rows)
 
 
 def test_a_figure_that_is_not_known_is_null_and_the_table_goes_on(
@@ -272,6 +298,14 @@ def test_a_run_that_is_resumed_keeps_its_options(run: Path, compared: list[Compa
     command.main(["--target=mog", f"--resume={run}"])
     assert compared[0].training.num_iterations == 12
     assert compared[0].temperatures == [1, 3, 9]
+
+
+def test_a_run_that_is_resumed_with_other_options_is_refused(run: Path) -> None:
+    before = {path: path.read_bytes() for path in run.glob("*.*")}
+    for other in ("--num_steps=140", "--training.num_chains=11", "--compile=true"):
+        with pytest.raises(SystemExit, match=r"was begun with .*: leave that out, or start anew"):
+            run_command(lambda other=other: command.main([f"--resume={run}", other]))  # type: ignore[misc]
+    assert {path: path.read_bytes() for path in run.glob("*.*")} == before
 
 
 @pytest.mark.parametrize("other", ["banana", "all"])

@@ -1,0 +1,64 @@
+"""Names of outputs: none is taken twice."""
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from experiments.command import CommandError
+from experiments.outputs import check_same_options, output_file
+
+SUFFIXES = (".png", ".json")
+
+HOLDER = """
+import sys, time
+from experiments.outputs import output_file
+
+with output_file(sys.argv[1], "", "", ".png", ".json"):
+    print("held", flush=True)
+    time.sleep(600)
+"""
+
+
+def test_commands_at_once_on_one_checkpoint_have_outputs_of_their_own(tmp_path: Path) -> None:
+    checkpoint = str(tmp_path / "checkpoints" / "last.ckpt")
+    (tmp_path / "filled-001.json").touch()  # whose picture is missing
+    with (
+        output_file(None, checkpoint, "filled", *SUFFIXES) as first,
+        output_file(None, checkpoint, "filled", *SUFFIXES) as second,
+    ):
+        assert [first, second] == [tmp_path / f"filled-00{number}.png" for number in (2, 3)]
+        first.touch()
+    with output_file(None, checkpoint, "filled", *SUFFIXES) as third:
+        assert third == tmp_path / "filled-003.png"
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["filled-001.json", "filled-002.png"]
+
+
+def test_an_output_that_another_process_is_to_write_is_refused_until_that_is_dead(
+    tmp_path: Path,
+) -> None:
+    output = str(tmp_path / "some" / "result.png")
+    process = subprocess.Popen(
+        [sys.executable, "-c", HOLDER, output], stdout=subprocess.PIPE, text=True
+    )
+    assert process.stdout is not None
+    assert process.stdout.readline() == "held\n"
+    with (
+        pytest.raises(CommandError, match=r"another command is to write .*result\.png; choose"),
+        output_file(output, "", "", *SUFFIXES),
+    ):
+        pass
+    process.kill()
+    process.wait()
+    process.stdout.close()
+    with output_file(output, "", "", *SUFFIXES) as path:
+        assert str(path) == output
+    assert not list(path.parent.iterdir())
+
+
+def test_a_run_is_gone_on_with_by_its_own_options_alone() -> None:
+    before = {"num_steps": 5, "quiet": False}
+    check_same_options(Path("run"), before, {"num_steps": 5, "quiet": True}, ("quiet",))
+    with pytest.raises(CommandError, match="run was begun with num_steps 5, not 6: leave that out"):
+        check_same_options(Path("run"), before, {"num_steps": 6, "quiet": True}, ("quiet",))
