@@ -5,12 +5,40 @@ from collections import OrderedDict
 from importlib import import_module
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 
 Description = dict[str, Any]
 """{"class_path": "package.module.Class", "init_args": {...}}, jsonargparse's format."""
 
 _PLACEMENT = ("device", "dtype")
+_CONTAINERS = (nn.Sequential, nn.ModuleList, nn.ModuleDict)
+
+
+def rebuildable(module: nn.Module) -> Description:
+    """Return the description of a module, once one with the same state has been built from it.
+
+    Raises:
+        TypeError: The description says less than it must, or what it says cannot be built.
+    """
+    description = describe(module)
+    where = f"{description['class_path']} cannot be rebuilt from a checkpoint"
+    try:
+        with torch.random.fork_rng(devices=[]):
+            again = build(description)
+    except Exception as error:
+        raise TypeError(f"{where}: {' '.join(str(error).split())}") from error
+    own, found = (
+        {name: tuple(value.shape) for name, value in each.state_dict().items()}
+        for each in (module, again)
+    )
+    for name in own | found:
+        if own.get(name) != found.get(name):
+            raise TypeError(
+                f"{where}: {name} has shape {own.get(name)}, but that of its constructor's "
+                f"arguments has {found.get(name)}"
+            )
+    return description
 
 
 def describe(module: nn.Module) -> Description:
@@ -24,13 +52,14 @@ def describe(module: nn.Module) -> Description:
     """
     kind = type(module)
     class_path = f"{kind.__module__}.{kind.__qualname__}"
+    if hasattr(module, "parametrizations"):
+        raise TypeError(f"a checkpoint cannot hold parametrizations: remove those of {class_path}")
     if _find(class_path) is not kind:
         raise TypeError(
             f"{class_path} cannot be rebuilt from a checkpoint: define it at the top of a module"
         )
-    if kind is nn.Sequential:
-        layers = [[name, describe(child)] for name, child in module.named_children()]
-        return {"class_path": class_path, "init_args": layers}
+    if kind in _CONTAINERS:
+        return {"class_path": class_path, "init_args": _layers(module)}
     arguments: dict[str, Any] = {}
     if kind.__init__ in (nn.Module.__init__, nn.Identity.__init__):
         return {"class_path": class_path, "init_args": arguments}
@@ -67,8 +96,21 @@ def build(module: nn.Module | Description) -> nn.Module:
         raise TypeError(f"{module['class_path']} is not a subclass of torch.nn.Module")
     arguments = module["init_args"]
     if isinstance(arguments, list):
-        return kind(OrderedDict((name, build(layer)) for name, layer in arguments))
+        layers = OrderedDict((name, build(layer)) for name, layer in arguments)
+        return nn.ModuleList(layers.values()) if kind is nn.ModuleList else kind(layers)
     return kind(**{key: _restored(value) for key, value in arguments.items()})
+
+
+def _layers(container: nn.Module) -> list[list[Any]]:
+    """Return names and descriptions; a layer may come several times if it has no weights."""
+    # Not named_children, which leaves a layer out when it comes again.
+    children = {name: child for name, child in container._modules.items() if child is not None}
+    for name, child in children.items():
+        if list(children.values()).count(child) > 1 and any(True for _ in child.parameters()):
+            raise TypeError(
+                f"layer {name} comes twice with the same weights, which a checkpoint would not tie"
+            )
+    return [[name, describe(child)] for name, child in children.items()]
 
 
 def _find(class_path: str) -> object:
@@ -82,7 +124,7 @@ def _find(class_path: str) -> object:
 def _plain(value: Any, where: str) -> Any:
     if isinstance(value, nn.Module):
         return describe(value)
-    if isinstance(value, Tensor) and value.numel() == 1:
+    if isinstance(value, Tensor) and value.dim() == 0:
         return value.item()
     if isinstance(value, (list, tuple)):
         return [_plain(item, where) for item in value]

@@ -15,6 +15,10 @@ from dglm.starts import FittedStart, Start
 from samplers import mixed_seed
 
 
+def _no_progress(gradients: int) -> None:
+    """Show nothing; a function of the module, so that what holds it can be pickled."""
+
+
 class LikelihoodEvaluation(LightningModule):
     """A module with a generative model and an encoder, tested by annealed importance sampling."""
 
@@ -27,7 +31,7 @@ class LikelihoodEvaluation(LightningModule):
         """How :meth:`test_step` estimates; set it before ``trainer.test``."""
         self.test_results: dict[int, AISResult] = {}
         """Estimates of this process, by batch; a caller may fill in those of an earlier run."""
-        self.test_progress: Callable[[int], None] = lambda gradients: None
+        self.test_progress: Callable[[int], None] = _no_progress
 
     def ais_start(self, settings: AISSettings) -> Start:
         """Return where annealed importance sampling with these settings starts."""

@@ -78,6 +78,8 @@ def inpaint(
     _check_mask(given, images)
     if sweeps < 1:
         raise ValueError(f"sweeps must be at least 1, got {sweeps}")
+    if isinstance(posterior, Kernel):
+        raise ValueError("a kernel needs a number of steps: pass posterior=(kernel, steps a sweep)")
     z = images.new_empty(0)
     if not isinstance(posterior, nn.Module):
         posterior = KernelSteps(*posterior)

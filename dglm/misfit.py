@@ -11,7 +11,10 @@ from samplers.products import detached_linear
 
 
 class Misfit:
-    """z ↦ -log p(x|z) for given observations, with the decoder frozen at its present weights.
+    """z ↦ -log p(x|z) for given observations; no gradient reaches the decoder's weights.
+
+    They are not copied: after an update in place, an optimizer's, it is another function, and a
+    State from before is stale.
 
     For a :class:`dglm.Decoder` with Bernoulli observations the gradient is taken by hand, which
     is faster than autograd; where it must be differentiated again, and for all other decoders,

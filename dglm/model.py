@@ -9,7 +9,7 @@ from dglm.misfit import Misfit
 from dglm.networks import Selected
 from samplers import State
 
-_OTHER_IN_TRAINING = nn.modules.dropout._DropoutNd, nn.modules.batchnorm._BatchNorm
+_OTHER_IN_TRAINING = nn.modules.dropout._DropoutNd, nn.modules.batchnorm._BatchNorm, nn.RReLU
 
 
 class GenerativeModel(nn.Module):

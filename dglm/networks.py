@@ -44,13 +44,21 @@ class Decoder(nn.Module):
 
     @property
     def is_plain(self) -> bool:
-        """Whether the layers are still those that the constructor made."""
-        layers = [type(layer) for layer in (*self.trunk, self.output)]
-        return layers == [nn.Linear, nn.Softplus] * len(self.hidden) + [nn.Linear]
+        """Whether the layers are still those that the constructor made, with their own weights."""
+        layers = [*self.trunk, self.output]
+        kinds = [nn.Linear, nn.Softplus] * len(self.hidden) + [nn.Linear]
+        return [type(layer) for layer in layers] == kinds and all(map(_is_plain, layers))
 
     def forward(self, z: Tensor) -> Tensor:
         """Return the logits or means, (B, observation_dim)."""
         return self.output(self.trunk(z))
+
+
+def _is_plain(layer: nn.Module) -> bool:
+    hooks = layer._forward_hooks or layer._forward_pre_hooks  # weight_norm's and prune's are such
+    if isinstance(layer, nn.Softplus):
+        return layer.beta == 1 and not hooks
+    return {name for name, _ in layer.named_parameters()} == {"weight", "bias"} and not hooks
 
 
 class Encoder(nn.Module):

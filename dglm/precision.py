@@ -1,7 +1,8 @@
 """Chains and importance weights in full precision, whatever the Trainer computes the rest in."""
 
 from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, suppress
+from typing import Any, NamedTuple
 
 import torch
 
@@ -25,15 +26,52 @@ def full_precision() -> Iterator[None]:
     No autocasting, and no TF32 or bfloat16 in products and convolutions, whatever was allowed:
     energies in TF32 are off by up to a tenth of a nat, which no Metropolis step corrects.
     """
-    products = torch.get_float32_matmul_precision()
-    convolutions = torch.backends.cudnn.allow_tf32
+    before = _settings()
     torch.set_float32_matmul_precision("highest")
     torch.backends.cudnn.allow_tf32 = False
+    for place in _places():  # each of which may have been allowed more than all together
+        place.fp32_precision = "ieee"
     try:
         with ExitStack() as stack:
             for device in ("cpu", "cuda", "mps"):
                 stack.enter_context(torch.autocast(device, enabled=False))
             yield
     finally:
-        torch.set_float32_matmul_precision(products)
-        torch.backends.cudnn.allow_tf32 = convolutions
+        _restore(before)
+
+
+class _Settings(NamedTuple):
+    """What a user has allowed, by torch's older functions and by its newer ones.
+
+    The older ones cannot tell where somebody has used the newer, which keep places of their own.
+    """
+
+    products: str | None
+    convolutions: bool | None
+    places: list[str]
+
+
+def _places() -> list[Any]:
+    backends = torch.backends
+    return [
+        *(backends.cuda.matmul, backends.cudnn.conv, backends.cudnn.rnn),  # type: ignore[attr-defined]
+        *(backends.mkldnn.matmul, backends.mkldnn.conv),  # type: ignore[attr-defined]
+    ]
+
+
+def _settings() -> _Settings:
+    products, convolutions = None, None
+    with suppress(RuntimeError):
+        products = torch.get_float32_matmul_precision()
+    with suppress(RuntimeError):
+        convolutions = torch.backends.cudnn.allow_tf32
+    return _Settings(products, convolutions, [place.fp32_precision for place in _places()])
+
+
+def _restore(settings: _Settings) -> None:
+    if settings.products is not None:
+        torch.set_float32_matmul_precision(settings.products)
+    if settings.convolutions is not None:
+        torch.backends.cudnn.allow_tf32 = settings.convolutions
+    for place, value in zip(_places(), settings.places, strict=True):
+        place.fp32_precision = value

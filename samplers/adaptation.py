@@ -1,6 +1,7 @@
 """Adaptation of a kernel to its target: step size and mass, frozen before the draws that count."""
 
 import math
+from itertools import accumulate, pairwise
 from typing import Literal, NamedTuple
 
 import torch
@@ -19,7 +20,10 @@ TARGET_ACCEPTANCE = 0.65
 
 _WINDOWS = (0.15, 0.1, 0.2, 0.4, 0.15)
 """Shares of the warm-up; the mass is set after each of the inner ones, from its draws alone."""
-_PRIOR_DRAWS, _PRIOR_VARIANCE = 5, 1e-3
+_PRIOR_DRAWS, _PRIOR_SHARE = 5, 1e-3
+"""The covariance is shrunk as by five draws with a thousandth of the variances, in any unit."""
+_UNMOVED_VARIANCE = 1e-3
+"""Of a coordinate in which no chain has moved yet."""
 _SHRINKAGE = 0.5
 
 
@@ -131,8 +135,9 @@ def adapt(
     state = finite_start(kernel, energy, position)
     moving: Kernel = kernel
     averaging = DualAveraging(kernel.log_step_size, target)
-    for index, share in enumerate(_WINDOWS):
-        steps = round(share * num_steps)
+    ends = [round(share * num_steps) for share in accumulate(_WINDOWS)]
+    for index, (begin, end) in enumerate(pairwise([0, *ends])):
+        steps = end - begin
         state, moments = _window(moving, energy, state, steps, averaging, generator)
         if mass != "unit" and 0 < index < len(_WINDOWS) - 1:
             factor = _factor(moments, steps * len(position), mass)
@@ -162,13 +167,22 @@ def _window(
 
 
 def _factor(moments: Moments, count: int, mass: Mass) -> Tensor:
-    """Return L of the draws' covariance, shrunk a little toward a small multiple of identity."""
+    """Return L of the draws' covariance, shrunk a little.
+
+    Its variances toward a thousandth of themselves, and the correlations toward 0 as much as keeps
+    it positive definite where there are fewer draws than dimensions.
+    """
     weight = _PRIOR_DRAWS / (count + _PRIOR_DRAWS)
+    variances = moments.covariance.diagonal()
+    variances = torch.where(variances > 0, variances, _UNMOVED_VARIANCE)
     if mass == "diagonal":
-        return ((1 - weight) * moments.covariance.diagonal() + weight * _PRIOR_VARIANCE).sqrt()
-    identity = torch.eye(len(moments.mean)).to(moments.covariance)
-    shrunk = (1 - weight) * moments.covariance + weight * _PRIOR_VARIANCE * identity
-    return torch.linalg.cholesky(shrunk)
+        return ((1 - weight) * variances + weight * _PRIOR_SHARE * variances).sqrt()
+    scales = variances.sqrt().double()
+    correlation = moments.covariance.double() / scales[:, None] / scales
+    correlation.fill_diagonal_(1.0)
+    identity = torch.eye(len(scales)).to(correlation)
+    shrunk = (1 - weight) * correlation + weight * _PRIOR_SHARE * identity
+    return (scales[:, None] * torch.linalg.cholesky(shrunk)).to(moments.covariance)
 
 
 @torch.no_grad()

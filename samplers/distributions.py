@@ -1,9 +1,10 @@
 """Any distribution of ``torch.distributions`` as an energy, constrained ones too."""
 
 from copy import copy
+from typing import Any
 
 from torch import Tensor
-from torch.distributions import Distribution, biject_to
+from torch.distributions import Distribution, MixtureSameFamily, biject_to
 
 
 class DistributionEnergy:
@@ -20,7 +21,7 @@ class DistributionEnergy:
             not validate: a trajectory that has diverged is rejected and counted, not an error.
 
     Raises:
-        ValueError: It is a batch of distributions, or one of single numbers.
+        ValueError: It is a batch of distributions, or one of single numbers, or a discrete one.
 
     Example:
         >>> import torch
@@ -41,7 +42,13 @@ class DistributionEnergy:
                 f"{tuple(distribution.event_shape)}: wrap it in torch.distributions.Independent"
             )
         self.distribution = _without_validation(distribution)
-        self.transform = biject_to(distribution.support)
+        try:
+            self.transform = biject_to(_support(distribution))
+        except NotImplementedError as error:
+            raise ValueError(
+                f"{type(distribution).__name__} has the support {distribution.support}, which is "
+                "no image of a vector space: gradients need one"
+            ) from error
         self.dim: int = self.transform.inverse_shape(distribution.event_shape)[0]
 
     def __call__(self, position: Tensor) -> Tensor:
@@ -52,6 +59,13 @@ class DistributionEnergy:
     def constrain(self, position: Tensor) -> Tensor:
         """Return x = T(y), (…, D), for unconstrained draws y."""
         return self.transform(position)
+
+
+def _support(distribution: Distribution) -> Any:
+    """Return where the density is; that of a mixture is its components'."""
+    if isinstance(distribution, MixtureSameFamily):
+        return distribution.component_distribution.support
+    return distribution.support
 
 
 def _without_validation(distribution: Distribution) -> Distribution:

@@ -28,7 +28,11 @@ class EnergyWithGradient(Protocol):
     """
 
     def evaluate(self, position: Tensor) -> State:
-        """Return the state at ``position`` (B, D)."""
+        """Return the state at ``position`` (B, D).
+
+        Where gradients are enabled and ``position`` requires them, as in the training of a
+        sampler, energy and gradient must be differentiable in it.
+        """
         ...
 
 
@@ -47,10 +51,11 @@ def evaluate(energy: Energy, position: Tensor) -> State:
         position: The points, (B, D).
 
     Raises:
-        ValueError: The energy does not return one number a row.
+        ValueError: The energy does not return one number a row, or one that brings its own
+            gradient is not differentiable where it must be.
     """
     if isinstance(energy, EnergyWithGradient):
-        return energy.evaluate(position)
+        return _differentiable(energy.evaluate(position), position)
     # torch.func.grad is what works inside a compiled region and in inference mode;
     # elsewhere autograd.grad is two to three times faster.
     if torch.compiler.is_compiling():
@@ -65,6 +70,17 @@ def evaluate(energy: Energy, position: Tensor) -> State:
         total, value = _summed(energy, leaf)
         (gradient,) = torch.autograd.grad(total, leaf, create_graph=differentiable)
     return State(position, value if differentiable else value.detach(), gradient)
+
+
+def _differentiable(state: State, position: Tensor) -> State:
+    """Return the state; a sampler that is trained on detached energies would learn amiss."""
+    needed = torch.is_grad_enabled() and position.requires_grad
+    if needed and not state.energy.requires_grad:
+        raise ValueError(
+            "the energy's evaluate(position) returns an energy without a gradient, from which no "
+            "sampler can be trained: compute it from position, with gradients enabled"
+        )
+    return state
 
 
 class Tempered:

@@ -154,8 +154,9 @@ class Kernel(nn.Module, ABC):
                 stacklevel=2,
             )
             return
-        inductor = _inductor_options(device)
-        options = {"fullgraph": True, "dynamic": False, "options": inductor} | options
+        if not options.keys() & {"backend", "mode", "options"}:
+            options["options"] = _inductor_options(device)
+        options = {"fullgraph": True, "dynamic": False} | options
         if not self.compile_leapfrog(options):
             self._compiled_call_impl = compiled(self._call_impl, options)
 

@@ -18,7 +18,8 @@ from samplers.objective import reciprocal_jump_loss
 from samplers.random import seeded_generator
 
 Initial = Callable[[int, torch.Generator], Tensor]
-"""Draws n points from the distribution that chains start from, (n, D)."""
+"""Draws n points from the distribution that chains start from, (n, D), with a generator on the
+kernel's device."""
 
 _START_STREAM, _ITERATION_STREAM = 0, 1
 _DECAY_INTERVAL = 1000
@@ -149,13 +150,15 @@ def train_sampler(
         >>> kernel = L2HMC(dim=2, num_leapfrogs=5)
         >>> energy = lambda x: 0.5 * (x / torch.tensor([0.1, 1.0])).square().sum(dim=-1)
         >>> settings = TrainingSettings(num_iterations=3, num_chains=10)  # thousands, for use
-        >>> history = train_sampler(
-        ...     kernel, energy, lambda n, g: torch.randn(n, 2, generator=g), settings
-        ... )
+        >>> def initial(count, generator):
+        ...     return torch.randn(count, 2, generator=generator, device=generator.device)
+        >>> history = train_sampler(kernel, energy, initial, settings)
         >>> history.loss.shape
         torch.Size([3])
     """
     training = _Training(kernel, energy, initial, settings or TrainingSettings())
+    if checkpoint is not None:
+        checkpoint.parent.mkdir(parents=True, exist_ok=True)
     if checkpoint is not None and checkpoint.exists():
         training.load(checkpoint)
     progress(len(training.history))

@@ -7,8 +7,8 @@ import torch
 from torch import Tensor, nn
 
 from dglm import Bernoulli, Decoder, Encoder, Gaussian, GenerativeModel
-from dglm.architecture import build, describe
-from samplers import HMC, L2HMC
+from dglm.architecture import build, describe, rebuildable
+from samplers import HMC, L2HMC, Preconditioned
 
 CONVOLUTIONAL = nn.Sequential(
     nn.Linear(3, 8, bias=False),
@@ -185,3 +185,81 @@ def test_only_modules_are_built(
 def test_what_is_no_module_is_named() -> None:
     with pytest.raises(TypeError, match=r"os\.system is not a subclass of torch\.nn\.Module"):
         build({"class_path": "os.system", "init_args": {"command": "true"}})
+
+
+def test_an_activation_may_come_again() -> None:
+    activation = nn.Softplus()
+    decoder = nn.Sequential(nn.Linear(3, 4), activation, nn.Linear(4, 5), activation)
+    rebuilt = build(rebuildable(decoder))
+    rebuilt.load_state_dict(decoder.state_dict())
+    z = torch.randn(2, 3)
+    torch.testing.assert_close(rebuilt(z), decoder(z))
+
+
+class Listed(nn.Module):
+    def __init__(self, layers: nn.ModuleList | nn.ModuleDict) -> None:
+        super().__init__()
+        self.layers = layers
+
+    def forward(self, z: Tensor) -> Tensor:
+        layers = self.layers.values() if isinstance(self.layers, nn.ModuleDict) else self.layers
+        return sum(layer(z) for layer in layers)  # type: ignore[return-value]
+
+
+@pytest.mark.parametrize(
+    "layers",
+    [
+        nn.ModuleList([nn.Linear(3, 4), nn.Linear(3, 4)]),
+        nn.ModuleDict({"one": nn.Linear(3, 4), "other": nn.Linear(3, 4)}),
+    ],
+)
+def test_lists_of_modules_are_rebuilt(layers: nn.ModuleList | nn.ModuleDict) -> None:
+    module = Listed(layers).double()
+    rebuilt = build(rebuildable(module))
+    rebuilt.load_state_dict(module.state_dict())
+    z = torch.randn(2, 3)
+    torch.testing.assert_close(rebuilt(z), module(z))
+
+
+class Shadowed(nn.Module):
+    """Keeps a layer where the number that its constructor takes should be."""
+
+    def __init__(self, hidden: int) -> None:
+        super().__init__()
+        self.hidden: Any = nn.Linear(2, hidden)
+
+
+class Grown(nn.Module):
+    """Has a weight that its constructor did not make."""
+
+    def __init__(self, width: int) -> None:
+        super().__init__()
+        self.width = width
+        self.layer = nn.Linear(2, width)
+
+
+TIED = nn.Linear(3, 3)
+WIDER = Grown(4)
+WIDER.layer = nn.Linear(2, 5)
+
+
+@pytest.mark.parametrize(
+    ("module", "message"),
+    [
+        (Shadowed(3), "cannot be rebuilt from a checkpoint: empty"),
+        (WIDER, r"layer.weight has shape \(5, 2\), but that .* arguments has \(4, 2\)"),
+        (nn.Sequential(TIED, TIED), "layer 0 comes twice with the same weights"),
+        (nn.utils.parametrizations.weight_norm(nn.Linear(2, 3)), "cannot hold parametrizations"),
+        (
+            Preconditioned(HMC(1), torch.zeros(1), torch.ones(1)),
+            "is a Tensor, which a checkpoint cannot hold",
+        ),
+    ],
+)
+def test_what_a_checkpoint_would_not_rebuild_is_refused_at_once(
+    module: nn.Module, message: str
+) -> None:
+    state = torch.get_rng_state()
+    with pytest.raises(TypeError, match=message):
+        rebuildable(module)
+    assert torch.equal(torch.get_rng_state(), state)

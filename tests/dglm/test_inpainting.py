@@ -207,6 +207,7 @@ def test_each_sweep_can_be_observed(model: GenerativeModel, posterior: Any) -> N
         ({"given": GIVEN.expand(3, 6)}, r"must have shape \(6,\) or \(2, 6\), got \(3, 6\)"),
         ({"given": GIVEN.expand(1, 2, 6)}, r"got \(1, 2, 6\)"),
         ({"sweeps": 0}, "sweeps must be at least 1, got 0"),
+        ({"posterior": HMC()}, r"pass posterior=\(kernel, steps a sweep\)"),
         ({"posterior": (HMC(), 0)}, "at least 1 step a sweep, got 0"),
         ({"posterior": KernelSteps(HMC(), -1)}, "at least 1 step a sweep, got -1"),
         ({"posterior": (HMC(), 1), "start": torch.zeros(1, 3)}, r"\(2, 3\), got \(1, 3\)"),

@@ -1,5 +1,8 @@
+from collections.abc import Callable
+
 import pytest
 import torch
+import torch.nn.utils.prune
 from torch import Tensor
 
 from dglm import Decoder, GenerativeModel
@@ -52,9 +55,32 @@ def test_the_gradient_by_hand_is_that_of_autograd_with_products_by_onednn(
     torch.testing.assert_close(found.gradient / scale, gradient / scale, rtol=0, atol=1e-5)
 
 
-def test_a_decoder_whose_layers_were_replaced_is_left_to_autograd() -> None:
-    decoder = Decoder(3, 9, (5, 4))
+def other_activation(decoder: Decoder) -> None:
     decoder.trunk[3] = torch.nn.ReLU()
+
+
+def steeper_activation(decoder: Decoder) -> None:
+    decoder.trunk[1] = torch.nn.Softplus(beta=5)
+
+
+def no_bias(decoder: Decoder) -> None:
+    decoder.output = torch.nn.Linear(4, 9, bias=False)
+
+
+def hooked(decoder: Decoder) -> None:
+    decoder.trunk[0].register_forward_hook(lambda layer, inputs, output: 2 * output)
+
+
+def pruned(decoder: Decoder) -> None:
+    torch.nn.utils.prune.random_unstructured(decoder.trunk[0], "weight", 0.5)
+
+
+@pytest.mark.parametrize("change", [other_activation, steeper_activation, no_bias, hooked, pruned])
+def test_a_decoder_whose_layers_were_replaced_is_left_to_autograd(
+    change: Callable[[Decoder], None],
+) -> None:
+    decoder = Decoder(3, 9, (5, 4))
+    change(decoder)
     misfit, z = GenerativeModel(decoder, 3).misfit(torch.rand(2, 9)), torch.randn(2, 3)
     with torch.no_grad():
         found = misfit.evaluate(z)

@@ -1,6 +1,11 @@
 """Chains and importance weights keep their precision in a Trainer of lower precision."""
 
+import inspect
+import os
+import subprocess
+import sys
 from collections.abc import Callable, Iterator
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -8,6 +13,7 @@ import torch
 from lightning.pytorch import Trainer
 from torch import Tensor, nn
 
+import dglm
 from dglm import (
     DGLM,
     AISSettings,
@@ -151,6 +157,60 @@ def test_chains_do_not_know_faster_products(
         work()
         assert set(allowed) == {("highest", False)}
     assert (torch.get_float32_matmul_precision(), torch.backends.cudnn.allow_tf32) == ("high", True)
+
+
+def newer_settings() -> dict[str, str]:
+    """What torch's newer functions say."""
+    backends: Any = torch.backends
+    places = {
+        "matmul": backends.cuda.matmul,
+        "conv": backends.cudnn.conv,
+        "rnn": backends.cudnn.rnn,
+        "CPU's matmul": backends.mkldnn.matmul,
+        "CPU's conv": backends.mkldnn.conv,
+    }
+    return {name: place.fp32_precision for name, place in places.items()}
+
+
+ALLOWED = """
+import torch
+from tests_precision import newer_settings
+from dglm.precision import full_precision
+
+before = newer_settings()
+with full_precision():
+    assert set(newer_settings().values()) == {"ieee"}, newer_settings()
+assert newer_settings() == before
+"""
+
+
+@pytest.mark.parametrize(
+    "allow",
+    [
+        "pass",
+        "torch.backends.fp32_precision = 'tf32'",
+        "torch.backends.cuda.matmul.fp32_precision = 'tf32'",
+        "torch.backends.cudnn.conv.fp32_precision = 'ieee'",
+        "torch.backends.mkldnn.conv.fp32_precision = 'bf16'",
+        "torch.set_float32_matmul_precision('medium')",
+    ],
+)
+def test_faster_products_allowed_in_either_way_are_left_out_and_put_back(
+    allow: str, tmp_path: Path
+) -> None:
+    # In a process of its own: what one test allows, torch does not fully forget.
+    lines = inspect.getsource(newer_settings)
+    (tmp_path / "tests_precision.py").write_text(f"import torch\nfrom typing import Any\n{lines}")
+    (tmp_path / "run.py").write_text(ALLOWED.replace("before =", f"{allow}\nbefore ="))
+    paths = os.pathsep.join([str(tmp_path), str(Path(dglm.__file__).parents[1])])
+    finished = subprocess.run(
+        [sys.executable, str(tmp_path / "run.py")],
+        capture_output=True,
+        text=True,
+        env={**os.environ, "PYTHONPATH": paths},
+        check=False,
+    )
+    assert finished.returncode == 0, finished.stderr
 
 
 @pytest.mark.parametrize("precision", ["bf16-true", "16-true"])

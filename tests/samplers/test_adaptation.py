@@ -18,7 +18,8 @@ from samplers import (
     strongly_correlated_gaussian,
     track_acceptance,
 )
-from samplers.adaptation import TARGET_ACCEPTANCE
+from samplers.adaptation import TARGET_ACCEPTANCE, _factor
+from samplers.moments import Moments
 
 
 def gaussian(position: Tensor) -> Tensor:
@@ -196,3 +197,53 @@ def test_start_of_non_finite_energy_is_refused() -> None:
     with pytest.raises(ValueError, match="not finite at the start of 3 of the chains"):
         adapt(kernel, energy, torch.ones(3, 10))
     assert kernel.step_size.item() == pytest.approx(0.3)
+
+
+@pytest.mark.parametrize("mass", ["diagonal", "dense"])
+def test_mass_does_not_depend_on_the_unit(mass: Any) -> None:
+    def factor(unit: float) -> Tensor:
+        target = Gaussian(torch.zeros(2), unit**2 * torch.tensor([[1.0, 50.0], [50.0, 1e4]]))
+        start = target.sample(50, seeded_generator("cpu", 1))
+        warm = adapt(HMC(step_size=unit), target, start, 200, mass=mass)
+        return warm.kernel.factor  # type: ignore[return-value]
+
+    # Warm-ups in other units are other ones by rounding, and by where their step sizes begin.
+    torch.testing.assert_close(factor(1e-5) / 1e-5, factor(1.0), rtol=0.1, atol=0.3)
+    torch.testing.assert_close(factor(1e5) / 1e5, factor(1.0), rtol=0.1, atol=0.3)
+
+
+def test_a_dense_mass_of_fewer_draws_than_dimensions() -> None:
+    scale = 1000.0
+    warm = adapt(
+        HMC(),
+        lambda x: 0.5 * (x / scale).square().sum(dim=-1),
+        scale * torch.randn(1, 50),
+        100,
+        mass="dense",
+    )
+    factor = warm.kernel.factor
+    assert factor.isfinite().all()  # type: ignore[operator, union-attr]
+    assert (factor.diagonal() > 0).all()  # type: ignore[operator, union-attr]
+
+
+def test_mass_of_chains_that_have_not_moved() -> None:
+    factor = _factor(Moments.of(torch.ones(5, 2)), 10, "dense")
+    torch.testing.assert_close(factor, torch.diag(factor.diagonal()))
+    assert (factor.diagonal() > 0).all()
+    assert (_factor(Moments.of(torch.ones(5, 2)), 10, "diagonal") > 0).all()
+
+
+@pytest.mark.parametrize("num_steps", [20, 30, 50, 150, 250, 310])
+def test_a_warm_up_takes_as_many_steps_as_it_is_asked_for(
+    num_steps: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    steps: list[int] = []
+    step = HMC.step
+
+    def counting(*arguments: Any) -> Any:
+        steps.append(1)
+        return step(*arguments)
+
+    monkeypatch.setattr(HMC, "step", counting)
+    adapt(HMC(1, 0.5), gaussian, torch.zeros(3, 10), num_steps)
+    assert len(steps) == num_steps

@@ -4,13 +4,16 @@ import pytest
 import torch
 from torch.distributions import (
     Beta,
+    Categorical,
     Dirichlet,
     Distribution,
     Gamma,
     HalfNormal,
     Independent,
+    MixtureSameFamily,
     MultivariateNormal,
     Normal,
+    Poisson,
 )
 
 from samplers import HMC, DistributionEnergy, adapt, sample, seeded_generator, summarise
@@ -79,3 +82,15 @@ def test_a_simplex_has_a_coordinate_less() -> None:
 def test_distributions_of_numbers_and_batches_are_refused(distribution: Distribution) -> None:
     with pytest.raises(ValueError, match=r"wrap it in .*Independent"):
         DistributionEnergy(distribution)
+
+
+def test_a_mixture_is_an_energy() -> None:
+    parts = MultivariateNormal(torch.tensor([[-2.0, 0.0], [2.0, 0.0]]), torch.eye(2))
+    mixture = MixtureSameFamily(Categorical(torch.tensor([0.3, 0.7])), parts)
+    x = torch.randn(5, 2)
+    torch.testing.assert_close(DistributionEnergy(mixture)(x), -mixture.log_prob(x))
+
+
+def test_a_discrete_distribution_is_refused() -> None:
+    with pytest.raises(ValueError, match=r"Independent has the support .*: gradients need one"):
+        DistributionEnergy(Independent(Poisson(torch.ones(2)), 1))

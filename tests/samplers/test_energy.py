@@ -151,3 +151,17 @@ def test_a_tempered_energy_is_divided_by_its_temperature_or_those_of_its_rows(
     expected = evaluate(lambda z: quadratic(z) / temperature, position)
     torch.testing.assert_close(state[:3], expected[:3])
     assert torch.equal(state.extra[0], position[:, 0])
+
+
+def test_no_sampler_is_trained_on_an_energy_without_a_gradient() -> None:
+    class Detached:
+        def evaluate(self, position: Tensor) -> State:
+            with torch.no_grad():
+                return State(position, position.square().sum(dim=-1), 2 * position)
+
+    position = torch.randn(4, 3)
+    assert evaluate(Detached(), position).gradient.shape == (4, 3)
+    with pytest.raises(ValueError, match="from which no sampler can be trained: compute it"):
+        evaluate(Detached(), position.requires_grad_())
+    with torch.no_grad():
+        evaluate(Detached(), position)

@@ -483,6 +483,18 @@ def test_copies_of_a_compiled_kernel_are_not_compiled(build: Build, energy: Plai
     assert compiled
 
 
+@pytest.mark.parametrize("given", [{}, {"mode": "reduce-overhead"}, {"backend": "eager"}])
+def test_options_of_the_compiler_do_not_meet_others(
+    build: Build, given: dict[str, str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    passed: dict[str, Any] = {}
+    monkeypatch.setattr(torch, "compile", lambda function, **options: passed.update(options))
+    monkeypatch.setattr("samplers.kernel.compiler_works", lambda device: True)
+    build(num_leapfrogs=2).compile(**given)
+    assert ("options" in passed) == (not given)
+    assert given.items() <= passed.items()
+
+
 @pytest.mark.filterwarnings("ignore:The .grad attribute of a Tensor:UserWarning")
 @torch.no_grad()
 def test_more_shapes_than_the_compilers_own_limit_are_compiled(
