@@ -93,6 +93,7 @@ def adapt(
     *,
     mass: Mass = "unit",
     target: float = TARGET_ACCEPTANCE,
+    context: Tensor | None = None,
     generator: torch.Generator | None = None,
 ) -> Adapted:
     """Warm chains up: step size by dual averaging, mass from the draws of all chains.
@@ -107,6 +108,7 @@ def adapt(
         num_steps: Steps of the warm-up, at least 20.
         mass: "unit", "diagonal" or "dense": the inverse of the draws' variances or covariance.
         target: Acceptance probability to reach.
+        context: As returned by ``kernel.embed``.
         generator: Of the noise; without one, seed 0.
 
     Raises:
@@ -138,7 +140,7 @@ def adapt(
     ends = [round(share * num_steps) for share in accumulate(_WINDOWS)]
     for index, (begin, end) in enumerate(pairwise([0, *ends])):
         steps = end - begin
-        state, moments = _window(moving, energy, state, steps, averaging, generator)
+        state, moments = _window(moving, energy, state, steps, averaging, context, generator)
         if mass != "unit" and 0 < index < len(_WINDOWS) - 1:
             factor = _factor(moments, steps * len(position), mass)
             if moving is kernel:  # later windows change the coordinates little
@@ -154,12 +156,13 @@ def _window(
     state: State,
     num_steps: int,
     averaging: DualAveraging,
+    context: Tensor | None,
     generator: torch.Generator,
 ) -> tuple[State, Moments]:
     """Adapt the step size for some steps; return the moments of their draws."""
     moments = Moments.of(state.position)
     for count in range(1, num_steps + 1):
-        state, info = kernel.step(state, energy, kernel.noise(state, generator))
+        state, info = kernel.step(state, energy, kernel.noise(state, generator), context)
         kernel.log_step_size.copy_(averaging.update(info.acceptance))
         moments = moments.mixed(Moments.of(state.position), 1 / count)
     kernel.log_step_size.copy_(averaging.average)

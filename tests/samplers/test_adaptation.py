@@ -247,3 +247,15 @@ def test_a_warm_up_takes_as_many_steps_as_it_is_asked_for(
     monkeypatch.setattr(HMC, "step", counting)
     adapt(HMC(1, 0.5), gaussian, torch.zeros(3, 10), num_steps)
     assert len(steps) == num_steps
+
+
+@pytest.mark.parametrize("mass", ["unit", "diagonal"])
+def test_a_kernel_with_an_embedding_is_adapted_to_its_observations(
+    random_l2hmc: Callable[..., L2HMC], mass: Any
+) -> None:
+    kernel = random_l2hmc(10, observation_dim=4, embedding_hidden=(3,))
+    with torch.no_grad():
+        context = kernel.embed(torch.randn(5, 4))
+    warm = adapt(kernel, gaussian, torch.zeros(5, 10), 100, mass=mass, target=0.7, context=context)
+    chains = sample(warm.kernel, gaussian, warm.position, 200, context=context)
+    assert abs(float(chains.acceptance.mean()) - 0.7) < 0.15
