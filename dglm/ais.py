@@ -84,11 +84,11 @@ class AISResult(NamedTuple):
     log_likelihood: Tensor
     """Estimate of log p(x) of each image, float64, (N,) nats; a lower bound in expectation."""
     standard_error: Tensor
-    """Of each estimate, from the spread of the weights over chains, (N,) nats."""
+    """Of each estimate, from the spread of the weights over chains, (N,) nats; NaN for one chain."""
     log_weights: Tensor
     """Of each chain, float64, (N, chains) nats."""
     acceptance: Tensor
-    """Mean acceptance probability, (N,)."""
+    """Mean acceptance probability, (N,); 0 with one temperature, which takes no step."""
     gradient_evaluations: int
     """Gradients of log p(x|z), over all images and chains, of pilot and fit, too."""
 

@@ -8,9 +8,9 @@ from torch import Tensor
 def seeded_generator(device: torch.device | str, *key: int) -> torch.Generator:
     r"""Return a generator whose stream is a function of the integers in ``key`` alone.
 
-    Keys that differ in any integer give independent streams: the integers are mixed by
+    Keys of integers below 2³² that differ in any give independent streams: they are mixed by
     :class:`numpy.random.SeedSequence` rather than added, so that (seed 0, step 1) and
-    (seed 1, step 0) do not share their numbers.
+    (seed 1, step 0) do not share their numbers. Larger ones count as several words of 32 bits.
 
     Arguments:
         device: Where the numbers will be drawn.
