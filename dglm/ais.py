@@ -84,7 +84,7 @@ class AISResult(NamedTuple):
     log_likelihood: Tensor
     """Estimate of log p(x) of each image, float64, (N,) nats; a lower bound in expectation."""
     standard_error: Tensor
-    """Of each estimate, from the spread of the weights over chains, (N,) nats; NaN for one chain."""
+    """Of each estimate, from the spread of weights over chains, (N,) nats; NaN for one chain."""
     log_weights: Tensor
     """Of each chain, float64, (N, chains) nats."""
     acceptance: Tensor
