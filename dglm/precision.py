@@ -27,6 +27,7 @@ def full_precision() -> Iterator[None]:
     energies in TF32 are off by up to a tenth of a nat, which no Metropolis step corrects.
     """
     before = _settings()
+    # By the older functions too, whose getters raise where the newer ones say something else.
     torch.set_float32_matmul_precision("highest")
     torch.backends.cudnn.allow_tf32 = False
     for place in _places():  # each of which may have been allowed more than all together
