@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from samplers.energy import Energy, State
-from samplers.kernel import Kernel, finite_start
+from samplers.kernel import Info, Kernel, finite_start
 from samplers.random import seeded_generator
 
 CHUNK_SIZE = 100
@@ -169,14 +169,13 @@ def _chunks(
     context: Tensor | None,
     generator: torch.Generator,
 ) -> Iterator[tuple[Chains, Snapshot]]:
-    like = state
     for size in sizes:
         kept, every = [], []
-        for _ in range(size):
-            noises = [kernel.noise(like, generator) for _ in range(thin)]
-            state, infos = kernel(state, energy, noises, context)
-            kept.append((state.position, state.energy))
-            every += [(info.acceptance, info.diverging) for info in infos]
+        for after, info in _steps(kernel, energy, state, size * thin, context, generator):
+            state = after
+            every.append((info.acceptance, info.diverging))
+            if len(every) % thin == 0:
+                kept.append((state.position, state.energy))
         position, potential = _stacked(kept)
         acceptance, diverging = (field.unflatten(1, (size, thin)) for field in _stacked(every))
         parts = position, potential, acceptance.mean(dim=2), diverging.any(dim=2)
@@ -191,6 +190,25 @@ def _chunks(
                 generator=generator.get_state(),
             ),
         )
+
+
+def _steps(
+    kernel: Kernel,
+    energy: Energy,
+    state: State,
+    count: int,
+    context: Tensor | None,
+    generator: torch.Generator,
+) -> Iterator[tuple[State, Info]]:
+    """Yield what so many steps return; those that do not fill a call are taken one by one.
+
+    So a kernel is compiled for two numbers of steps at most.
+    """
+    together = kernel.steps_per_call
+    for steps in [together] * (count // together) + [1] * (count % together):
+        done = kernel(state, energy, kernel.noises(state, steps, generator), context)
+        yield from done
+        state, _ = done[-1]
 
 
 def _room(part: Tensor, num_draws: int) -> Tensor:

@@ -212,7 +212,7 @@ class _Training:
             start = torch.cat([start, fresh])
         state = leaf(self.kernel.init(start, self.energy))
         noise = self.kernel.noise(state, generator)
-        after, (info,) = self.kernel(state, self.energy, [noise])
+        [(after, info)] = self.kernel(state, self.energy, [noise])
         jump = measured_jump(settings.metric, self.moments, start, info.proposal)
         losses = reciprocal_jump_loss(jump, info.acceptance, settings.jump_scale)
         loss = losses[: settings.num_chains].mean()

@@ -29,7 +29,7 @@ def posterior(sizes: Sizes) -> Workload:
     def run(kernel: Kernel) -> State:
         generator, state = seeded_generator("cpu", 0), kernel.init(case.z, energy)
         for _ in range(steps):
-            state, _ = kernel(state, energy, [kernel.noise(state, generator)])
+            [(state, _)] = kernel(state, energy, [kernel.noise(state, generator)])
         return state
 
     checks = agree("energy", run(compiled).energy, run(eager).energy, 1e-3)

@@ -259,3 +259,17 @@ def test_a_kernel_with_an_embedding_is_adapted_to_its_observations(
     warm = adapt(kernel, gaussian, torch.zeros(5, 10), 100, mass=mass, target=0.7, context=context)
     chains = sample(warm.kernel, gaussian, warm.position, 200, context=context)
     assert abs(float(chains.acceptance.mean()) - 0.7) < 0.15
+
+
+@pytest.mark.filterwarnings("ignore:The .grad attribute of a Tensor:UserWarning")
+def test_a_compiled_kernel_is_compiled_in_its_warm_up() -> None:
+    if not torch._dynamo.is_dynamo_supported():
+        pytest.skip("torch.compile does not run here")
+    torch.compiler.reset()
+    graphs: list[torch.fx.GraphModule] = []
+    kernels = HMC(2, 0.5), HMC(2, 0.5)
+    kernels[0].compile(backend=lambda graph, inputs: graphs.append(graph) or graph)
+    compiled, eager = (adapt(each, gaussian, torch.zeros(20, 10), 30) for each in kernels)
+    assert len(graphs) == 1  # for all step sizes
+    torch.testing.assert_close(compiled.position, eager.position)
+    torch.testing.assert_close(kernels[0].step_size, kernels[1].step_size)

@@ -1,4 +1,5 @@
 from collections.abc import Callable
+from copy import copy
 from typing import NamedTuple
 
 import numpy as np
@@ -55,6 +56,29 @@ def test_thinning_keeps_every_so_many_steps(kernel: HMC, energy: Energy) -> None
     assert torch.equal(every.draws[:, 2::3], third.draws)
     assert torch.equal(every.energy[:, 2::3], third.energy)
     torch.testing.assert_close(every.acceptance.unflatten(1, (4, 3)).mean(dim=2), third.acceptance)
+
+
+@pytest.mark.filterwarnings("ignore:The .grad attribute of a Tensor:UserWarning")
+@torch.no_grad()
+def test_a_compiled_kernel_takes_several_steps_in_a_call(kernel: HMC, energy: Energy) -> None:
+    if not torch._dynamo.is_dynamo_supported():
+        pytest.skip("torch.compile does not run here")
+    torch.compiler.reset()
+    generator, graphs = seeded_generator("cpu", 4), []
+    eager, state = copy(kernel), kernel.init(torch.zeros(5, 3), energy)
+    kernel.compile(steps=3, backend=lambda graph, inputs: graphs.append(graph) or graph)
+    chains = sample(kernel, energy, torch.zeros(5, 3), 4, thin=2, generator=copy(generator))
+    assert len(graphs) == 2  # of three steps and, for the last two, of one
+
+    steps = []
+    for count in (3, 3, 1, 1):
+        for noise in eager.noises(state, count, generator):
+            state, info = eager.step(state, energy, noise)
+            steps.append((state, info))
+    for draw, ((_, first), (state, second)) in enumerate(zip(steps[::2], steps[1::2], strict=True)):
+        torch.testing.assert_close(chains.draws[:, draw], state.position)
+        acceptance = (first.acceptance + second.acceptance) / 2
+        torch.testing.assert_close(chains.acceptance[:, draw], acceptance)
 
 
 def test_thinning_hides_no_divergence(energy: Energy, plant: Callable[..., Energy]) -> None:

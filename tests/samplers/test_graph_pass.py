@@ -60,7 +60,9 @@ def test_a_kernel_compiled_with_products_is_the_eager_one(monkeypatch: pytest.Mo
 
     def run(kernel: HMC) -> Tensor:
         state = kernel.init(normal(200, 200, seed=1), energy)
-        return kernel(state, energy, [kernel.noise(state, seeded_generator("cpu", 2))])[0].position
+        noise = kernel.noise(state, seeded_generator("cpu", 2))
+        [(after, _)] = kernel(state, energy, [noise])
+        return after.position
 
     compiled, another, eager = (HMC(2, 0.1) for _ in range(3))
     compiled.compile()

@@ -192,14 +192,21 @@ def test_noise_is_a_function_of_its_generator(run: Run) -> None:
 def test_noise_has_the_distributions_it_promises() -> None:
     kernel, count = HMC(), 100_000
     state = State(torch.zeros(count, 2), torch.zeros(count), torch.zeros(count, 2))
-    momentum, direction, uniform = kernel.noise(state, seeded_generator("cpu", 0))
-    assert set(direction.tolist()) == {-1.0, 1.0}
-    assert uniform.min() >= 0
-    assert uniform.max() < 1
-    columns = torch.stack([*momentum.unbind(dim=-1), direction, (uniform - 0.5) * 12**0.5])
-    assert (columns.mean(dim=-1).abs() < 5 / count**0.5).all()
-    # var(v²) = 2 is the largest of the four, and no pair of columns is correlated.
-    assert ((columns @ columns.mT / count - torch.eye(4)).abs() < 5 * (2 / count) ** 0.5).all()
+    columns: list[Tensor] = []
+    for momentum, direction, uniform in kernel.noises(state, 2, seeded_generator("cpu", 0)):
+        assert set(direction.tolist()) == {-1.0, 1.0}
+        assert uniform.min() >= 0
+        assert uniform.max() < 1
+        columns += [*momentum.unbind(dim=-1), direction, (uniform - 0.5) * 12**0.5]
+    table = torch.stack(columns)
+    assert (table.mean(dim=-1).abs() < 5 / count**0.5).all()
+    # var(v²) = 2 is the largest, and no pair of columns is correlated, of one step or of both.
+    assert ((table @ table.mT / count - torch.eye(8)).abs() < 5 * (2 / count) ** 0.5).all()
+
+
+def test_the_noise_of_one_step_is_that_of_several_for_one(run: Run) -> None:
+    [drawn] = run.kernel.noises(run.state, 1, seeded_generator("cpu", 1))
+    assert all(map(torch.equal, drawn, run.noise))
 
 
 def test_noise_takes_the_type_of_the_positions(build: Build) -> None:
@@ -394,10 +401,11 @@ def test_without_a_compiler_a_kernel_stays_as_it_is(monkeypatch: pytest.MonkeyPa
     kernel, energy = HMC(2), standard_normal_energy
     state = kernel.init(torch.zeros(3, 2), energy)
     noise = kernel.noise(state, seeded_generator("cpu", 0))
-    before, _ = kernel(state, energy, [noise])
+    [(before, _)] = kernel(state, energy, [noise])
     with pytest.warns(UserWarning, match="run eagerly"):
         kernel.compile()
-    assert torch.equal(kernel(state, energy, [noise])[0].position, before.position)
+    [(after, _)] = kernel(state, energy, [noise])
+    assert torch.equal(after.position, before.position)
 
 
 def standard_normal_energy(x: Tensor) -> Tensor:
@@ -407,15 +415,13 @@ def standard_normal_energy(x: Tensor) -> Tensor:
 @torch.no_grad()
 def test_forward_is_repeated_steps_bit_for_bit(run: Run) -> None:
     noises = [run.kernel.noise(run.state, seeded_generator("cpu", seed)) for seed in range(4)]
-    found, infos = run.kernel(run.state, run.energy, noises, run.context)
-    state, expected = run.state, []
-    for noise in noises:
-        state, info = run.kernel.step(state, run.energy, noise, run.context)
-        expected.append(info)
-    assert all(map(torch.equal, found[:3], state[:3]))
-    assert len(infos) == 4
-    for info, wanted in zip(infos, expected, strict=True):
-        assert all(map(torch.equal, info, wanted))
+    found = run.kernel(run.state, run.energy, noises, run.context)
+    assert len(found) == 4
+    state = run.state
+    for noise, (after, info) in zip(noises, found, strict=True):
+        state, expected = run.kernel.step(state, run.energy, noise, run.context)
+        assert all(map(torch.equal, after[:3], state[:3]))
+        assert all(map(torch.equal, info, expected))
 
 
 class Scaled(torch.nn.Module):
@@ -446,7 +452,7 @@ def test_compiled_kernel_is_the_eager_one_and_follows_a_changed_tensor(
         scaled.factor.fill_(factor)
         state = leaf(kernel.init(position, scaled))
         noise = kernel.noise(state, seeded_generator("cpu", 0))
-        end, (info,) = kernel(state, scaled, [noise], kernel.embed(observations))
+        [(end, info)] = kernel(state, scaled, [noise], kernel.embed(observations))
         loss = info.acceptance.sum() + info.proposal.square().sum()
         gradients = torch.autograd.grad(loss, list(kernel.parameters()) or state[:1])
         return [*end[:3], *info, *gradients]
@@ -481,6 +487,13 @@ def test_copies_of_a_compiled_kernel_are_not_compiled(build: Build, energy: Plai
     state = kernel.init(position, energy)
     kernel(state, energy, [kernel.noise(state)], kernel.embed(observations))
     assert compiled
+
+
+def test_a_call_has_at_least_one_step(build: Build) -> None:
+    kernel = build(num_leapfrogs=2)
+    with pytest.raises(ValueError, match="steps must be at least 1, got 0"):
+        kernel.compile(steps=0, backend="eager")
+    assert kernel.steps_per_call == 1
 
 
 @pytest.mark.parametrize("given", [{}, {"mode": "reduce-overhead"}, {"backend": "eager"}])

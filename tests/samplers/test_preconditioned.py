@@ -179,7 +179,7 @@ def test_compiled_kernel_is_the_eager_one(random_l2hmc: Build, energy: Energy) -
     state, noise = start(kernel, energy, 6)
 
     def results() -> list[Tensor]:
-        after, (info,) = kernel(state, energy, [noise])
+        [(after, info)] = kernel(state, energy, [noise])
         loss = info.proposal.square().sum() + info.acceptance.sum()
         gradients = torch.autograd.grad(loss, list(kernel.parameters()))
         return [*after[:3], *info, *gradients]
@@ -207,7 +207,7 @@ def compiled_graphs(inside: Kernel, factor: Tensor, energy: Energy) -> Graphs:
     kernel.compile(backend=graphs)
     state, noise = start(kernel, energy, 6)
     for _ in range(2):
-        state, _ = kernel(state, energy, [noise])
+        [(state, _)] = kernel(state, energy, [noise])
     return graphs
 
 

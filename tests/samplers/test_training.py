@@ -45,10 +45,10 @@ class Recording(L2HMC):
 
     def forward(
         self, state: State, energy: Energy, noises: list[Noise], context: Tensor | None = None
-    ) -> tuple[State, list[Info]]:
-        after, (info,) = super().forward(state, energy, noises, context)
+    ) -> list[tuple[State, Info]]:
+        [(after, info)] = super().forward(state, energy, noises, context)
         self.steps.append((state, after, info))
-        return after, [info]
+        return [(after, info)]
 
 
 class Stopped(Exception):
