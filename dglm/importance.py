@@ -56,7 +56,7 @@ def importance_weighted_bound(
 
     Raises:
         ValueError: A count is too small, the images cannot be this model's, or q(z|x) is not
-            finite.
+            finite or depends on the batch.
 
     References:
         Importance weighted autoencoders (Burda, Grosse and Salakhutdinov, 2016), Equation 8.

@@ -118,12 +118,7 @@ class GenerativeModel(nn.Module):
         Raises:
             ValueError: The decoder's output is not flat, (B, N), or not a function of z alone.
         """
-        for layer in self.decoder.modules():
-            if layer.training and isinstance(layer, _OTHER_IN_TRAINING):
-                raise ValueError(
-                    f"the decoder's {type(layer).__name__} is in training mode, where its output "
-                    "is not a function of z alone; call decoder.eval()"
-                )
+        check_evaluation_mode("decoder", self.decoder)
         parameter = next(self.decoder.parameters(), torch.empty(0))
         shape = self.decoder(parameter.new_zeros(1, self.latent_dim)).shape
         if len(shape) != 2:
@@ -167,3 +162,25 @@ class PosteriorEnergy:
         state = self.misfit.evaluate(position)
         energy = state.energy - gaussian_log_prob(position)
         return State(position, energy, state.gradient + position)
+
+
+def check_evaluation_mode(name: str, network: nn.Module) -> None:
+    """Refuse a network that does not treat the rows of a batch alike and apart.
+
+    Raises:
+        ValueError: A layer of dropout or batch normalization is in training mode, or normalizes
+            by the batch in evaluation mode too.
+    """
+    for layer in network.modules():
+        if not isinstance(layer, _OTHER_IN_TRAINING):
+            continue
+        if layer.training:
+            raise ValueError(
+                f"the {name}'s {type(layer).__name__} is in training mode, where its output "
+                f"is not a function of its input alone; call {name}.eval()"
+            )
+        if getattr(layer, "running_mean", layer) is None:
+            raise ValueError(
+                f"the {name}'s {type(layer).__name__} normalizes by the batch at hand, so that its "
+                "output is not a function of its input alone; build it with track_running_stats"
+            )

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from dglm.annealing import AnnealedEnergy
 from dglm.gaussian import DiagonalGaussian, gaussian_log_prob
 from dglm.memory import batches
-from dglm.model import GenerativeModel, PosteriorEnergy
+from dglm.model import GenerativeModel, PosteriorEnergy, check_evaluation_mode
 from samplers import HMC, State, seeded_generator, track_acceptance
 
 _STREAM = 5
@@ -154,7 +154,8 @@ def fit_gradients(start: Start | str, num_leapfrogs: int) -> int:
 
 
 def encoded(encoder: nn.Module, images: Tensor) -> DiagonalGaussian:
-    """Return q(z|x) of images (N, D); ValueError where it is not finite."""
+    """Return q(z|x) of images (N, D); ValueError where it is not finite or depends on the batch."""
+    check_evaluation_mode("encoder", encoder)
     q = DiagonalGaussian(*encoder(images))
     if not all(bool(part.isfinite().all()) for part in q):
         raise ValueError("the encoder's q(z|x) is not finite: start at the prior, or train it anew")

@@ -123,7 +123,8 @@ class L2HMC(Kernel):
         """
         if context is None and self.embedding is not None:
             raise ValueError(
-                "this kernel has an embedding: pass context=kernel.embed(observations)"
+                "this kernel has an embedding: pass context=kernel.embed(observations); "
+                "train_sampler takes kernels without one, built without observation_dim"
             )
         if context is not None and self.embedding is None:
             raise ValueError("this kernel was built without observation_dim and takes no context")

@@ -189,6 +189,13 @@ def test_a_decoder_must_be_a_function_of_z_alone(
     model.check_observations(images)
 
 
+def test_a_decoder_that_normalizes_by_the_batch_is_refused(images: Tensor) -> None:
+    layer = nn.BatchNorm1d(6, track_running_stats=False)
+    model = GenerativeModel(nn.Sequential(nn.Linear(3, 6), layer).eval(), 3)
+    with pytest.raises(ValueError, match=r"BatchNorm1d normalizes by .*track_running_stats"):
+        model.check_observations(images)
+
+
 def test_a_decoder_must_return_flat_observations(images: Tensor) -> None:
     decoder = nn.Sequential(nn.Linear(3, 6), nn.Unflatten(1, (1, 2, 3)))
     with pytest.raises(ValueError, match=r"flat \(B, N\), but .* \(1, 1, 2, 3\) .*Flatten\(\)"):

@@ -11,6 +11,7 @@ from dglm.starts import (
     FittedGaussian,
     WhitenedMisfit,
     annealed_path,
+    encoded,
     of_images,
     starting_gaussians,
 )
@@ -89,6 +90,14 @@ def test_an_encoder_that_has_diverged_is_refused(
     start = FittedStart(encoder) if fitted else encoder
     with pytest.raises(ValueError, match="is not finite: start at the prior"):
         starting_gaussians(model, images, start, 2, 0)
+
+
+def test_an_encoder_in_training_mode_is_refused(model: GenerativeModel, images: Tensor) -> None:
+    encoder = Encoder(images.shape[1], model.latent_dim, (4,))
+    encoder.add_module("dropout", nn.Dropout())
+    with pytest.raises(ValueError, match=r"encoder's Dropout is in training mode.*encoder\.eval"):
+        encoded(encoder, images)
+    encoded(encoder.eval(), images)
 
 
 def test_fits_depend_on_the_seed_alone(model: GenerativeModel, images: Tensor) -> None:
