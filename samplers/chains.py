@@ -126,6 +126,9 @@ def sample_chunks(
             total += chunk.draws.sum(dim=1)
             torch.save(snapshot, path)
 
+    Calls of a kernel that was compiled for several steps end with the chunks: its draws depend on
+    ``chunk_size``, and are repeated by one of the same number of steps.
+
     Arguments:
         kernel: HMC, L2HMC or another kernel; it is not adapted.
         energy: U, from (chain, dim) to (chain,).
