@@ -77,7 +77,9 @@ def test_the_help_tells_what_each_benchmark_is(capsys: pytest.CaptureFixture[str
 
 @pytest.fixture
 def uncompiled(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(Kernel, "compile", lambda kernel: None)
+    monkeypatch.setattr(
+        Kernel, "compile", lambda kernel, steps=1: setattr(kernel, "steps_per_call", steps)
+    )
     monkeypatch.setattr(peer, "INSTALLED", False)
     monkeypatch.setattr(chains, "_CHAINS", 4)
     monkeypatch.setattr(chains, "_STEPS", 10)
@@ -118,7 +120,11 @@ def test_the_contenders_do_the_same_work(build: Callable[[], Workload], others: 
 def test_contenders_that_do_other_work_are_refused(
     build: Callable[[], Workload], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(Kernel, "compile", lambda kernel: kernel.log_step_size.data.fill_(0))
+    def spoil(kernel: Kernel, steps: int = 1) -> None:
+        kernel.steps_per_call = steps
+        kernel.log_step_size.data.fill_(0)
+
+    monkeypatch.setattr(Kernel, "compile", spoil)
     with pytest.raises(RuntimeError, match="differs"):
         build()
 
