@@ -117,7 +117,8 @@ def starting_gaussians(
         progress: Called with the number of gradients taken since the last call.
 
     Raises:
-        ValueError: ``start`` is none of the three, or its encoder returns what is not finite.
+        ValueError: ``start`` is none of the three, or its encoder returns what is not finite or
+            depends on the batch.
     """
     if isinstance(start, FittedStart):
         return _fit(model, images, start.encoder, num_leapfrogs, seed, progress)

@@ -11,7 +11,6 @@ from torch import Tensor, nn
 
 from samplers.energy import Energy, State, evaluate, finite_gradient
 from samplers.products import onednn_is_faster
-from samplers.random import standard_normal
 
 DIVERGENCE_THRESHOLD = 1000.0
 """A rise of the energy beyond this many nats is a failed integration, not a bad proposal."""
@@ -111,7 +110,7 @@ class Kernel(nn.Module, ABC):
 
     def noise(self, state: State, generator: torch.Generator | None = None) -> Noise:
         """Draw the randomness of one step."""
-        return self.noises(state, 1, generator)[0]
+        return _drawn(state.position, state.position.shape, generator)
 
     def noises(
         self, state: State, count: int, generator: torch.Generator | None = None
@@ -120,12 +119,8 @@ class Kernel(nn.Module, ABC):
 
         They are other numbers than :meth:`noise` would draw: all momenta come first.
         """
-        momenta = standard_normal(state.position.expand(count, -1, -1), generator)
-        coins, uniforms = torch.rand(
-            (2, *momenta.shape[:2]), generator=generator, dtype=momenta.dtype, device=momenta.device
-        )
-        directions = torch.copysign(torch.ones_like(coins), coins - 0.5)
-        return [Noise(*drawn) for drawn in zip(momenta, directions, uniforms, strict=True)]
+        drawn = _drawn(state.position, (count, *state.position.shape), generator)
+        return [Noise(*parts) for parts in zip(*(field.unbind() for field in drawn), strict=True)]
 
     def forward(
         self,
@@ -270,6 +265,15 @@ def finite_start(kernel: Kernel, energy: Energy, position: Tensor) -> State:
             f"{int((~finite).sum())} of the chains"
         )
     return state
+
+
+def _drawn(like: Tensor, shape: Sequence[int], generator: torch.Generator | None) -> Noise:
+    """Return noise of momenta of a shape (…, B, D), of the type and on the device of a tensor."""
+    momentum = torch.randn(shape, generator=generator, dtype=like.dtype, device=like.device)
+    coin, uniform = torch.rand(
+        (2, *shape[:-1]), generator=generator, dtype=like.dtype, device=like.device
+    )
+    return Noise(momentum, torch.copysign(torch.ones_like(coin), coin - 0.5), uniform)
 
 
 def _choose(accepted: Tensor, new: Tensor, old: Tensor) -> Tensor:

@@ -20,10 +20,10 @@ import torch
 import dglm.posterior
 import experiments.targets.__main__ as targets
 import experiments.targets.tuning as tuning
+import samplers.kernel
 import samplers.training
 from dglm import DGLM
 from experiments.command import run_command
-from samplers import Kernel
 
 Kill = Callable[[], None]
 
@@ -93,7 +93,7 @@ def plant(point: str, number: int) -> None:
     elif name == "validation":
         before_update("validation_step", int(count), kill)
     elif name == "noise":  # of a step of a chain, in training too
-        before("noises", Kernel, int(count), kill)
+        before("_drawn", samplers.kernel, int(count), kill)
     elif name == "writing":
         while_writing(int(count), kill)
     elif name == "renaming":

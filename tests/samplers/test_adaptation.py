@@ -255,10 +255,12 @@ def test_a_kernel_with_an_embedding_is_adapted_to_its_observations(
 ) -> None:
     kernel = random_l2hmc(10, observation_dim=4, embedding_hidden=(3,))
     with torch.no_grad():
-        context = kernel.embed(torch.randn(5, 4))
-    warm = adapt(kernel, gaussian, torch.zeros(5, 10), 100, mass=mass, target=0.7, context=context)
-    chains = sample(warm.kernel, gaussian, warm.position, 200, context=context)
-    assert abs(float(chains.acceptance.mean()) - 0.7) < 0.15
+        context = kernel.embed(torch.randn(100, 4))
+    start = torch.randn(100, 10)
+    warm = adapt(kernel, gaussian, start, 400, mass=mass, target=0.7, context=context)
+    chains = sample(warm.kernel, gaussian, warm.position, 50, context=context)
+    # The standard deviation over seeds, of kernel, observations and noise.
+    assert abs(float(chains.acceptance.mean()) - 0.7) < 5 * 0.024
 
 
 @pytest.mark.filterwarnings("ignore:The .grad attribute of a Tensor:UserWarning")
