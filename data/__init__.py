@@ -1,6 +1,6 @@
 """Image data sets as LightningDataModules."""
 
-from data.batches import Batches, share
+from data.batches import Batches, shard_indices
 from data.errors import DataError, DataUnavailable
 from data.images import MNIST_SHAPE, ImageShape, ImageSplits, grey_levels
 from data.module import ImageDataModule, Split
@@ -25,6 +25,6 @@ __all__ = [
     "download_images",
     "grey_levels",
     "load_images",
-    "share",
+    "shard_indices",
     "splits_of_tensors",
 ]

@@ -85,7 +85,9 @@ class EpochBatches:
         self._resumed = dict(state)
 
 
-def share(count: int, batch_size: int, rank: int = 0, world_size: int = 1) -> Sequence[Tensor]:
+def shard_indices(
+    count: int, batch_size: int, rank: int = 0, world_size: int = 1
+) -> Sequence[Tensor]:
     """Return batches of indices that, over all processes, cover each image exactly once.
 
     Raises:

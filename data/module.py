@@ -9,7 +9,7 @@ from lightning.pytorch.trainer.states import TrainerFn
 from lightning.pytorch.utilities.rank_zero import rank_zero_only
 from torch import Tensor
 
-from data.batches import Batches, EpochBatches, TrainingBatches, share
+from data.batches import Batches, EpochBatches, TrainingBatches, shard_indices
 from data.errors import DataError, DataUnavailable
 from data.images import MNIST_SHAPE, ImageShape, ImageSplits, digest, grey_levels
 from data.own import check_levels, splits_of_tensors
@@ -277,7 +277,9 @@ class ImageDataModule(LightningDataModule):
 
     def _heldout_batches(self, split: Split) -> Batches:
         images = self.heldout(split).to(self._device)
-        return Batches(images, share(len(images), self.batch_size, self._rank, self._world_size))
+        return Batches(
+            images, shard_indices(len(images), self.batch_size, self._rank, self._world_size)
+        )
 
     @property
     def _loaded(self) -> ImageSplits:

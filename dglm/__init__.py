@@ -4,7 +4,7 @@ from dglm.ais import AISResult, AISSettings, estimate_log_likelihood
 from dglm.bidirectional import BidirectionalBounds, bidirectional_bounds
 from dglm.chain import Chain
 from dglm.convolutional import ConvolutionalDecoder, ConvolutionalEncoder
-from dglm.exactness import WatchExactness
+from dglm.exactness import ReversibilityMonitor
 from dglm.gaussian import DiagonalGaussian
 from dglm.importance import ImportanceResult, importance_weighted_bound
 from dglm.inpainting import KernelSteps, inpaint
@@ -39,9 +39,9 @@ __all__ = [
     "Likelihood",
     "LongChains",
     "PrincipalAxes",
+    "ReversibilityMonitor",
     "Safeguard",
     "TrainingFailed",
-    "WatchExactness",
     "bidirectional_bounds",
     "estimate_log_likelihood",
     "importance_weighted_bound",

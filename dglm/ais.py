@@ -15,7 +15,7 @@ from dglm.annealing import (
     temperatures,
     tune_step_sizes,
 )
-from dglm.memory import batches
+from dglm.memory import chunks_for_memory
 from dglm.model import GenerativeModel
 from dglm.precision import full_precision
 from dglm.starts import (
@@ -182,7 +182,7 @@ def annealed_chains(
     """
     pieces = []
     stream = _CHAIN_STREAM if exact is None else _REVERSE_STREAM
-    for first, rows in batches(model, images, num_chains):
+    for first, rows in chunks_for_memory(model, images, num_chains):
         generator = seeded_generator(images.device, seed, stream, first)
         own = slice(first, first + len(rows) // num_chains)
         start = of_images(starts, own)

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from dglm.gaussian import DiagonalGaussian, gaussian_log_prob
-from samplers import HMC, Energy, State, evaluate
+from samplers import HMC, Energy, State, value_and_gradient
 from samplers.adaptation import track_acceptance
 
 Schedule = Literal["sigmoid", "linear"]
@@ -53,9 +53,9 @@ class AnnealedEnergy:
         normaliser = 0.5 * math.log(2 * math.pi) * mean.shape[1]
         self._constant = (1 - beta) * log_std.sum(dim=-1) + normaliser
 
-    def evaluate(self, position: Tensor) -> State:
+    def value_and_gradient(self, position: Tensor) -> State:
         """Return the state at ``position`` (B, D) for the present β: one gradient evaluation."""
-        state = evaluate(self.misfit, position)
+        state = value_and_gradient(self.misfit, position)
         return self._combine(position, state.energy, state.gradient)
 
     def at(self, beta: float, state: State) -> State:
@@ -134,7 +134,7 @@ def anneal(
         progress: Called with the number of gradients of each chain since the last call.
     """
     energy.beta = float(betas[0])
-    state = energy.evaluate(position)
+    state = energy.value_and_gradient(position)
     progress(1)
     log_weight = torch.zeros(len(position), dtype=torch.float64, device=position.device)
     acceptance = torch.zeros_like(state.energy)
@@ -181,7 +181,7 @@ def tune_step_sizes(
     chosen = torch.linspace(0, len(inner) - 1, count).round().long()
     kernel = HMC(num_leapfrogs).to(energy.start.mean)
     energy.beta = 0.0
-    state = energy.evaluate(energy.start.sample(generator))
+    state = energy.value_and_gradient(energy.start.sample(generator))
     progress(1)
     found: list[Tensor] = []
     for index in chosen.tolist():

@@ -15,7 +15,7 @@ _PLACEMENT = ("device", "dtype")
 _CONTAINERS = (nn.Sequential, nn.ModuleList, nn.ModuleDict)
 
 
-def rebuildable(module: nn.Module) -> Description:
+def checked_description(module: nn.Module) -> Description:
     """Return the description of a module, once one with the same state has been built from it.
 
     Raises:

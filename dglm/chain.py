@@ -7,7 +7,7 @@ from torch import Tensor
 
 from dglm.gaussian import DiagonalGaussian
 from dglm.model import GenerativeModel
-from samplers import Kernel, State, leaf, reciprocal_jump_loss, squared_jump
+from samplers import Kernel, State, fresh_leaf, reciprocal_jump_loss, squared_jump
 
 
 class Chain(NamedTuple):
@@ -52,7 +52,7 @@ def run_chain(
     """
     variance = q.variance().detach()
     energy, context = model.energy(x), kernel.embed(x)
-    state = leaf(kernel.init(start.detach(), energy))
+    state = fresh_leaf(kernel.init(start.detach(), energy))
     energies, infos, jumps = [state.energy], [], []
     for _ in range(num_mh_steps):
         origin = state.position

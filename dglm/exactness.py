@@ -20,7 +20,7 @@ _WATCH_EVERY = 100
 _WATCHED_IMAGES = 32
 
 
-class WatchExactness(Callback):
+class ReversibilityMonitor(Callback):
     """Measures round trips of the kernel on some images once in a hundred updates, and warns.
 
     The round-trip error is the largest over chains and coordinates, in standard deviations of q for

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from dglm.gaussian import DiagonalGaussian
-from dglm.memory import batches
+from dglm.memory import chunks_for_memory
 from dglm.model import GenerativeModel
 from dglm.precision import full_precision
 from dglm.starts import encoded
@@ -66,7 +66,7 @@ def importance_weighted_bound(
     model.check_observations(images)
     at_once = min(num_samples, _SAMPLES_AT_ONCE)
     pieces = []
-    for first, rows in batches(model, images, at_once):
+    for first, rows in chunks_for_memory(model, images, at_once):
         generator = seeded_generator(images.device, seed, _STREAM, first)
         own = encoded(encoder, rows[::at_once])
         q = DiagonalGaussian(*(part.repeat_interleave(at_once, dim=0) for part in own))

@@ -8,7 +8,9 @@ from dglm.model import GenerativeModel
 _MEMORY_BUDGET = 2**30
 
 
-def batches(model: GenerativeModel, images: Tensor, num_chains: int) -> list[tuple[int, Tensor]]:
+def chunks_for_memory(
+    model: GenerativeModel, images: Tensor, num_chains: int
+) -> list[tuple[int, Tensor]]:
     """Return (first image, images repeated for their chains) in pieces of about a gibibyte.
 
     One image at least: its chains stay together.
@@ -40,7 +42,7 @@ def _bytes_per_chain(model: GenerativeModel, images: Tensor) -> int:
         ):
             x = torch.zeros(rows, images.shape[1], dtype=images.dtype, device=images.device)
             z = x.new_zeros(rows, model.latent_dim).requires_grad_()
-            model.misfit(x)(z)
+            model.negative_log_likelihood(x)(z)
         saved.append(total)
     image = images.shape[1] * images.element_size()
     return 2 * (saved[1] - saved[0] + image)

@@ -6,11 +6,11 @@ from torch.func import functional_call
 
 from dglm.likelihoods import Bernoulli, Likelihood
 from dglm.networks import Decoder
-from samplers import State, evaluate
+from samplers import State, value_and_gradient
 from samplers.products import detached_linear
 
 
-class Misfit:
+class NegativeLogLikelihood:
     """z ↦ -log p(x|z) for given observations; no gradient reaches the decoder's weights.
 
     They are not copied: after an update in place, an optimizer's, it is another function, and a
@@ -39,10 +39,10 @@ class Misfit:
         parameters = functional_call(self.decoder, self.frozen, (z,))
         return -self.likelihood.log_prob(parameters, self.x)
 
-    def evaluate(self, position: Tensor) -> State:
+    def value_and_gradient(self, position: Tensor) -> State:
         """Return the value and the gradient at z (B, latent_dim)."""
         if not self.by_hand or (torch.is_grad_enabled() and position.requires_grad):
-            return evaluate(self.__call__, position)
+            return value_and_gradient(self.__call__, position)
         return State(position, *self._by_hand(position))
 
     def _by_hand(self, z: Tensor) -> tuple[Tensor, Tensor]:

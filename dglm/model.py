@@ -5,7 +5,7 @@ from torch import Tensor, nn
 
 from dglm.gaussian import gaussian_log_prob
 from dglm.likelihoods import Bernoulli, Likelihood
-from dglm.misfit import Misfit
+from dglm.misfit import NegativeLogLikelihood
 from dglm.networks import Selected
 from samplers import State
 
@@ -66,11 +66,11 @@ class GenerativeModel(nn.Module):
 
         No gradient reaches the decoder's parameters through it; it sees their present values.
         """
-        return PosteriorEnergy(self.misfit(x))
+        return PosteriorEnergy(self.negative_log_likelihood(x))
 
-    def misfit(self, x: Tensor) -> Misfit:
+    def negative_log_likelihood(self, x: Tensor) -> NegativeLogLikelihood:
         """Return z ↦ -log p(x|z) for observations (B, N), with the decoder frozen."""
-        return Misfit(self.decoder, self.likelihood, x)
+        return NegativeLogLikelihood(self.decoder, self.likelihood, x)
 
     def marginal(self, given: Tensor) -> "GenerativeModel":
         r"""Return the model of some of the observations alone.
@@ -150,16 +150,16 @@ class GenerativeModel(nn.Module):
 class PosteriorEnergy:
     """U(z) = -log p(x, z), the posterior's energy up to log p(x)."""
 
-    def __init__(self, misfit: Misfit) -> None:
-        self.misfit = misfit
+    def __init__(self, negative_log_likelihood: NegativeLogLikelihood) -> None:
+        self.negative_log_likelihood = negative_log_likelihood
 
     def __call__(self, z: Tensor) -> Tensor:
         """Return U(z), (B,) nats."""
-        return self.misfit(z) - gaussian_log_prob(z)
+        return self.negative_log_likelihood(z) - gaussian_log_prob(z)
 
-    def evaluate(self, position: Tensor) -> State:
+    def value_and_gradient(self, position: Tensor) -> State:
         """Return U and its gradient, that of the Gaussian prior being z itself."""
-        state = self.misfit.evaluate(position)
+        state = self.negative_log_likelihood.value_and_gradient(position)
         energy = state.energy - gaussian_log_prob(position)
         return State(position, energy, state.gradient + position)
 

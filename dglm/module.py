@@ -8,7 +8,7 @@ from lightning.pytorch import Callback
 from lightning.pytorch.utilities.types import OptimizerLRScheduler
 from torch import Tensor, nn
 
-from dglm.architecture import Description, build, rebuildable
+from dglm.architecture import Description, build, checked_description
 from dglm.chain import Chain, run_chain
 from dglm.evaluation import LikelihoodEvaluation
 from dglm.gaussian import DiagonalGaussian
@@ -112,9 +112,9 @@ class DGLM(LikelihoodEvaluation):
         self.safeguard = Safeguard()
         """Counts skipped updates and divergences."""
         arguments = {
-            "model": rebuildable(self.model),
-            "encoder": rebuildable(self.encoder),
-            "kernel": None if self.kernel is None else rebuildable(self.kernel),
+            "model": checked_description(self.model),
+            "encoder": checked_description(self.encoder),
+            "kernel": None if self.kernel is None else checked_description(self.kernel),
             "num_mh_steps": num_mh_steps,
             "learning_rate": learning_rate,
             "seed": seed,

@@ -8,7 +8,7 @@ from torch import Tensor, nn
 
 from dglm.annealing import AnnealedEnergy
 from dglm.gaussian import DiagonalGaussian, gaussian_log_prob
-from dglm.memory import batches
+from dglm.memory import chunks_for_memory
 from dglm.model import GenerativeModel, PosteriorEnergy, check_evaluation_mode
 from samplers import HMC, State, seeded_generator, track_acceptance
 
@@ -78,7 +78,7 @@ def of_images(gaussians: Gaussians, images: slice | Tensor) -> Gaussians:
     return type(gaussians)(*(part[images] for part in gaussians))
 
 
-class WhitenedMisfit:
+class WhitenedLikelihood:
     r"""What is left of the posterior's energy in the coordinates of a fitted Gaussian.
 
     .. math:: -\log \frac{p(x, μ + L w)\, |L|}{\mathcal N(w; 0, I)}
@@ -91,9 +91,9 @@ class WhitenedMisfit:
         self.fitted = fitted
         self.log_determinant = fitted.log_determinant().repeat_interleave(chains)
 
-    def evaluate(self, position: Tensor) -> State:
+    def value_and_gradient(self, position: Tensor) -> State:
         """Return the value and the gradient at w (B, D)."""
-        state = self.energy.evaluate(self.fitted.colour(position))
+        state = self.energy.value_and_gradient(self.fitted.colour(position))
         value = state.energy - self.log_determinant + gaussian_log_prob(position)
         return State(position, value, self.fitted.pull(state.gradient) - position)
 
@@ -141,10 +141,10 @@ def annealed_path(model: GenerativeModel, rows: Tensor, start: Gaussians) -> Ann
     chains = len(rows) // len(start.mean)
     if isinstance(start, FittedGaussian):
         zeros = start.mean.new_zeros(len(rows), start.mean.shape[1])
-        misfit = WhitenedMisfit(model.energy(rows), start, chains)
+        misfit = WhitenedLikelihood(model.energy(rows), start, chains)
         return AnnealedEnergy(misfit, DiagonalGaussian(zeros, zeros))
     repeated = (part.repeat_interleave(chains, dim=0) for part in start)
-    return AnnealedEnergy(model.misfit(rows), DiagonalGaussian(*repeated))
+    return AnnealedEnergy(model.negative_log_likelihood(rows), DiagonalGaussian(*repeated))
 
 
 def fit_gradients(start: Start | str, num_leapfrogs: int) -> int:
@@ -176,7 +176,7 @@ def _fit(
     Eagerly: compiling these shapes would take longer than most fits.
     """
     kernel, fits = HMC(num_leapfrogs).to(images), []
-    for first, rows in batches(model, images, _CHAINS):
+    for first, rows in chunks_for_memory(model, images, _CHAINS):
         generator = seeded_generator(images.device, seed, _STREAM, first)
         own = encoded(encoder, rows[::_CHAINS])
         q = DiagonalGaussian(*(part.repeat_interleave(_CHAINS, dim=0) for part in own))

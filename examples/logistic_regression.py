@@ -103,11 +103,13 @@ def run(
         return result(name, chains.draws, kernel.num_leapfrogs, training_gradients)
 
     results = [
-        measured(f"HMC, leapfrogs: {length}", warm.kernel.around(HMC(length, step_size)), warm_up)
+        measured(
+            f"HMC, leapfrogs: {length}", warm.kernel.with_kernel(HMC(length, step_size)), warm_up
+        )
         for length in (1, 2, 3)
     ]
     torch.manual_seed(seed)
-    learned = warm.kernel.around(L2HMC(energy.dim, 3, step_size))
+    learned = warm.kernel.with_kernel(L2HMC(energy.dim, 3, step_size))
     # A reciprocal loss that also sees short jumps: at λ = 1 the chains learn to step from side to
     # side, and tails mix ten times worse. Chosen from λ = 4, 8, 16 and 2 or 3 leapfrogs.
     settings = TrainingSettings(

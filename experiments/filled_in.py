@@ -14,7 +14,7 @@ _STREAM, _REFERENCE_STREAM = 0x66696C6C, 0x6D617267696E616C
 _REFERENCE_LEAPFROGS, _REFERENCE_WARM_UP, _REFERENCE_THIN = 10, 300, 5
 
 
-class Hidden(NamedTuple):
+class InpaintingTask(NamedTuple):
     """Images with hidden pixels, and how many chains fill each in."""
 
     dglm: DGLM
@@ -40,7 +40,7 @@ class Hidden(NamedTuple):
 
 @torch.no_grad()
 def fill_in(
-    hidden: Hidden, posterior: nn.Module | KernelSteps, progress: Callable[[int], object]
+    hidden: InpaintingTask, posterior: nn.Module | KernelSteps, progress: Callable[[int], object]
 ) -> tuple[Tensor, Tensor]:
     """Run block Gibbs from draws of q(z|x) of the whole images.
 
@@ -68,14 +68,14 @@ def fill_in(
     return torch.stack(classes), frames
 
 
-def reference_gradients(hidden: Hidden) -> int:
+def reference_gradients(hidden: InpaintingTask) -> int:
     """Return the gradients of U that :func:`posterior_classes` takes."""
     steps = _REFERENCE_WARM_UP + _REFERENCE_THIN * hidden.sweeps
     return len(hidden.images) * hidden.num_chains * (2 + steps * _REFERENCE_LEAPFROGS)
 
 
 @torch.no_grad()
-def posterior_classes(hidden: Hidden, progress: Callable[[int], object]) -> Tensor:
+def posterior_classes(hidden: InpaintingTask, progress: Callable[[int], object]) -> Tensor:
     """Return the classes of draws of p(z | given pixels), (sweeps, N · chain).
 
     By tuned HMC from draws of the prior, the hidden pixels integrated out: nothing is shared with

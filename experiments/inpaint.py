@@ -25,7 +25,7 @@ from experiments.command import (
     run_command,
 )
 from experiments.figures import MaskName, given_pixels, save_inpainting
-from experiments.filled_in import Hidden, fill_in, posterior_classes, reference_gradients
+from experiments.filled_in import InpaintingTask, fill_in, posterior_classes, reference_gradients
 from experiments.heldout import DataOptions, held_out
 from experiments.inpainting_results import (
     NAMES,
@@ -120,7 +120,7 @@ def run_into(output: Path, options: Inpaint, dglm: DGLM, trained: dict[str, Any]
     )
     given = mask.to(dglm.device)
     classifier = train_classifier(data, options.seed)
-    hidden = Hidden(
+    hidden = InpaintingTask(
         dglm, images, given, classifier, options.num_chains, options.sweeps, options.seed
     )
     figures, classes, shown = {}, {}, {}

@@ -8,7 +8,7 @@ from rich.table import Table
 from torch import Tensor
 
 from experiments.classes import class_frequencies, movement, total_variation
-from experiments.filled_in import Hidden
+from experiments.filled_in import InpaintingTask
 from experiments.scoring import mean_and_error
 
 NAMES = {
@@ -21,13 +21,13 @@ _BURN_IN = 0.2
 """Share of the sweeps that frequencies leave out: chains begin at the whole images."""
 
 
-def of_chains(hidden: Hidden, classes: Tensor) -> dict[str, Tensor]:
+def of_chains(hidden: InpaintingTask, classes: Tensor) -> dict[str, Tensor]:
     """Return how each chain moves among classes (sweeps, image · chain), (image, chain) each."""
     return {name: value.view(-1, hidden.num_chains) for name, value in movement(classes).items()}
 
 
 def class_distances(
-    hidden: Hidden, classes: dict[str, Tensor], reference: Tensor
+    hidden: InpaintingTask, classes: dict[str, Tensor], reference: Tensor
 ) -> dict[str, Tensor]:
     """Return how far each image's frequencies of the classes are from the reference's, (N,).
 

@@ -14,7 +14,7 @@ from lightning.pytorch.loggers import CSVLogger, TensorBoardLogger
 from lightning.pytorch.utilities.rank_zero import rank_zero_only
 
 from data import ImageDataModule
-from dglm import WatchExactness
+from dglm import ReversibilityMonitor
 from experiments.banner import Banner
 from experiments.checkpoints import check_same_model, read_checkpoint
 from experiments.command import (
@@ -127,7 +127,7 @@ class MnistCLI(LightningCLI):
         callbacks: list[Callback] = [
             # Before what runs the kernel after an update.
             CompileTraining(self.config.compile, self.config.recompute),
-            WatchExactness(),
+            ReversibilityMonitor(),
             ImagesOverTime(),
             SaveCheckpoints(self.folder),
         ]

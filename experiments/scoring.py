@@ -9,7 +9,7 @@ from typing import Any, cast
 from lightning.pytorch import Callback, LightningModule, Trainer
 from torch import Tensor
 
-from data import Batches, share
+from data import Batches, shard_indices
 from dglm import DGLM, AISResult, AISSettings
 from dglm.ais import gradient_evaluations
 from experiments.partial import partial_file
@@ -29,7 +29,7 @@ def score(
 
     Batches that ``dglm.test_results`` holds are not estimated again.
     """
-    rows = share(len(images), batch_size, trainer.global_rank, trainer.world_size)
+    rows = shard_indices(len(images), batch_size, trainer.global_rank, trainer.world_size)
     batches = Batches(images.to(trainer.strategy.root_device), rows)
     costs = scoring_gradients(rows, settings)
     done = sum(costs[index] for index in dglm.test_results)

@@ -2,7 +2,7 @@
 
 from samplers.adaptation import Adapted, DualAveraging, Mass, adapt, track_acceptance
 from samplers.chains import Chains, Snapshot, sample, sample_chunks
-from samplers.densities import Gaussian, GaussianMixture, Target
+from samplers.densities import GaussianMixture, GaussianTarget, Target
 from samplers.diagnostics import (
     RELEASE_CUTOFF,
     ESSPerStep,
@@ -12,7 +12,7 @@ from samplers.diagnostics import (
     summarise,
 )
 from samplers.distributions import DistributionEnergy
-from samplers.energy import Energy, EnergyWithGradient, State, evaluate, leaf
+from samplers.energy import Energy, EnergyWithGradient, State, fresh_leaf, value_and_gradient
 from samplers.exactness import RoundTrip, round_trip
 from samplers.hmc import HMC
 from samplers.kernel import Info, Kernel, Noise
@@ -46,8 +46,8 @@ __all__ = [
     "Energy",
     "EnergyWithGradient",
     "Funnel",
-    "Gaussian",
     "GaussianMixture",
+    "GaussianTarget",
     "Info",
     "Kernel",
     "Mass",
@@ -65,9 +65,8 @@ __all__ = [
     "adapt",
     "autocorrelation",
     "ess_per_step",
-    "evaluate",
+    "fresh_leaf",
     "ill_conditioned_gaussian",
-    "leaf",
     "mixed_seed",
     "parallel_tempering",
     "reciprocal_jump_loss",
@@ -80,4 +79,5 @@ __all__ = [
     "summarise",
     "track_acceptance",
     "train_sampler",
+    "value_and_gradient",
 ]

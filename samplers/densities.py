@@ -64,7 +64,7 @@ class Target(nn.Module, ABC):
         return self._draw(standard_normal(like, generator), generator)
 
 
-class Gaussian(Target):
+class GaussianTarget(Target):
     r"""A multivariate normal distribution.
 
     .. math:: U(x) = \tfrac{1}{2} (x - μ)^\top Σ^{-1} (x - μ)

@@ -27,7 +27,7 @@ class EnergyWithGradient(Protocol):
     Whatever it puts into the state's ``extra`` follows the chain through acceptance and rejection.
     """
 
-    def evaluate(self, position: Tensor) -> State:
+    def value_and_gradient(self, position: Tensor) -> State:
         """Return the state at ``position`` (B, D).
 
         Where gradients are enabled and ``position`` requires them, as in the training of a
@@ -40,14 +40,14 @@ Energy = Callable[[Tensor], Tensor] | EnergyWithGradient
 """U(z) = -log p(z) + constant, from (B, D) to (B,) nats; the rows are independent."""
 
 
-def evaluate(energy: Energy, position: Tensor) -> State:
+def value_and_gradient(energy: Energy, position: Tensor) -> State:
     r"""Return position, U(position) and its gradient.
 
     Where gradients are enabled and ``position`` requires them, the result is differentiable, to
     second order in U. Elsewhere it is detached, from the parameters inside ``energy`` too.
 
     Arguments:
-        energy: U, from (B, D) to (B,); or an object with ``evaluate(position) -> State``.
+        energy: U, from (B, D) to (B,); or an object with ``value_and_gradient(position) -> State``.
         position: The points, (B, D).
 
     Raises:
@@ -55,7 +55,7 @@ def evaluate(energy: Energy, position: Tensor) -> State:
             gradient is not differentiable where it must be.
     """
     if isinstance(energy, EnergyWithGradient):
-        return _differentiable(energy.evaluate(position), position)
+        return _differentiable(energy.value_and_gradient(position), position)
     # torch.func.grad is what works inside a compiled region and in inference mode;
     # elsewhere autograd.grad is two to three times faster.
     if torch.compiler.is_compiling():
@@ -77,7 +77,7 @@ def _differentiable(state: State, position: Tensor) -> State:
     needed = torch.is_grad_enabled() and position.requires_grad
     if needed and not state.energy.requires_grad:
         raise ValueError(
-            "the energy's evaluate(position) returns an energy without a gradient, from which no "
+            "value_and_gradient of the energy returns one without a gradient, from which no "
             "sampler can be trained: compute it from position, with gradients enabled"
         )
     return state
@@ -95,14 +95,14 @@ class Tempered:
         self.energy = energy
         self.temperature = temperature
 
-    def evaluate(self, position: Tensor) -> State:
+    def value_and_gradient(self, position: Tensor) -> State:
         """Return the state at ``position`` (B, D)."""
-        state = evaluate(self.energy, position)
+        state = value_and_gradient(self.energy, position)
         scaled = state.gradient / self.temperature[..., None]
         return State(position, state.energy / self.temperature, scaled, state.extra)
 
 
-def leaf(state: State) -> State:
+def fresh_leaf(state: State) -> State:
     """Cut a state off from what it was computed from; let it require gradients where enabled.
 
     A state does after a differentiable step; where the first one did not, the compiler would

@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
-from samplers.energy import Energy, State, evaluate, finite_gradient
+from samplers.energy import Energy, State, finite_gradient, value_and_gradient
 from samplers.products import onednn_is_faster
 
 DIVERGENCE_THRESHOLD = 1000.0
@@ -106,7 +106,7 @@ class Kernel(nn.Module, ABC):
 
     def init(self, position: Tensor, energy: Energy) -> State:
         """Return the state of chains at ``position`` (B, D): one gradient evaluation."""
-        return evaluate(energy, position)
+        return value_and_gradient(energy, position)
 
     def noise(self, state: State, generator: torch.Generator | None = None) -> Noise:
         """Draw the randomness of one step."""

@@ -6,7 +6,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from samplers.energy import Energy, State, evaluate
+from samplers.energy import Energy, State, value_and_gradient
 
 
 class Update(NamedTuple):
@@ -40,7 +40,7 @@ def leapfrogs(
     backward = -step_size
     momentum = torch.addcmul(momentum, backward, state.gradient, value=0.5)
     for remaining in reversed(range(count)):
-        state = evaluate(energy, torch.addcmul(state.position, step_size, momentum))
+        state = value_and_gradient(energy, torch.addcmul(state.position, step_size, momentum))
         share = 1.0 if remaining else 0.5
         momentum = torch.addcmul(momentum, backward, state.gradient, value=share)
     return state, momentum
@@ -100,7 +100,7 @@ def augmented_leapfrog(
     momentum, change_1 = kick(state, momentum)
     position, change_2 = drift(state.position, momentum, mask)
     position, change_3 = drift(position, momentum, ~mask)
-    end = evaluate(energy, position)
+    end = value_and_gradient(energy, position)
     momentum, change_4 = kick(end, momentum)
     return end, momentum, (change_1 + change_2 + change_3 + change_4).sum(dim=-1)
 

@@ -6,7 +6,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from samplers.energy import Energy, State, evaluate
+from samplers.energy import Energy, State, value_and_gradient
 from samplers.kernel import Kernel
 
 
@@ -52,7 +52,7 @@ class Preconditioned(Kernel):
         self.register_buffer("location", location.clone())
         self.register_buffer("factor", factor.clone())
 
-    def around(self, kernel: Kernel) -> "Preconditioned":
+    def with_kernel(self, kernel: Kernel) -> "Preconditioned":
         """Return another kernel in these same coordinates."""
         return Preconditioned(kernel, self.location, self.factor)
 
@@ -102,8 +102,8 @@ class _Whitened:
         self.location = location
         self.factor = factor
 
-    def evaluate(self, position: Tensor) -> State:
-        state = evaluate(self.energy, self.out_of(position))
+    def value_and_gradient(self, position: Tensor) -> State:
+        state = value_and_gradient(self.energy, self.out_of(position))
         return State(position, state.energy, self.pull(state.gradient), state.extra)
 
     def into(self, x: Tensor) -> Tensor:

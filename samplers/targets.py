@@ -6,7 +6,7 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-from samplers.densities import Gaussian, GaussianMixture, Target
+from samplers.densities import GaussianMixture, GaussianTarget, Target
 from samplers.random import standard_normal
 
 
@@ -168,7 +168,7 @@ class Banana(Target):
         return self.curvature * (first.square() - self.variance)
 
 
-def ill_conditioned_gaussian(dim: int = 50) -> Gaussian:
+def ill_conditioned_gaussian(dim: int = 50) -> GaussianTarget:
     r"""Return the paper's ICG: independent variances, log-spaced from 1e-2 to 1e2.
 
     .. math:: σ_i^2 = 10^{-2 + 4 (i - 1) / (D - 1)}, \quad i = 1, …, D
@@ -181,10 +181,10 @@ def ill_conditioned_gaussian(dim: int = 50) -> Gaussian:
         Sohl-Dickstein, 2018), Section 5.1.
     """
     variances = torch.logspace(-2, 2, dim, dtype=torch.float64)
-    return Gaussian(torch.zeros(dim), variances.diag())
+    return GaussianTarget(torch.zeros(dim), variances.diag())
 
 
-def strongly_correlated_gaussian(small_variance: float = 1e-2) -> Gaussian:
+def strongly_correlated_gaussian(small_variance: float = 1e-2) -> GaussianTarget:
     r"""Return the paper's SCG: variances 1e2 and ``small_variance``, rotated by π/4.
 
     .. math:: Σ = R \operatorname{diag}(100, s) R^\top
@@ -197,7 +197,7 @@ def strongly_correlated_gaussian(small_variance: float = 1e-2) -> Gaussian:
         Sohl-Dickstein, 2018), Section 5.1.
     """
     mean, difference = 0.5 * (100 + small_variance), 0.5 * (100 - small_variance)
-    return Gaussian(
+    return GaussianTarget(
         torch.zeros(2),
         torch.tensor([[mean, difference], [difference, mean]], dtype=torch.float64),
     )

@@ -9,7 +9,7 @@ from typing import NamedTuple, get_args
 import torch
 from torch import Tensor
 
-from samplers.energy import Energy, Tempered, leaf
+from samplers.energy import Energy, Tempered, fresh_leaf
 from samplers.files import load_plain, save_whole
 from samplers.kernel import Kernel, finite_start
 from samplers.metric import Metric, check_spread, measured_jump
@@ -210,7 +210,7 @@ class _Training:
         if settings.initial_weight > 0:
             fresh = self.initial(settings.num_chains, generator).to(start)
             start = torch.cat([start, fresh])
-        state = leaf(self.kernel.init(start, self.energy))
+        state = fresh_leaf(self.kernel.init(start, self.energy))
         noise = self.kernel.noise(state, generator)
         [(after, info)] = self.kernel(state, self.energy, [noise])
         jump = measured_jump(settings.metric, self.moments, start, info.proposal)

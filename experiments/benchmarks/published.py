@@ -3,7 +3,7 @@
 import torch
 from torch import Tensor
 
-from samplers import L2HMC, Energy, State, evaluate
+from samplers import L2HMC, Energy, State, value_and_gradient
 from samplers.leapfrog import Update, augmented_leapfrog
 from samplers.networks import UpdateNetwork
 
@@ -68,7 +68,7 @@ class PublishedL2HMC(L2HMC):
                 return unfused(self.position_network, fixed, v, time, embedded)
 
             state, momentum, change = augmented_leapfrog(
-                evaluate(energy, state.position),
+                value_and_gradient(energy, state.position),
                 momentum,
                 direction,
                 energy,

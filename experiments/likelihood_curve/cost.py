@@ -13,7 +13,7 @@ from rich.console import Console
 from rich.table import Table
 from torch import Tensor
 
-from data import share
+from data import shard_indices
 from dglm import DGLM, estimate_log_likelihood
 from dglm.ais import gradient_evaluations
 from experiments.compilation import images_per_update
@@ -100,7 +100,7 @@ def print_costs(options: LikelihoodCurve) -> None:
         hours = f"{cost.seconds / 3600:.2f}"
         table.add_row(f"{name}, each seed", f"{cost.updates:,}", f"{cost.gradients:.2g}", hours)
     scores = len(options.models()) * len(options.splits)
-    batches = share(options.num_images, Evaluate.batch_size)
+    batches = shard_indices(options.num_images, Evaluate.batch_size)
     gradients = scores * sum(scoring_gradients(batches, options))
     hours = f"{gradients * median(scoring) / 3600:.2f}"
     table.add_row(f"all trainings, {seeds} seed(s)", "", "", f"{total / 3600:.2f}")

@@ -194,7 +194,7 @@ def train(
         warm = cast(
             Preconditioned, warmed_up(target, start, "dense", options.num_steps, options.seed)
         )
-        kernel = warm.around(kernel)
+        kernel = warm.with_kernel(kernel)
         gradients = warm_up_gradients(options.num_steps) * len(start)
         seconds = time.perf_counter() - began
 

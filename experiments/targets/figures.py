@@ -9,7 +9,15 @@ from matplotlib.patches import Circle
 from torch import Tensor
 
 from experiments.targets.measure import Measured
-from samplers import L2HMC, Gaussian, GaussianMixture, Kernel, RoughWell, Target, seeded_generator
+from samplers import (
+    L2HMC,
+    GaussianMixture,
+    GaussianTarget,
+    Kernel,
+    RoughWell,
+    Target,
+    seeded_generator,
+)
 
 _PATHS = 8
 _TRACE_STEPS = 60
@@ -64,7 +72,7 @@ def draw_learned(path: Path, target: Target, kernel: L2HMC, lines: list[Measured
         _gradient_factors(axes, target, kernel)
     elif isinstance(target, GaussianMixture):
         _crossing_energies(axes, target, kernel)
-    elif isinstance(target, Gaussian) and target.dim > 2:
+    elif isinstance(target, GaussianTarget) and target.dim > 2:
         _relative_moves(axes, target, lines)
     else:
         _proposal_paths(axes, target, kernel)
@@ -140,7 +148,7 @@ def _relative_moves(axes: Axes, target: Target, lines: list[Measured]) -> None:
 def _proposal_paths(axes: Axes, target: Target, kernel: L2HMC) -> None:
     """Draw the leapfrogs of some proposals over the density."""
     positions, _ = _trajectories(target, kernel, _PATHS)
-    if isinstance(target, Gaussian):
+    if isinstance(target, GaussianTarget):
         # On its own scale a narrow Gaussian is a line: its principal axes, each in its deviation.
         positions = (positions - target.mean) @ target.whitening
         for radius in (1, 2, 3):

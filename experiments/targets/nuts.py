@@ -11,7 +11,7 @@ from torch import Tensor
 
 from experiments.targets.measure import Cost
 from samplers import Chains
-from samplers.densities import Gaussian, GaussianMixture, Target
+from samplers.densities import GaussianMixture, GaussianTarget, Target
 from samplers.targets import Banana, Funnel, RoughWell
 
 _WARM_UP_STEPS = 1000
@@ -111,7 +111,7 @@ def _log_density(target: Target) -> Callable[[Any], Any]:
     import jax.numpy as jnp
     from jax.scipy.special import logsumexp
 
-    if isinstance(target, Gaussian):
+    if isinstance(target, GaussianTarget):
         precision = jnp.asarray(torch.linalg.inv(target.covariance).float().numpy())
         mean = jnp.asarray(target.mean.float().numpy())
         return lambda x: -0.5 * (x - mean) @ precision @ (x - mean)

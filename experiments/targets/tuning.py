@@ -94,7 +94,7 @@ def tune(
         steps = min(num_steps // 5, max(num_steps // 33, num_steps // length))
         moving: Kernel = HMC(length, multiple * float(warm.step_size))
         if isinstance(warm, Preconditioned):
-            moving = warm.around(moving)
+            moving = warm.with_kernel(moving)
         generator = seeded_generator(start.device, seed, _TUNING_STREAM)
         draws = sample(moving, target, start, steps, generator=generator).draws
         gradients += steps * length * len(start)

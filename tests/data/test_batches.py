@@ -5,7 +5,7 @@ from typing import Any
 import pytest
 import torch
 
-from data.batches import Batches, EpochBatches, TrainingBatches, share
+from data.batches import Batches, EpochBatches, TrainingBatches, shard_indices
 from data.errors import DataError
 
 
@@ -89,7 +89,7 @@ def test_resuming_after_an_epoch_starts_the_next_from_its_beginning() -> None:
 @pytest.mark.parametrize("count", [0, 3, 10, 11])
 @pytest.mark.parametrize("world_size", [1, 2, 3])
 def test_shares_cover_each_image_once(count: int, world_size: int) -> None:
-    shares = [share(count, 4, rank, world_size) for rank in range(world_size)]
+    shares = [shard_indices(count, 4, rank, world_size) for rank in range(world_size)]
     batches = [indices for own in shares for indices in own]
     assert all(0 < len(indices) <= 4 for indices in batches)
     assert sorted(flat(indices.tolist() for indices in batches)) == list(range(count))
@@ -98,11 +98,11 @@ def test_shares_cover_each_image_once(count: int, world_size: int) -> None:
 @pytest.mark.parametrize("rank", [0, 1, 2])
 def test_no_process_is_left_without_images(rank: int) -> None:
     with pytest.raises(DataError, match="cannot be shared among 3 processes"):
-        share(2, 4, rank, 3)
+        shard_indices(2, 4, rank, 3)
 
 
 def test_batches_are_rows() -> None:
     images = torch.arange(10).view(5, 2)
-    batches = Batches(images, share(5, 2))
+    batches = Batches(images, shard_indices(5, 2))
     assert len(batches) == 3
     assert torch.equal(torch.cat(list(batches)), images)

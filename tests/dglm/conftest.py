@@ -8,7 +8,7 @@ from torch import Tensor, nn
 from torch.distributions import MultivariateNormal
 
 from dglm import DGLM, Decoder, Encoder, Gaussian, GenerativeModel
-from dglm.misfit import Misfit
+from dglm.misfit import NegativeLogLikelihood
 from samplers import HMC, L2HMC, Kernel, State
 
 PIXELS, LATENT = 6, 3
@@ -82,13 +82,13 @@ def build_dglm() -> Callable[..., DGLM]:
 @pytest.fixture
 def gradients(monkeypatch: pytest.MonkeyPatch) -> list[int]:
     """The numbers of rows at which the likelihood's gradient has been evaluated."""
-    rows, evaluate = [], Misfit.evaluate
+    rows, value_and_gradient = [], NegativeLogLikelihood.value_and_gradient
 
-    def counting(self: Misfit, position: Tensor) -> State:
+    def counting(self: NegativeLogLikelihood, position: Tensor) -> State:
         rows.append(len(position))
-        return evaluate(self, position)
+        return value_and_gradient(self, position)
 
-    monkeypatch.setattr(Misfit, "evaluate", counting)
+    monkeypatch.setattr(NegativeLogLikelihood, "value_and_gradient", counting)
     return rows
 
 

@@ -9,7 +9,7 @@ from torch.distributions import MultivariateNormal
 
 from dglm import DiagonalGaussian, GenerativeModel
 from dglm.annealing import AnnealedEnergy, anneal, pilot_gradients, temperatures, tune_step_sizes
-from samplers import HMC, Kernel, State, evaluate, seeded_generator
+from samplers import HMC, Kernel, State, seeded_generator, value_and_gradient
 
 Model = Callable[..., GenerativeModel]
 ExactLogLikelihood = Callable[[GenerativeModel, Tensor], Tensor]
@@ -26,7 +26,7 @@ class Path:
 
     def misfit(self, z: Tensor) -> Tensor:
         self.calls += 1
-        return self.model.misfit(self.x)(z)  # type: ignore[operator]
+        return self.model.negative_log_likelihood(self.x)(z)  # type: ignore[operator]
 
     def by_hand(self, beta: float, z: Tensor) -> Tensor:
         log_joint = self.model.log_joint(self.x, z)
@@ -75,7 +75,10 @@ def test_impossible_temperatures_are_refused() -> None:
 def test_the_path_leads_from_the_start_to_the_posterior(path: Path, beta: float) -> None:
     z = torch.randn(7, 3)
     path.energy.beta = beta
-    state, expected = path.energy.evaluate(z), evaluate(lambda z: path.by_hand(beta, z), z)
+    state, expected = (
+        path.energy.value_and_gradient(z),
+        value_and_gradient(lambda z: path.by_hand(beta, z), z),
+    )
     torch.testing.assert_close(state[:3], expected[:3])
 
 
@@ -85,7 +88,7 @@ def test_narrow_starts_are_exact_in_single_precision(std: float) -> None:
     start = DiagonalGaussian(mean, torch.full_like(mean, std).log())
     path = AnnealedEnergy(lambda z: 0.0 * z.sum(dim=-1), start)
     draws = start.sample(), start.sample()
-    first, second = (path.evaluate(z).energy.double() for z in draws)
+    first, second = (path.value_and_gradient(z).energy.double() for z in draws)
     exact = DiagonalGaussian(*(part.double() for part in start))
     expected = exact.log_prob(draws[1].double()) - exact.log_prob(draws[0].double())
     # The last digits of energies of up to 300 nats.
@@ -93,11 +96,11 @@ def test_narrow_starts_are_exact_in_single_precision(std: float) -> None:
 
 
 def test_a_change_of_temperature_costs_no_gradient(path: Path) -> None:
-    state = path.energy.evaluate(torch.randn(7, 3))
+    state = path.energy.value_and_gradient(torch.randn(7, 3))
     assert path.calls == 1
     changed = path.energy.at(0.6, state)
     assert path.calls == 1
-    expected = path.energy.evaluate(state.position)
+    expected = path.energy.value_and_gradient(state.position)
     torch.testing.assert_close(changed, expected)
     assert not torch.equal(changed.energy, state.energy)
 
@@ -105,16 +108,21 @@ def test_a_change_of_temperature_costs_no_gradient(path: Path) -> None:
 def test_what_a_chain_carries_stays_that_of_its_position(path: Path) -> None:
     kernel = HMC(3, 1.2)
     path.energy.beta = 0.5
-    state = path.energy.evaluate(path.start.sample())
+    state = path.energy.value_and_gradient(path.start.sample())
     moved, info = kernel.step(state, path.energy, kernel.noise(state))
     assert info.accepted.any()
     assert not info.accepted.all()
-    torch.testing.assert_close(path.energy.at(0.9, moved), path.energy.evaluate(moved.position))
+    torch.testing.assert_close(
+        path.energy.at(0.9, moved), path.energy.value_and_gradient(moved.position)
+    )
 
 
 def test_slope_is_the_derivative_of_the_path_in_the_temperature(path: Path) -> None:
     z = torch.randn(7, 3)
-    state, slope = path.energy.evaluate(z), path.energy.slope(path.energy.evaluate(z))
+    state, slope = (
+        path.energy.value_and_gradient(z),
+        path.energy.slope(path.energy.value_and_gradient(z)),
+    )
     difference = path.energy.at(0.0, state).energy - path.energy.at(1.0, state).energy
     torch.testing.assert_close(slope, difference)
     expected = path.model.log_joint(path.x, z) - path.start.log_prob(z)
@@ -123,8 +131,8 @@ def test_slope_is_the_derivative_of_the_path_in_the_temperature(path: Path) -> N
 
 def test_slope_is_float64_for_a_float32_model(path: Path) -> None:
     start = DiagonalGaussian(*(tensor.float() for tensor in path.start))
-    energy = AnnealedEnergy(path.model.float().misfit(path.x.float()), start)
-    state = energy.evaluate(torch.randn(7, 3).float())
+    energy = AnnealedEnergy(path.model.float().negative_log_likelihood(path.x.float()), start)
+    state = energy.value_and_gradient(torch.randn(7, 3).float())
     assert state.energy.dtype == torch.float32
     assert energy.slope(state).dtype == torch.float64
 
@@ -210,7 +218,10 @@ def test_reverse_annealing_from_exact_draws_estimates_the_inverse_without_bias(
     x, _ = model.sample(1, seeded_generator("cpu", 1))
     z, rows = exact_posterior(model, x).sample((chains,))[:, 0], x.expand(chains, -1)
     prior = DiagonalGaussian(torch.zeros(chains, 2), torch.zeros(chains, 2))
-    path, betas = AnnealedEnergy(model.misfit(rows), prior), temperatures(5, "linear").flip(0)
+    path, betas = (
+        AnnealedEnergy(model.negative_log_likelihood(rows), prior),
+        temperatures(5, "linear").flip(0),
+    )
     steps, generator = torch.full((4,), 0.5), seeded_generator("cpu", 0)
     found = anneal(path, z, betas, HMC(3), steps, generator)
     ratios = (found.log_weight + exact_log_likelihood(model, x)).exp()
@@ -266,10 +277,13 @@ def test_the_pilot_reaches_the_target_acceptance_at_every_temperature(
     model, chains = linear_gaussian(3, 8, 0.2), 400
     x, _ = model.sample(1, seeded_generator("cpu", 1))
     prior = DiagonalGaussian(torch.zeros(chains, 3), torch.zeros(chains, 3))
-    path, betas = AnnealedEnergy(model.misfit(x.expand(chains, -1)), prior), temperatures(30)
+    path, betas = (
+        AnnealedEnergy(model.negative_log_likelihood(x.expand(chains, -1)), prior),
+        temperatures(30),
+    )
     steps = tune_step_sizes(path, betas, 3, seeded_generator("cpu", 0))
     path.beta, acceptances, generator = 0.0, [], seeded_generator("cpu", 2)
-    state = path.evaluate(prior.sample(generator))
+    state = path.value_and_gradient(prior.sample(generator))
     for beta, step in zip(betas[1:-1].tolist(), steps.tolist(), strict=True):
         state, kernel = path.at(beta, state), HMC(3, step)
         state, info = kernel.step(state, path, kernel.noise(state, generator))

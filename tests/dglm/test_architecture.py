@@ -7,7 +7,7 @@ import torch
 from torch import Tensor, nn
 
 from dglm import Bernoulli, Decoder, Encoder, Gaussian, GenerativeModel
-from dglm.architecture import build, describe, rebuildable
+from dglm.architecture import build, checked_description, describe
 from samplers import HMC, L2HMC, Preconditioned
 
 CONVOLUTIONAL = nn.Sequential(
@@ -190,7 +190,7 @@ def test_what_is_no_module_is_named() -> None:
 def test_an_activation_may_come_again() -> None:
     activation = nn.Softplus()
     decoder = nn.Sequential(nn.Linear(3, 4), activation, nn.Linear(4, 5), activation)
-    rebuilt = build(rebuildable(decoder))
+    rebuilt = build(checked_description(decoder))
     rebuilt.load_state_dict(decoder.state_dict())
     z = torch.randn(2, 3)
     torch.testing.assert_close(rebuilt(z), decoder(z))
@@ -215,7 +215,7 @@ class Listed(nn.Module):
 )
 def test_lists_of_modules_are_rebuilt(layers: nn.ModuleList | nn.ModuleDict) -> None:
     module = Listed(layers).double()
-    rebuilt = build(rebuildable(module))
+    rebuilt = build(checked_description(module))
     rebuilt.load_state_dict(module.state_dict())
     z = torch.randn(2, 3)
     torch.testing.assert_close(rebuilt(z), module(z))
@@ -261,5 +261,5 @@ def test_what_a_checkpoint_would_not_rebuild_is_refused_at_once(
 ) -> None:
     state = torch.get_rng_state()
     with pytest.raises(TypeError, match=message):
-        rebuildable(module)
+        checked_description(module)
     assert torch.equal(torch.get_rng_state(), state)

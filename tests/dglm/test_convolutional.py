@@ -14,7 +14,7 @@ from dglm import (
 )
 from dglm.architecture import build, describe
 from dglm.chain import run_chain
-from samplers import HMC, L2HMC, Kernel, evaluate, round_trip, seeded_generator
+from samplers import HMC, L2HMC, Kernel, round_trip, seeded_generator, value_and_gradient
 
 SHAPE, PIXELS, LATENT = (2, 8, 4), 64, 3
 
@@ -98,7 +98,7 @@ def test_the_energy_is_minus_the_log_joint_through_any_decoder(
 ) -> None:
     model = GenerativeModel(make(), LATENT, likelihood)
     x, z = torch.rand(5, PIXELS), torch.randn(5, LATENT)
-    state = evaluate(model.energy(x), z)
+    state = value_and_gradient(model.energy(x), z)
     torch.testing.assert_close(state.energy, -model.log_joint(x, z).detach())
     leaf = z.clone().requires_grad_()
     (gradient,) = torch.autograd.grad(-model.log_joint(x, leaf).sum(), leaf)

@@ -7,7 +7,7 @@ import torch
 from lightning.pytorch import Trainer
 from torch import Tensor
 
-from dglm import DGLM, WatchExactness
+from dglm import DGLM, ReversibilityMonitor
 from dglm.exactness import EXACTNESS_BOUND, exactness_errors
 from samplers import HMC, State, seeded_generator
 
@@ -43,7 +43,7 @@ def fit(module: DGLM) -> dict[str, float]:
         enable_progress_bar=False,
         enable_model_summary=False,
         enable_checkpointing=False,
-        callbacks=[WatchExactness()],
+        callbacks=[ReversibilityMonitor()],
     )
     trainer.fit(module, Batches(), Batches())
     return {

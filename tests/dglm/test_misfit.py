@@ -6,8 +6,8 @@ import torch.nn.utils.prune
 from torch import Tensor
 
 from dglm import Decoder, GenerativeModel
-from dglm.misfit import Misfit
-from samplers import evaluate
+from dglm.misfit import NegativeLogLikelihood
+from samplers import value_and_gradient
 
 
 @pytest.fixture(params=[(1,), (5,), (7, 6, 5)], ids=str)
@@ -19,8 +19,8 @@ def deep(request: pytest.FixtureRequest) -> GenerativeModel:
     return model
 
 
-def by_autograd(misfit: Misfit, z: Tensor) -> tuple[Tensor, Tensor]:
-    state = evaluate(misfit.__call__, z)
+def by_autograd(misfit: NegativeLogLikelihood, z: Tensor) -> tuple[Tensor, Tensor]:
+    state = value_and_gradient(misfit.__call__, z)
     return state.energy, state.gradient
 
 
@@ -29,9 +29,9 @@ def test_the_gradient_by_hand_is_that_of_autograd(deep: GenerativeModel, distanc
     # So far out softplus and sigmoid saturate on both sides. torch's softplus is linear above 20,
     # where that by hand is exact: they differ by up to exp(-20) = 2e-9.
     z, x = distance * torch.randn(20, 3), torch.rand(20, 9)
-    misfit = deep.misfit(x)
+    misfit = deep.negative_log_likelihood(x)
     with torch.no_grad():
-        found = misfit.evaluate(z)
+        found = misfit.value_and_gradient(z)
     energy, gradient = by_autograd(misfit, z)
     torch.testing.assert_close(found.energy, energy, rtol=1e-8, atol=1e-7)
     scale = gradient.abs().max()
@@ -44,9 +44,12 @@ def test_the_gradient_by_hand_is_that_of_autograd_with_products_by_onednn(
 ) -> None:
     monkeypatch.setattr("samplers.products.onednn_is_faster", lambda device: True)
     model = GenerativeModel(Decoder(3, 220, (200, 210)), 3).float()
-    z, misfit = torch.randn(128, 3).float(), model.misfit(torch.rand(128, 220).float())
+    z, misfit = (
+        torch.randn(128, 3).float(),
+        model.negative_log_likelihood(torch.rand(128, 220).float()),
+    )
     with torch.no_grad(), torch.profiler.profile(acc_events=True) as profile:
-        found = misfit.evaluate(z)
+        found = misfit.value_and_gradient(z)
     calls = {event.key: event.count for event in profile.key_averages()}
     assert calls["mkldnn::_linear_pointwise"] == 4  # of layers of 200 or more, up and down
     energy, gradient = by_autograd(misfit, z)
@@ -81,9 +84,12 @@ def test_a_decoder_whose_layers_were_replaced_is_left_to_autograd(
 ) -> None:
     decoder = Decoder(3, 9, (5, 4))
     change(decoder)
-    misfit, z = GenerativeModel(decoder, 3).misfit(torch.rand(2, 9)), torch.randn(2, 3)
+    misfit, z = (
+        GenerativeModel(decoder, 3).negative_log_likelihood(torch.rand(2, 9)),
+        torch.randn(2, 3),
+    )
     with torch.no_grad():
-        found = misfit.evaluate(z)
+        found = misfit.value_and_gradient(z)
     torch.testing.assert_close((found.energy, found.gradient), by_autograd(misfit, z))
     torch.testing.assert_close(found.energy, misfit(z).detach())
 
@@ -92,5 +98,5 @@ def test_where_it_is_differentiated_again_autograd_takes_the_gradient(
     deep: GenerativeModel,
 ) -> None:
     z = torch.randn(2, 3, requires_grad=True)
-    misfit = deep.misfit(torch.rand(2, 9))
-    assert torch.autograd.gradcheck(lambda z: misfit.evaluate(z).gradient, z)
+    misfit = deep.negative_log_likelihood(torch.rand(2, 9))
+    assert torch.autograd.gradcheck(lambda z: misfit.value_and_gradient(z).gradient, z)

@@ -6,7 +6,7 @@ from torch import Tensor, nn
 from torch.distributions import Bernoulli, Normal
 
 from dglm import Gaussian, GenerativeModel
-from samplers import evaluate, seeded_generator
+from samplers import seeded_generator, value_and_gradient
 
 
 @pytest.fixture
@@ -37,7 +37,7 @@ def test_log_joint_of_real_observations(z: Tensor) -> None:
 def test_energy_is_minus_log_joint_and_so_is_its_gradient(
     model: GenerativeModel, images: Tensor, z: Tensor
 ) -> None:
-    state, leaf = evaluate(model.energy(images), z), z.clone().requires_grad_()
+    state, leaf = value_and_gradient(model.energy(images), z), z.clone().requires_grad_()
     log_joint = log_joint_by_hand(model, images, leaf)
     torch.testing.assert_close(state.energy, -log_joint.detach())
     (gradient,) = torch.autograd.grad(log_joint.sum(), leaf)
@@ -48,14 +48,14 @@ def test_misfit_is_the_energy_without_the_prior(
     model: GenerativeModel, images: Tensor, z: Tensor
 ) -> None:
     expected = -log_joint_by_hand(model, images, z) + model.log_prior(z)
-    torch.testing.assert_close(model.misfit(images)(z), expected)
+    torch.testing.assert_close(model.negative_log_likelihood(images)(z), expected)
 
 
 def test_no_gradient_reaches_the_decoder_through_the_energy(
     model: GenerativeModel, images: Tensor, z: Tensor
 ) -> None:
     position = z.requires_grad_()
-    state = evaluate(model.energy(images), position)
+    state = value_and_gradient(model.energy(images), position)
     gradients = torch.autograd.grad(
         state.energy.sum() + state.gradient.square().sum(),
         [position, *model.parameters()],
@@ -83,16 +83,16 @@ def test_energy_is_finite_at_extreme_logits(images: Tensor) -> None:
     nn.init.constant_(decoder.weight, 1e4)
     model = GenerativeModel(decoder.float(), 3)
     z = torch.tensor([1.0, 1.0, -1.0]).repeat(7, 1) * torch.tensor([1.0, -1.0] * 3 + [1.0])[:, None]
-    state = evaluate(model.energy(images.float()), z.float())
+    state = value_and_gradient(model.energy(images.float()), z.float())
     assert model.decoder(z.float()).abs().min() > 9e3
     assert state.energy.isfinite().all()
     assert state.gradient.isfinite().all()
 
 
 def test_energy_works_in_inference_mode(model: GenerativeModel, images: Tensor, z: Tensor) -> None:
-    expected = evaluate(model.energy(images), z)
+    expected = value_and_gradient(model.energy(images), z)
     with torch.inference_mode():
-        found = evaluate(model.energy(images), z)
+        found = value_and_gradient(model.energy(images), z)
     torch.testing.assert_close(found.energy, expected.energy)
     torch.testing.assert_close(found.gradient, expected.gradient)
 
@@ -234,7 +234,7 @@ def test_the_marginal_model_follows_the_decoder(
 @pytest.mark.parametrize("likelihood", [None, Gaussian(0.3)])
 def test_the_energy_of_the_marginal_model(likelihood: Gaussian | None, z: Tensor) -> None:
     model, x = GenerativeModel(nn.Linear(3, 6), 3, likelihood).marginal(GIVEN), torch.rand(7, 4)
-    state, leaf = evaluate(model.energy(x), z), z.clone().requires_grad_()
+    state, leaf = value_and_gradient(model.energy(x), z), z.clone().requires_grad_()
     torch.testing.assert_close(state.energy, -model.log_joint(x, z).detach())
     (gradient,) = torch.autograd.grad(-model.log_joint(x, leaf).sum(), leaf)
     torch.testing.assert_close(state.gradient, gradient)

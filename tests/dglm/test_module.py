@@ -62,7 +62,7 @@ class ByHand:
     def __call__(self, z: Tensor) -> Tensor:
         return -log_joint(self.decoder, self.x, z)
 
-    def evaluate(self, position: Tensor) -> State:
+    def value_and_gradient(self, position: Tensor) -> State:
         with torch.enable_grad():
             leaf = position if position.requires_grad else position.detach().requires_grad_()
             energy = self(leaf)
@@ -97,7 +97,7 @@ def by_hand(module: DGLM, x: Tensor, second_order: bool = True) -> Step:
         elbo = log_joint(decoder, x, z) + entropy
         return Step(elbo, [], elbo, elbo, elbo)
     energy, losses, jumps, acceptances = ByHand(decoder, x, second_order), [], [], []
-    context, state = module.kernel.embed(x), energy.evaluate(z.detach())
+    context, state = module.kernel.embed(x), energy.value_and_gradient(z.detach())
     variance = (2 * log_std).exp().detach()
     for _ in range(module.num_mh_steps):
         noise, origin = module.kernel.noise(state, generator), state.position

@@ -25,7 +25,7 @@ from dglm import (
     principal_axes,
 )
 from dglm.chain import run_chain
-from dglm.misfit import Misfit
+from dglm.misfit import NegativeLogLikelihood
 from dglm.posterior import long_chain_log_joint
 from samplers import HMC, State, seeded_generator
 
@@ -135,14 +135,18 @@ def fast_products() -> Iterator[None]:
 def test_chains_do_not_know_faster_products(
     build_dglm: BuildDGLM, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    module, allowed, evaluate = build_dglm("hmc"), [], Misfit.evaluate
+    module, allowed, value_and_gradient = (
+        build_dglm("hmc"),
+        [],
+        NegativeLogLikelihood.value_and_gradient,
+    )
     x, generator = next(Batches().__iter__()), seeded_generator("cpu", 0)
 
-    def recording(misfit: Misfit, position: Tensor) -> State:
+    def recording(misfit: NegativeLogLikelihood, position: Tensor) -> State:
         allowed.append((torch.get_float32_matmul_precision(), torch.backends.cudnn.allow_tf32))
-        return evaluate(misfit, position)
+        return value_and_gradient(misfit, position)
 
-    monkeypatch.setattr(Misfit, "evaluate", recording)
+    monkeypatch.setattr(NegativeLogLikelihood, "value_and_gradient", recording)
     axes, start = principal_axes(HMC(), module.model.energy(x), torch.randn(8, 3), 4, generator)
     works = [
         lambda: module.posterior_samples(x),

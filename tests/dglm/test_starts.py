@@ -9,13 +9,13 @@ from torch.distributions import MultivariateNormal
 from dglm import Encoder, FittedStart, GenerativeModel
 from dglm.starts import (
     FittedGaussian,
-    WhitenedMisfit,
+    WhitenedLikelihood,
     annealed_path,
     encoded,
     of_images,
     starting_gaussians,
 )
-from samplers import HMC, evaluate, seeded_generator
+from samplers import HMC, seeded_generator, value_and_gradient
 
 Model = Callable[..., GenerativeModel]
 ExactPosterior = Callable[[GenerativeModel, Tensor], MultivariateNormal]
@@ -45,19 +45,19 @@ def test_whitened_energy_is_the_posterior_in_other_coordinates(
     path.beta = 1.0
     volume = fitted.factor.det().log().repeat_interleave(4)
     wanted = -model.log_joint(rows, fitted.colour(w)) - volume
-    torch.testing.assert_close(path.evaluate(w).energy, wanted)
+    torch.testing.assert_close(path.value_and_gradient(w).energy, wanted)
     path.beta = 0.0
     standard = torch.distributions.Normal(0.0, 1.0).log_prob(w).sum(dim=1)
-    torch.testing.assert_close(path.evaluate(w).energy, -standard)
+    torch.testing.assert_close(path.value_and_gradient(w).energy, -standard)
 
 
 def test_whitened_gradient_is_that_of_the_value(
     model: GenerativeModel, images: Tensor, fitted: FittedGaussian
 ) -> None:
     rows, w = images[:2].repeat_interleave(4, dim=0), torch.randn(8, 3)
-    misfit = WhitenedMisfit(model.energy(rows), fitted, 4)
-    by_autograd = evaluate(lambda point: misfit.evaluate(point).energy, w)
-    found = misfit.evaluate(w)
+    misfit = WhitenedLikelihood(model.energy(rows), fitted, 4)
+    by_autograd = value_and_gradient(lambda point: misfit.value_and_gradient(point).energy, w)
+    found = misfit.value_and_gradient(w)
     torch.testing.assert_close(found.energy, by_autograd.energy)
     torch.testing.assert_close(found.gradient, by_autograd.gradient)
 

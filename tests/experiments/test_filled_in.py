@@ -7,9 +7,9 @@ import torch
 from torch import Tensor, nn
 
 from dglm import DGLM, GenerativeModel, KernelSteps
-from dglm.misfit import Misfit
+from dglm.misfit import NegativeLogLikelihood
 from experiments.classes import class_frequencies, total_variation
-from experiments.filled_in import Hidden, fill_in, posterior_classes, reference_gradients
+from experiments.filled_in import InpaintingTask, fill_in, posterior_classes, reference_gradients
 from samplers import HMC, State
 
 GIVEN = torch.tensor([True, False, True, True, False, False])
@@ -32,18 +32,18 @@ class BySecondPixel:
 
 
 @pytest.fixture
-def hidden() -> Hidden:
+def hidden() -> InpaintingTask:
     decoder = nn.Linear(1, 6)
     with torch.no_grad():
         decoder.weight.copy_(torch.tensor([[1.5], [2.5], [-1.0], [2.0], [-3.0], [1.0]]))
         decoder.bias.copy_(torch.tensor([0.5, -0.5, 0.0, 1.0, 0.5, -1.0]))
     dglm = DGLM(GenerativeModel(decoder, 1), Still())
     classifier: Any = BySecondPixel()
-    return Hidden(dglm, IMAGES, GIVEN, classifier, CHAINS, SWEEPS, seed=0)
+    return InpaintingTask(dglm, IMAGES, GIVEN, classifier, CHAINS, SWEEPS, seed=0)
 
 
 @torch.no_grad()
-def probability(hidden: Hidden) -> Tensor:
+def probability(hidden: InpaintingTask) -> Tensor:
     """Return the posterior probability of class 1 given the given pixels, (image,)."""
     z = torch.linspace(-10, 10, 4001)[:, None]
     model = hidden.dglm.model.marginal(GIVEN)
@@ -60,7 +60,7 @@ def deviation(classes: Tensor, expected: Tensor) -> Tensor:
     return (frequency.mean(dim=1) - expected).abs() / (frequency.std(dim=1) / CHAINS**0.5)
 
 
-def test_the_reference_has_the_posterior_s_frequencies(hidden: Hidden) -> None:
+def test_the_reference_has_the_posterior_s_frequencies(hidden: InpaintingTask) -> None:
     expected, counts = probability(hidden), []
     assert ((expected > 0.1) & (expected < 0.9)).all()
     classes = posterior_classes(hidden, counts.append)
@@ -70,21 +70,23 @@ def test_the_reference_has_the_posterior_s_frequencies(hidden: Hidden) -> None:
 
 
 def test_the_gradients_of_the_reference_are_counted(
-    hidden: Hidden, monkeypatch: pytest.MonkeyPatch
+    hidden: InpaintingTask, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    rows, evaluate = [], Misfit.evaluate
+    rows, value_and_gradient = [], NegativeLogLikelihood.value_and_gradient
 
-    def counting(self: Misfit, position: Tensor) -> State:
+    def counting(self: NegativeLogLikelihood, position: Tensor) -> State:
         rows.append(len(position))
-        return evaluate(self, position)
+        return value_and_gradient(self, position)
 
-    monkeypatch.setattr(Misfit, "evaluate", counting)
+    monkeypatch.setattr(NegativeLogLikelihood, "evaluate", counting)
     short = hidden._replace(num_chains=2, sweeps=3)
     posterior_classes(short, lambda count: None)
     assert sum(rows) == reference_gradients(short)
 
 
-def test_a_kernel_has_the_posterior_s_frequencies_and_a_wrong_encoder_not(hidden: Hidden) -> None:
+def test_a_kernel_has_the_posterior_s_frequencies_and_a_wrong_encoder_not(
+    hidden: InpaintingTask,
+) -> None:
     counts: list[int] = []
     kernel, frames = fill_in(hidden, KernelSteps(HMC(3, 0.7), 2), counts.append)
     assert frames.shape == (SWEEPS, 2 * CHAINS, 6)

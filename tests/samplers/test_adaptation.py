@@ -10,7 +10,7 @@ from samplers import (
     HMC,
     L2HMC,
     DualAveraging,
-    Gaussian,
+    GaussianTarget,
     Preconditioned,
     adapt,
     sample,
@@ -75,7 +75,7 @@ def test_acceptance_settles_at_the_target(step_size: float) -> None:
 
 
 COVARIANCE = torch.tensor([[100.0, 7.0, 0.0], [7.0, 1.0, 0.05], [0.0, 0.05, 0.01]]).double()
-CORRELATED = Gaussian(torch.tensor([5.0, -1.0, 0.2]), COVARIANCE)
+CORRELATED = GaussianTarget(torch.tensor([5.0, -1.0, 0.2]), COVARIANCE)
 
 
 @pytest.mark.parametrize("target", [0.65, 0.8])
@@ -126,7 +126,7 @@ def test_a_short_warm_up_finds_a_step_size_far_from_one(num_steps: int) -> None:
 def test_adapted_mass_recovers_the_covariance(mass: Any) -> None:
     target = CORRELATED
     if mass == "diagonal":
-        target = Gaussian(CORRELATED.mean, COVARIANCE.diagonal().diag())
+        target = GaussianTarget(CORRELATED.mean, COVARIANCE.diagonal().diag())
     start = target.mean.expand(20, 3)
 
     kernel, _ = adapt(HMC(5), target, start, 400, mass=mass)
@@ -202,7 +202,7 @@ def test_start_of_non_finite_energy_is_refused() -> None:
 @pytest.mark.parametrize("mass", ["diagonal", "dense"])
 def test_mass_does_not_depend_on_the_unit(mass: Any) -> None:
     def factor(unit: float) -> Tensor:
-        target = Gaussian(torch.zeros(2), unit**2 * torch.tensor([[1.0, 50.0], [50.0, 1e4]]))
+        target = GaussianTarget(torch.zeros(2), unit**2 * torch.tensor([[1.0, 50.0], [50.0, 1e4]]))
         start = target.sample(50, seeded_generator("cpu", 1))
         warm = adapt(HMC(step_size=unit), target, start, 200, mass=mass)
         return warm.kernel.factor  # type: ignore[return-value]

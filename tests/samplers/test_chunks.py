@@ -86,7 +86,7 @@ def test_a_snapshot_can_be_resumed_twice(kernel: HMC, energy: Energy) -> None:
 
 def test_what_an_energy_keeps_is_in_the_snapshot(kernel: HMC) -> None:
     class Tempered:
-        def evaluate(self, position: Tensor) -> State:
+        def value_and_gradient(self, position: Tensor) -> State:
             prior = position.square().sum(dim=-1)
             return State(position, 0.5 * prior, position, (prior,))
 

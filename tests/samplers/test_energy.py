@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from samplers import Energy, EnergyWithGradient, State, evaluate
+from samplers import Energy, EnergyWithGradient, State, value_and_gradient
 from samplers.energy import Tempered, finite_gradient
 
 PRECISION = torch.tensor([[2.0, -0.5], [-0.5, 1.0]], dtype=torch.float64)
@@ -28,7 +28,7 @@ class Decoder(nn.Module):
 @pytest.mark.parametrize("requires_grad", [False, True])
 def test_value_and_gradient_are_those_of_the_energy(requires_grad: bool) -> None:
     position = torch.randn(4, 2, requires_grad=requires_grad)
-    state = evaluate(quadratic, position)
+    state = value_and_gradient(quadratic, position)
     assert state.position is position
     torch.testing.assert_close(state.energy, quadratic(position))
     torch.testing.assert_close(state.gradient, position @ PRECISION)
@@ -37,7 +37,7 @@ def test_value_and_gradient_are_those_of_the_energy(requires_grad: bool) -> None
 def test_gradient_is_differentiable_where_positions_require_it() -> None:
     position = torch.randn(4, 2, requires_grad=True)
     (hessian_row,) = torch.autograd.grad(
-        evaluate(quadratic, position).gradient[:, 0].sum(), position
+        value_and_gradient(quadratic, position).gradient[:, 0].sum(), position
     )
     torch.testing.assert_close(hessian_row, PRECISION[0].expand(4, 2))
 
@@ -45,9 +45,9 @@ def test_gradient_is_differentiable_where_positions_require_it() -> None:
 @pytest.mark.parametrize("mode", [torch.no_grad, torch.inference_mode])
 def test_evaluates_where_gradients_are_off(mode: type) -> None:
     position = torch.randn(4, 2, requires_grad=True)
-    expected = evaluate(quadratic, position)
+    expected = value_and_gradient(quadratic, position)
     with mode():
-        state = evaluate(quadratic, position)
+        state = value_and_gradient(quadratic, position)
     assert not state.energy.requires_grad
     assert not state.gradient.requires_grad
     for found, wanted in zip(state[:3], expected[:3], strict=True):
@@ -57,24 +57,24 @@ def test_evaluates_where_gradients_are_off(mode: type) -> None:
 @torch.inference_mode()
 def test_energy_may_hold_tensors_made_in_inference_mode() -> None:
     precision, position = PRECISION.clone(), torch.randn(4, 2)
-    state = evaluate(lambda z: 0.5 * (z @ precision * z).sum(dim=-1), position)
+    state = value_and_gradient(lambda z: 0.5 * (z @ precision * z).sum(dim=-1), position)
     torch.testing.assert_close(state.gradient, position @ PRECISION)
 
 
 @pytest.mark.parametrize("requires_grad", [False, True])
 def test_nothing_extra_is_kept_of_a_plain_energy(requires_grad: bool) -> None:
-    assert evaluate(quadratic, torch.randn(4, 2, requires_grad=requires_grad)).extra == ()
+    assert value_and_gradient(quadratic, torch.randn(4, 2, requires_grad=requires_grad)).extra == ()
 
 
 def test_no_graph_reaches_the_parameters_of_an_energy_at_fixed_positions() -> None:
-    state = evaluate(Decoder(), torch.randn(4, 2))
+    state = value_and_gradient(Decoder(), torch.randn(4, 2))
     assert not any(field.requires_grad for field in state[:3])
 
 
 def test_no_graph_reaches_the_parameters_of_an_energy_where_gradients_are_off() -> None:
     decoder, position = Decoder(), torch.randn(4, 2, requires_grad=True)
     with torch.no_grad():
-        state = evaluate(decoder, position)
+        state = value_and_gradient(decoder, position)
     assert not state.energy.requires_grad
     assert not state.gradient.requires_grad
     assert decoder.weight.grad is None
@@ -93,16 +93,16 @@ def test_no_graph_reaches_the_parameters_of_an_energy_where_gradients_are_off() 
 def test_energy_of_a_wrong_shape_is_named(energy: Energy, shape: str, inference: bool) -> None:
     message = f"positions (4, 2) to one number a row, (4,), but it returned {shape}"
     with torch.inference_mode(inference), pytest.raises(ValueError, match=re.escape(message)):
-        evaluate(energy, torch.randn(4, 2))
+        value_and_gradient(energy, torch.randn(4, 2))
 
 
 def test_energy_with_its_own_gradient_is_taken_at_its_word() -> None:
     class WithGradient:
-        def evaluate(self, position: Tensor) -> State:
+        def value_and_gradient(self, position: Tensor) -> State:
             return State(position, quadratic(position), position + 7.0, (position[:, 0],))
 
     position = torch.randn(4, 2)
-    state = evaluate(WithGradient(), position)
+    state = value_and_gradient(WithGradient(), position)
     assert isinstance(WithGradient(), EnergyWithGradient)
     assert torch.equal(state.gradient, position + 7.0)
     assert torch.equal(state.extra[0], position[:, 0])
@@ -118,7 +118,10 @@ def test_rows_do_not_mix() -> None:
         return torch.where(position[:, 0] > 0, torch.nan, 1.0) * quadratic(position)
 
     position = torch.tensor([[-1.0, 2.0], [1.0, 2.0]], dtype=torch.float64)
-    state, expected = evaluate(partly_broken, position), evaluate(quadratic, position)
+    state, expected = (
+        value_and_gradient(partly_broken, position),
+        value_and_gradient(quadratic, position),
+    )
     for found, wanted in zip(state[:3], expected[:3], strict=True):
         assert torch.equal(found[0], wanted[0])
     assert state.gradient[1].isnan().all()
@@ -143,25 +146,25 @@ def test_a_tempered_energy_is_divided_by_its_temperature_or_those_of_its_rows(
     temperature: Tensor,
 ) -> None:
     class WithExtra:
-        def evaluate(self, position: Tensor) -> State:
-            return evaluate(quadratic, position)._replace(extra=(position[:, 0],))
+        def value_and_gradient(self, position: Tensor) -> State:
+            return value_and_gradient(quadratic, position)._replace(extra=(position[:, 0],))
 
     position = torch.randn(4, 2)
-    state = Tempered(WithExtra(), temperature.double()).evaluate(position)
-    expected = evaluate(lambda z: quadratic(z) / temperature, position)
+    state = Tempered(WithExtra(), temperature.double()).value_and_gradient(position)
+    expected = value_and_gradient(lambda z: quadratic(z) / temperature, position)
     torch.testing.assert_close(state[:3], expected[:3])
     assert torch.equal(state.extra[0], position[:, 0])
 
 
 def test_no_sampler_is_trained_on_an_energy_without_a_gradient() -> None:
     class Detached:
-        def evaluate(self, position: Tensor) -> State:
+        def value_and_gradient(self, position: Tensor) -> State:
             with torch.no_grad():
                 return State(position, position.square().sum(dim=-1), 2 * position)
 
     position = torch.randn(4, 3)
-    assert evaluate(Detached(), position).gradient.shape == (4, 3)
+    assert value_and_gradient(Detached(), position).gradient.shape == (4, 3)
     with pytest.raises(ValueError, match="from which no sampler can be trained: compute it"):
-        evaluate(Detached(), position.requires_grad_())
+        value_and_gradient(Detached(), position.requires_grad_())
     with torch.no_grad():
-        evaluate(Detached(), position)
+        value_and_gradient(Detached(), position)

@@ -17,9 +17,9 @@ from samplers import (
     Kernel,
     Noise,
     State,
-    evaluate,
-    leaf,
+    fresh_leaf,
     seeded_generator,
+    value_and_gradient,
 )
 
 CHAINS = 6
@@ -129,7 +129,7 @@ def run(build: Build, energy: PlainEnergy) -> Run:
 
 
 def hamiltonian(energy: Energy, position: Tensor, momentum: Tensor) -> Tensor:
-    return evaluate(energy, position).energy + 0.5 * (momentum * momentum).sum(dim=-1)
+    return value_and_gradient(energy, position).energy + 0.5 * (momentum * momentum).sum(dim=-1)
 
 
 @torch.no_grad()
@@ -153,7 +153,7 @@ def test_chains_move_to_accepted_proposals_and_else_stay(run: Run) -> None:
     assert info.accepted.any()
     assert not info.accepted.all()
     assert torch.equal(info.accepted, run.noise.uniform < info.acceptance)
-    proposed = evaluate(run.energy, info.proposal)
+    proposed = value_and_gradient(run.energy, info.proposal)
     for found, new, old in zip(state[:3], proposed[:3], run.state[:3], strict=True):
         assert torch.equal(found[info.accepted], new[info.accepted])
         assert torch.equal(found[~info.accepted], old[~info.accepted])
@@ -243,8 +243,8 @@ class WithExtra:
     def __init__(self, energy: Energy) -> None:
         self.energy = energy
 
-    def evaluate(self, position: Tensor) -> State:
-        state = evaluate(self.energy, position)
+    def value_and_gradient(self, position: Tensor) -> State:
+        state = value_and_gradient(self.energy, position)
         steep, parts = state.gradient[:, 0] > 0, torch.stack([position, -position], dim=-1)
         return state._replace(extra=(position.sum(dim=-1), steep, parts))
 
@@ -258,7 +258,7 @@ def test_extras_of_a_state_follow_acceptance(run: Run) -> None:
     assert info.accepted.any()
     assert not info.accepted.all()
     assert torch.equal(state.position, expected.position)
-    torch.testing.assert_close(state.extra, energy.evaluate(expected.position).extra)
+    torch.testing.assert_close(state.extra, energy.value_and_gradient(expected.position).extra)
 
 
 @pytest.mark.parametrize("mode", [torch.no_grad, torch.inference_mode])
@@ -450,7 +450,7 @@ def test_compiled_kernel_is_the_eager_one_and_follows_a_changed_tensor(
 
     def results(factor: float) -> list[Tensor]:
         scaled.factor.fill_(factor)
-        state = leaf(kernel.init(position, scaled))
+        state = fresh_leaf(kernel.init(position, scaled))
         noise = kernel.noise(state, seeded_generator("cpu", 0))
         [(end, info)] = kernel(state, scaled, [noise], kernel.embed(observations))
         loss = info.acceptance.sum() + info.proposal.square().sum()

@@ -15,10 +15,10 @@ from samplers import (
     Info,
     Noise,
     State,
-    evaluate,
     reciprocal_jump_loss,
     seeded_generator,
     squared_jump,
+    value_and_gradient,
 )
 from samplers.leapfrog import Update
 from samplers.networks import UpdateNetwork
@@ -65,7 +65,7 @@ def forward_leapfrog(
         return which(a, b, tau, None)
 
     def gradient(x: Tensor) -> Tensor:
-        return evaluate(energy, x).gradient
+        return value_and_gradient(energy, x).gradient
 
     s1, t1, q1 = network(kernel.momentum_network, x, gradient(x))
     v = v * (eps / 2 * s1).exp() - eps / 2 * (gradient(x) * (eps * q1).exp() + t1)
@@ -219,8 +219,8 @@ class DetachedGradient:
     def __init__(self, energy: Energy) -> None:
         self.energy = energy
 
-    def evaluate(self, position: Tensor) -> State:
-        state = evaluate(self.energy, position)
+    def value_and_gradient(self, position: Tensor) -> State:
+        state = value_and_gradient(self.energy, position)
         return state._replace(gradient=state.gradient.detach())
 
 

@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from samplers import Energy, State, evaluate
+from samplers import Energy, State, value_and_gradient
 from samplers.leapfrog import Update, affine, augmented_leapfrog, leapfrogs
 
 SIGNS = torch.tensor([1.0, -1.0, 1.0, -1.0], dtype=torch.float64)
@@ -22,7 +22,7 @@ def no_update(first: Tensor, second: Tensor) -> Update:
 
 @pytest.fixture
 def start(energy: Energy) -> State:
-    return evaluate(energy, torch.randn(4, 3))
+    return value_and_gradient(energy, torch.randn(4, 3))
 
 
 def test_affine_by_hand() -> None:
@@ -49,9 +49,9 @@ def test_leapfrogs_by_hand(start: State, energy: Callable[[Tensor], Tensor], cou
     end, end_momentum = leapfrogs(start, momentum, energy, SIGNS[:, None] * step_size, count)
     signed, position = SIGNS[:, None] * 0.3, start.position
     for _ in range(count):
-        half = momentum - signed / 2 * evaluate(energy, position).gradient
+        half = momentum - signed / 2 * value_and_gradient(energy, position).gradient
         position = position + signed * half
-        momentum = half - signed / 2 * evaluate(energy, position).gradient
+        momentum = half - signed / 2 * value_and_gradient(energy, position).gradient
     torch.testing.assert_close(end.position, position)
     torch.testing.assert_close(end_momentum, momentum)
     torch.testing.assert_close(end.energy, energy(position))

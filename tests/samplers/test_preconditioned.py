@@ -12,7 +12,7 @@ from samplers import (
     HMC,
     L2HMC,
     Energy,
-    Gaussian,
+    GaussianTarget,
     Kernel,
     Noise,
     Preconditioned,
@@ -79,7 +79,10 @@ def test_gaussian_in_its_own_coordinates_is_the_standard_normal(
     kind: str, random_l2hmc: Build
 ) -> None:
     inside: Kernel = HMC(4, step_size=0.9) if kind == "hmc" else random_l2hmc(3)
-    kernel, target = Preconditioned(inside, LOCATION, DENSE), Gaussian(LOCATION, DENSE @ DENSE.T)
+    kernel, target = (
+        Preconditioned(inside, LOCATION, DENSE),
+        GaussianTarget(LOCATION, DENSE @ DENSE.T),
+    )
 
     def standard_normal(position: Tensor) -> Tensor:
         return 0.5 * position.square().sum(dim=-1)
@@ -149,7 +152,7 @@ def test_saved_kernel_repeats_the_next_draw_bit_for_bit(
 def test_another_kernel_in_the_same_coordinates(factor: Tensor) -> None:
     first = Preconditioned(HMC(2), LOCATION, factor)
     inside = HMC(7, step_size=0.2)
-    second = first.around(inside)
+    second = first.with_kernel(inside)
     assert second.kernel is inside
     assert second.num_leapfrogs == 7
     assert second.log_step_size is inside.log_step_size

@@ -11,17 +11,17 @@ from samplers import (
     TARGETS,
     Banana,
     Funnel,
-    Gaussian,
     GaussianMixture,
+    GaussianTarget,
     Kernel,
     RoughWell,
     Target,
-    evaluate,
     ill_conditioned_gaussian,
     mixed_seed,
     sample,
     seeded_generator,
     strongly_correlated_gaussian,
+    value_and_gradient,
 )
 
 COUNT = 10_000
@@ -85,7 +85,7 @@ def test_draws_belong_to_the_energy(target: Target, draws: Tensor) -> None:
     """Stein's identity, E f(xᵢ) ∂ⱼU = E f'(xᵢ) where i = j, else 0, for f = 1 and a bounded f."""
     scale = draws.std(dim=0)
     bounded = torch.tanh((draws - target.mean) / scale)
-    gradient = evaluate(target, draws).gradient
+    gradient = value_and_gradient(target, draws).gradient
     assert_mean_zero(gradient)
     assert_mean_zero(bounded * gradient - (1 - bounded.square()) / scale)
     products = bounded.mT @ gradient / COUNT
@@ -116,7 +116,7 @@ def test_energy_has_the_stated_moments_by_quadrature(
 def test_energy_follows_the_type_of_the_positions(target: Target, dtype: torch.dtype) -> None:
     draws = target.sample(200, seeded_generator("cpu", 0), dtype)
     assert draws.dtype == dtype
-    state, exact = evaluate(target, draws), evaluate(target, draws.double())
+    state, exact = value_and_gradient(target, draws), value_and_gradient(target, draws.double())
     assert state.energy.dtype == state.gradient.dtype == dtype
     torch.testing.assert_close(state.energy.double(), exact.energy, rtol=1e-4, atol=1e-4)
     # The ripple of the release turns 10⁴ times within one unit: its phase has few digits left.
@@ -142,15 +142,17 @@ def test_compiles_into_one_graph(target: Target) -> None:
     torch.compiler.reset()
     points = target.sample(4, seeded_generator("cpu", 1))
     compiled = torch.compile(
-        lambda position: tuple(evaluate(target, position))[:3], fullgraph=True, backend="eager"
+        lambda position: tuple(value_and_gradient(target, position))[:3],
+        fullgraph=True,
+        backend="eager",
     )
-    torch.testing.assert_close(compiled(points), tuple(evaluate(target, points))[:3])
+    torch.testing.assert_close(compiled(points), tuple(value_and_gradient(target, points))[:3])
 
 
 def test_transformed_gradient_is_that_of_autograd(target: Target) -> None:
     points = target.sample(4, seeded_generator("cpu", 1))
     gradient = torch.func.grad(lambda position: target(position).sum())(points)
-    torch.testing.assert_close(gradient, evaluate(target, points).gradient)
+    torch.testing.assert_close(gradient, value_and_gradient(target, points).gradient)
 
 
 @pytest.mark.parametrize("kind", ["hmc", "untrained l2hmc"])
@@ -203,7 +205,7 @@ def test_strongly_correlated_gaussian_is_rotated_by_45_degrees(small: float) -> 
 
 def test_gaussian_is_that_of_torch() -> None:
     factor = torch.randn(3, 3)
-    target = Gaussian(torch.randn(3), factor @ factor.mT)
+    target = GaussianTarget(torch.randn(3), factor @ factor.mT)
     reference = torch.distributions.MultivariateNormal(target.mean, target.covariance)
     points = torch.randn(6, 3)
     difference = target(points) + reference.log_prob(points)
@@ -230,7 +232,7 @@ def test_mixture_is_that_of_torch() -> None:
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
 def test_mixture_is_finite_far_away(dtype: torch.dtype) -> None:
     target = TARGETS["mog"]()
-    state = evaluate(target, torch.tensor([[-1e8, 3.0], [1e4, -1e6]], dtype=dtype))
+    state = value_and_gradient(target, torch.tensor([[-1e8, 3.0], [1e4, -1e6]], dtype=dtype))
     assert state.energy.isfinite().all()
     expected = torch.tensor([[-(1e8 - 2) / 0.1, 30.0], [(1e4 - 2) / 0.1, -1e7]], dtype=dtype)
     torch.testing.assert_close(state.gradient, expected)
@@ -291,8 +293,14 @@ def test_banana_by_hand() -> None:
 @pytest.mark.parametrize(
     ("build", "message"),
     [
-        (lambda: Gaussian(torch.zeros(2), torch.tensor([[1.0, 2.0], [2.0, 1.0]])), "positive"),
-        (lambda: Gaussian(torch.zeros(2), torch.tensor([[1.0, 0.5], [0.0, 1.0]])), "symmetric"),
+        (
+            lambda: GaussianTarget(torch.zeros(2), torch.tensor([[1.0, 2.0], [2.0, 1.0]])),
+            "positive",
+        ),
+        (
+            lambda: GaussianTarget(torch.zeros(2), torch.tensor([[1.0, 0.5], [0.0, 1.0]])),
+            "symmetric",
+        ),
         (lambda: GaussianMixture([[0.0]], [-1.0]), "must be positive"),
         (lambda: GaussianMixture([[0.0], [1.0]], [1.0, 1.0], [0.3, 0.3]), "sum to one"),
         (lambda: RoughWell(amplitude=0.0), "amplitude and width must be positive"),

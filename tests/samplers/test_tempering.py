@@ -9,11 +9,11 @@ from samplers import (
     Energy,
     GaussianMixture,
     State,
-    evaluate,
     parallel_tempering,
     sample,
     seeded_generator,
     summarise,
+    value_and_gradient,
 )
 from samplers.tempering import _exchange, _moved
 
@@ -133,8 +133,8 @@ def test_what_an_energy_keeps_is_exchanged_with_the_positions(
     states: list[State] = []
 
     class WithExtra:
-        def evaluate(self, position: Tensor) -> State:
-            return evaluate(energy, position)._replace(extra=(2 * position,))
+        def value_and_gradient(self, position: Tensor) -> State:
+            return value_and_gradient(energy, position)._replace(extra=(2 * position,))
 
     def recorded(*arguments: Any) -> State:
         states.append(_moved(*arguments))
@@ -145,7 +145,7 @@ def test_what_an_energy_keeps_is_exchanged_with_the_positions(
     parallel_tempering(WithExtra(), start, 10, LADDER, step_size=0.3)
     temperature = LADDER.repeat_interleave(4)
     for state in states:
-        expected = evaluate(energy, state.position)
+        expected = value_and_gradient(energy, state.position)
         torch.testing.assert_close(state.energy * temperature, expected.energy)
         torch.testing.assert_close(state.gradient * temperature[:, None], expected.gradient)
         assert torch.equal(state.extra[0], 2 * state.position)

@@ -13,7 +13,7 @@ from samplers import (
     HMC,
     L2HMC,
     Energy,
-    Gaussian,
+    GaussianTarget,
     Info,
     Moments,
     Noise,
@@ -28,7 +28,7 @@ from samplers.training import _Training
 
 SCALES = torch.tensor([[0.5, 0.0], [1.5, 1.0]], dtype=torch.float64)
 CENTRE = torch.tensor([1.0, -2.0], dtype=torch.float64)
-TARGET = Gaussian(CENTRE, SCALES @ SCALES.T)
+TARGET = GaussianTarget(CENTRE, SCALES @ SCALES.T)
 Build = Callable[..., L2HMC]
 
 
@@ -156,7 +156,7 @@ def test_checkpoint_of_other_settings_is_refused(random_l2hmc: Build, tmp_path: 
 def test_checkpoint_of_another_target_is_refused(random_l2hmc: Build, tmp_path: Path) -> None:
     path, settings = tmp_path / "training.pt", TrainingSettings(num_iterations=1, num_chains=5)
     train_sampler(random_l2hmc(2), TARGET, initial, settings, checkpoint=path)
-    other, kernel = Gaussian(CENTRE, 1.01 * SCALES @ SCALES.T), random_l2hmc(2, seed=1)
+    other, kernel = GaussianTarget(CENTRE, 1.01 * SCALES @ SCALES.T), random_l2hmc(2, seed=1)
     before = {key: value.clone() for key, value in kernel.state_dict().items()}
     with pytest.raises(ValueError, match=r"training\.pt is of .* another target") as error:
         train_sampler(kernel, other, initial, settings, checkpoint=path)
@@ -353,7 +353,7 @@ def test_parameters_that_are_not_the_samplers_or_frozen_stay_alone(random_l2hmc:
 
 def test_training_lowers_the_loss_and_lengthens_the_jumps() -> None:
     kernel = L2HMC(2, num_leapfrogs=3, step_size=0.1, hidden=8)
-    target = Gaussian(torch.zeros(2), torch.eye(2))
+    target = GaussianTarget(torch.zeros(2), torch.eye(2))
     # With a short λ the loss is nearly -δA/λ², without the heavy tail of its reciprocal.
     settings = TrainingSettings(150, 100, jump_scale=0.1, learning_rate=0.03)
     history = train_sampler(kernel, target, target.sample, settings)
