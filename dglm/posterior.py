@@ -21,7 +21,7 @@ from samplers import (
     sample_chunks,
     track_acceptance,
 )
-from samplers.files import load_plain, save_whole
+from samplers.io import load_plain, save_whole
 
 _CHUNK_SIZE = 50
 _KEPT_DRAWS = 200

@@ -5,7 +5,7 @@ import math
 from pathlib import Path
 from typing import Any
 
-from samplers.files import write_whole
+from samplers.io import write_whole
 
 
 def write_json(content: Any, path: Path) -> None:

@@ -12,7 +12,7 @@ from filelock import FileLock, Timeout
 from lightning.pytorch.utilities.rank_zero import rank_zero_only
 
 from experiments.command import CommandError
-from samplers.files import write_whole
+from samplers.io import write_whole
 
 _FOLDER_VARIABLE, _OUTPUT_VARIABLE = "L2HMC_DGLM_RUN_FOLDER", "L2HMC_DGLM_OUTPUT"
 

@@ -10,7 +10,7 @@ from lightning.pytorch.utilities.rank_zero import rank_zero_only
 
 from experiments.command import CommandError, Stopped
 from experiments.outputs import partial_files
-from samplers.files import write_whole
+from samplers.io import write_whole
 
 GO_ON = "what is finished is kept; the same command goes on after it"
 

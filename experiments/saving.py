@@ -13,7 +13,7 @@ from lightning.pytorch.trainer.states import TrainerFn
 
 from dglm import TrainingFailed
 from experiments.command import STOP_SIGNALS, Stopped, stop
-from samplers.files import write_beside
+from samplers.io import write_beside
 
 _SAVE_SECONDS = 300.0
 _AGREE_EVERY = 10

@@ -14,7 +14,7 @@ from dglm import DGLM, AISResult, AISSettings
 from dglm.ais import gradient_evaluations
 from experiments.partial import partial_file
 from experiments.progress import counted
-from samplers.files import load_plain, save_whole
+from samplers.io import load_plain, save_whole
 
 
 def score(

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from samplers.energy import Energy, Tempered, fresh_leaf
-from samplers.files import load_plain, save_whole
+from samplers.io import load_plain, save_whole
 from samplers.kernel import Kernel, finite_start
 from samplers.metric import Metric, check_spread, measured_jump
 from samplers.moments import Moments

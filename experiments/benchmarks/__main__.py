@@ -21,7 +21,7 @@ from experiments.benchmarks.timing import compare
 from experiments.benchmarks.training_profile import training_profile
 from experiments.command import run_command
 from experiments.outputs import output_file
-from samplers.files import write_whole
+from samplers.io import write_whole
 
 Name = Literal["w1", "w2", "w3", "w4", "startup", "profile", "memory", "scaling", "gpu"]
 

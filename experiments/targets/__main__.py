@@ -48,7 +48,7 @@ from samplers import (
     seeded_generator,
     train_sampler,
 )
-from samplers.files import write_whole
+from samplers.io import write_whole
 
 _START_STREAM, _DRAWS_STREAM, _TEMPERING_STREAM = 10, 11, 12
 _MODE_CHAINS = 5
