@@ -1,4 +1,4 @@
-"""What docs/overview.md names is there."""
+"""What docs/training-step.md names is there."""
 
 import re
 from pathlib import Path
@@ -6,8 +6,8 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).parent.parent
-OVERVIEW = (ROOT / "docs" / "overview.md").read_text()
-PLACES = re.findall(r"\| `([\w/]+\.py)` \| `(\w+)` \|$", OVERVIEW, flags=re.MULTILINE)
+PAGE = (ROOT / "docs" / "training-step.md").read_text()
+PLACES = re.findall(r"\| `([\w/]+\.py)` \| `(\w+)` \|$", PAGE, flags=re.MULTILINE)
 
 
 @pytest.mark.parametrize(("file", "name"), PLACES)
@@ -16,7 +16,7 @@ def test_places_are_there(file: str, name: str) -> None:
     assert re.search(rf"^\s*(def|class) {name}\b", text, flags=re.MULTILINE)
 
 
-@pytest.mark.parametrize("name", sorted(set(re.findall(r"`([\w/]+(?:\.py|/))`", OVERVIEW))))
+@pytest.mark.parametrize("name", sorted(set(re.findall(r"`([\w/]+(?:\.py|/))`", PAGE))))
 def test_files_and_folders_are_there(name: str) -> None:
     assert (ROOT / name).exists()
 
