@@ -1,19 +1,23 @@
 """Deep latent Gaussian models: training with learned MCMC, log-likelihoods and inpainting."""
 
-from dglm.ais import AISResult, AISSettings, estimate_log_likelihood
-from dglm.bidirectional import BidirectionalBounds, bidirectional_bounds
+from dglm.ais import (
+    AISResult,
+    AISSettings,
+    BidirectionalBounds,
+    ImportanceResult,
+    bidirectional_bounds,
+    estimate_log_likelihood,
+    importance_weighted_bound,
+)
+from dglm.callbacks import ReversibilityMonitor, Safeguard, TrainingFailed
 from dglm.chain import Chain
-from dglm.convolutional import ConvolutionalDecoder, ConvolutionalEncoder
-from dglm.exactness import ReversibilityMonitor
 from dglm.gaussian import DiagonalGaussian
-from dglm.importance import ImportanceResult, importance_weighted_bound
 from dglm.inpainting import KernelSteps, inpaint
 from dglm.likelihoods import Bernoulli, Gaussian, Likelihood
 from dglm.model import GenerativeModel
 from dglm.module import DGLM
-from dglm.networks import Decoder, Encoder
+from dglm.networks import ConvolutionalDecoder, ConvolutionalEncoder, Decoder, Encoder
 from dglm.posterior import LongChains, long_chains, principal_axes
-from dglm.safeguard import Safeguard, TrainingFailed
 from dglm.shape import ChainMeans, Estimate, PrincipalAxes
 from dglm.starts import FittedStart
 

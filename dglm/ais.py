@@ -1,21 +1,26 @@
-"""The log-likelihood of a generative model by annealed importance sampling (AIS)."""
+"""The log-likelihood of a generative model: annealed importance sampling, and bounds beside it."""
 
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Literal, NamedTuple, get_args
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from dglm.annealing import (
     Annealed,
     Schedule,
     anneal,
+    chunks_for_memory,
+    log_mean_exp,
+    log_mean_standard_error,
     pilot_gradients,
     temperatures,
     tune_step_sizes,
+    weight_effective_sample_size,
 )
-from dglm.memory import chunks_for_memory
+from dglm.gaussian import DiagonalGaussian
 from dglm.model import GenerativeModel
 from dglm.precision import full_precision
 from dglm.starts import (
@@ -23,11 +28,11 @@ from dglm.starts import (
     Gaussians,
     Start,
     annealed_path,
+    encoded,
     fit_gradients,
     of_images,
     starting_gaussians,
 )
-from dglm.weights import log_mean_exp, log_mean_standard_error, weight_effective_sample_size
 from samplers import HMC, seeded_generator
 
 StartName = Literal["prior", "encoder", "fitted"]
@@ -35,6 +40,8 @@ StartName = Literal["prior", "encoder", "fitted"]
 
 _PILOT_CHAINS = 128
 _PILOT_STREAM, _CHAIN_STREAM, _REVERSE_STREAM = 0, 1, 2
+_SIMULATION_STREAM, _IMPORTANCE_STREAM = 3, 4
+_SAMPLES_AT_ONCE = 100
 
 
 @dataclass(frozen=True)
@@ -291,3 +298,173 @@ def tuned_step_sizes(
 def scaled(progress: Callable[[int], None], chains: int) -> Callable[[int], None]:
     """Turn a count of gradients over all chains into the count of each chain."""
     return lambda gradients: progress(gradients * chains)
+
+
+class BidirectionalBounds(NamedTuple):
+    """Bounds of log p(x) for simulated images, in expectation, and what they rest on."""
+
+    lower: Tensor
+    """From chains that end at the posterior, float64, (N,) nats."""
+    upper: Tensor
+    """From chains that start at an exact posterior draw, float64, (N,) nats."""
+    forward: AISResult
+    """The chains of the lower bound."""
+    reverse: AISResult
+    """The chains of the upper bound; its log_likelihood estimates log 1/p(x)."""
+
+    @property
+    def gap(self) -> float:
+        """Mean of upper - lower over images, nats: at least the mean error of each bound."""
+        return float((self.upper - self.lower).mean())
+
+    @property
+    def gap_standard_error(self) -> float:
+        """Standard error of the gap, over images.
+
+        The reverse chains of one image share its one exact draw, so that their spread tells
+        nothing: images are the replicates.
+        """
+        difference = self.upper - self.lower
+        return float(difference.std() / len(difference) ** 0.5)
+
+    @property
+    def gradient_evaluations(self) -> int:
+        """Gradients of log p(x|z) of both directions."""
+        return self.forward.gradient_evaluations + self.reverse.gradient_evaluations
+
+
+@full_precision()
+@torch.no_grad()
+def bidirectional_bounds(
+    model: GenerativeModel,
+    num_images: int,
+    num_chains: int = 16,
+    num_temperatures: int = 1000,
+    num_leapfrogs: int = 10,
+    start: Start = "prior",
+    seed: int = 0,
+    schedule: Schedule = "sigmoid",
+    compile: bool = False,
+    progress: Callable[[int], None] = lambda gradients: None,
+) -> BidirectionalBounds:
+    r"""Bound log p(x) from both sides on images drawn from the model itself.
+
+    With (x, z) simulated, z is an exact draw from p(z|x). Annealing from it to q₀ estimates 1/p(x)
+    without bias, so that minus its logarithm bounds log p(x) from above in expectation, as
+    annealing from q₀ does from below:
+
+    .. math::
+        E \log \tfrac{1}{C} \sum_c w_c \leq \log p(x)
+        \leq -E \log \tfrac{1}{C} \sum_c \tilde w_c
+
+    with the weights w of the way there and w̃ of the way back. The gap tells how far off such
+    annealing is, for this model and for data like its own; on other data it is a guide, not a
+    bound.
+
+    Arguments:
+        model: p(x, z).
+        num_images: N, images to simulate; at least 2, for an error bar.
+        num_chains: C, chains an image in each direction.
+        num_temperatures: T, changes of temperature.
+        num_leapfrogs: Leapfrogs a transition.
+        start: q₀: "prior", an encoder, or ``FittedStart(encoder)``.
+        seed: All randomness is a function of it.
+        schedule: Spacing of the temperatures.
+        compile: Compile the transition: faster per gradient, once some twenty seconds are spent.
+        progress: Called with the number of gradients taken since the last call.
+
+    Raises:
+        ValueError: A count is too small, or the decoder is not a function of z alone.
+
+    References:
+        Sandwiching the marginal likelihood using bidirectional Monte Carlo (Grosse, Ghahramani and
+        Adams, 2015).
+        On the quantitative analysis of decoder-based generative models (Wu, Burda, Salakhutdinov
+        and Grosse, 2017).
+    """
+    if num_images < 2:
+        raise ValueError(f"num_images must be at least 2 for an error bar, got {num_images}")
+    check_counts(num_chains=num_chains, num_leapfrogs=num_leapfrogs)
+    model.check_decoder()
+    device = next(model.parameters(), torch.empty(0)).device
+    images, z = model.sample(num_images, seeded_generator(device, seed, _SIMULATION_STREAM))
+    betas = temperatures(num_temperatures, schedule)
+    kernel = transition(num_leapfrogs, device, compile)
+    starts = starting_gaussians(model, images, start, num_leapfrogs, seed, progress)
+    step_sizes = tuned_step_sizes(model, images, betas, num_leapfrogs, starts, seed, progress)
+    shared = starts, seed, progress
+    forward = annealed_chains(model, images, num_chains, betas, kernel, step_sizes, *shared)
+    reverse = annealed_chains(
+        model, images, num_chains, betas.flip(0), kernel, step_sizes.flip(0), *shared, exact=z
+    )
+    sizes = num_chains, num_temperatures, num_leapfrogs
+    cost = gradient_evaluations(num_images, *sizes, start)
+    lower = summarise(forward, num_chains, cost)
+    upper = summarise(reverse, num_chains, num_images * chain_gradients(*sizes))
+    return BidirectionalBounds(lower.log_likelihood, -upper.log_likelihood, lower, upper)
+
+
+class ImportanceResult(NamedTuple):
+    """Importance-weighted bounds and what they rest on, float64, on the CPU."""
+
+    log_likelihood: Tensor
+    """The bound of log p(x) of each image, (N,) nats."""
+    standard_error: Tensor
+    """Of each bound as an estimate of its own expectation, by the delta method, (N,) nats."""
+    effective_sample_size: Tensor
+    """(Σw)² / Σw² of each image's weights, (N,)."""
+
+
+@full_precision()
+@torch.no_grad()
+def importance_weighted_bound(
+    model: GenerativeModel,
+    encoder: nn.Module,
+    images: Tensor,
+    num_samples: int = 5000,
+    seed: int = 0,
+    progress: Callable[[int], None] = lambda samples: None,
+) -> ImportanceResult:
+    r"""Bound log p(x) from below by importance sampling from an encoder.
+
+    .. math:: \log \frac{1}{K} \sum_k \frac{p(x, z_k)}{q(z_k|x)}, \quad z_k \sim q(z|x)
+
+    It is cheap and low: where q misses part of the posterior, so do the weights, and their spread
+    does not tell. Weights are accumulated in float64, in pieces of constant memory.
+
+    Arguments:
+        model: p(x, z).
+        encoder: q(z|x): from x to mean and log standard deviation.
+        images: Observations, (N, D).
+        num_samples: K, at least 2.
+        seed: All randomness is a function of it.
+        progress: Called with the number of weights computed since the last call.
+
+    Raises:
+        ValueError: A count is too small, the images cannot be this model's, or q(z|x) is not
+            finite or depends on the batch.
+
+    References:
+        Importance weighted autoencoders (Burda, Grosse and Salakhutdinov, 2016), Equation 8.
+    """
+    if num_samples < 2:
+        raise ValueError(f"num_samples must be at least 2, got {num_samples}")
+    model.check_observations(images)
+    at_once = min(num_samples, _SAMPLES_AT_ONCE)
+    pieces = []
+    for first, rows in chunks_for_memory(model, images, at_once):
+        generator = seeded_generator(images.device, seed, _IMPORTANCE_STREAM, first)
+        own = encoded(encoder, rows[::at_once])
+        q = DiagonalGaussian(*(part.repeat_interleave(at_once, dim=0) for part in own))
+        sums: list[Tensor] = []
+        for begin in range(0, num_samples, at_once):
+            z = q.sample(generator)
+            weights = model.log_joint(rows, z).double() - q.log_prob(z).double()
+            kept = weights.view(-1, at_once)[:, : num_samples - begin]
+            sums.append(torch.stack([kept.logsumexp(dim=1), (2 * kept).logsumexp(dim=1)]))
+            progress(kept.numel())
+        pieces.append(torch.stack(sums).logsumexp(dim=0).cpu())
+    first_moment, second_moment = torch.cat(pieces, dim=1)
+    effective = (2 * first_moment - second_moment).exp()
+    spread = (1 / effective - 1 / num_samples).clamp(min=0) * num_samples / (num_samples - 1)
+    return ImportanceResult(first_moment - math.log(num_samples), spread.sqrt(), effective)

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from dglm.gaussian import DiagonalGaussian, gaussian_log_prob
+from dglm.model import GenerativeModel
 from samplers import HMC, Energy, State, value_and_gradient
 from samplers.adaptation import track_acceptance
 
@@ -17,6 +18,7 @@ _SIGMOID_RADIUS = 4.0
 _PILOT_TEMPERATURES = 200
 _PILOT_WARM_UP = 50
 _PILOT_GAIN = 0.2
+_MEMORY_BUDGET = 2**30
 
 
 class AnnealedEnergy:
@@ -217,3 +219,67 @@ def _interpolate(places: Tensor, values: Tensor, count: int) -> Tensor:
     low, high = places[right - 1], places[right]
     share = (wanted - low) / (high - low)
     return values[right - 1] + share * (values[right] - values[right - 1])
+
+
+def chunks_for_memory(
+    model: GenerativeModel, images: Tensor, num_chains: int
+) -> list[tuple[int, Tensor]]:
+    """Return (first image, images repeated for their chains) in pieces of about a gibibyte.
+
+    One image at least: its chains stay together.
+
+    The pieces depend on the sizes alone, not on the machine, so that results do not either.
+    """
+    images_each = max(1, _MEMORY_BUDGET // (num_chains * _bytes_per_chain(model, images[:2])))
+    return [
+        (first, images[first : first + images_each].repeat_interleave(num_chains, dim=0))
+        for first in range(0, len(images), images_each)
+    ]
+
+
+def _bytes_per_chain(model: GenerativeModel, images: Tensor) -> int:
+    """Return roughly what one more chain takes: twice what autograd saves for one more row."""
+    saved = []
+    for rows in (1, 2):
+        total = 0
+
+        def pack(tensor: Tensor) -> Tensor:
+            nonlocal total
+            total += tensor.numel() * tensor.element_size()
+            return tensor
+
+        with (
+            torch.inference_mode(False),
+            torch.enable_grad(),
+            torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor),
+        ):
+            x = torch.zeros(rows, images.shape[1], dtype=images.dtype, device=images.device)
+            z = x.new_zeros(rows, model.latent_dim).requires_grad_()
+            model.negative_log_likelihood(x)(z)
+        saved.append(total)
+    image = images.shape[1] * images.element_size()
+    return 2 * (saved[1] - saved[0] + image)
+
+
+def log_mean_exp(log_weights: Tensor) -> Tensor:
+    """Return log((1/C) Σ exp(w)) over the last dimension."""
+    return log_weights.logsumexp(dim=-1) - math.log(log_weights.shape[-1])
+
+
+def log_mean_standard_error(log_weights: Tensor) -> Tensor:
+    r"""Return the standard error of the log of a mean weight, by the delta method.
+
+    .. math:: \mathrm{se} = \frac{\mathrm{sd}(w)}{\bar w \sqrt{C}}
+
+    Arguments:
+        log_weights: (N, C); NaN for a single chain, which has no spread.
+    """
+    if log_weights.shape[-1] == 1:
+        return torch.full_like(log_weights[..., 0], torch.nan)
+    ratios = (log_weights - log_mean_exp(log_weights)[..., None]).exp()
+    return ratios.std(dim=-1) / math.sqrt(log_weights.shape[-1])
+
+
+def weight_effective_sample_size(log_weights: Tensor) -> Tensor:
+    """Return (Σw)² / Σw² over the last dimension, for log-weights."""
+    return (2 * log_weights.logsumexp(dim=-1) - (2 * log_weights).logsumexp(dim=-1)).exp()

@@ -3,11 +3,10 @@
 import torch
 from torch import Tensor, nn
 
+from dglm.energy import NegativeLogLikelihood, PosteriorEnergy
 from dglm.gaussian import gaussian_log_prob
 from dglm.likelihoods import Bernoulli, Likelihood
-from dglm.misfit import NegativeLogLikelihood
 from dglm.networks import Selected
-from samplers import State
 
 _OTHER_IN_TRAINING = nn.modules.dropout._DropoutNd, nn.modules.batchnorm._BatchNorm, nn.RReLU
 
@@ -61,7 +60,7 @@ class GenerativeModel(nn.Module):
         """Return log p(x, z), (B,) nats, for observations (B, N) and latent variables (B, D)."""
         return self.log_likelihood(x, z) + self.log_prior(z)
 
-    def energy(self, x: Tensor) -> "PosteriorEnergy":
+    def energy(self, x: Tensor) -> PosteriorEnergy:
         """Return U(z) = -log p(x, z) for observations (B, N), with the decoder frozen.
 
         No gradient reaches the decoder's parameters through it; it sees their present values.
@@ -145,23 +144,6 @@ class GenerativeModel(nn.Module):
                 f"this model's observations are {parameter.dtype} on {parameter.device}, got "
                 f"{x.dtype} on {x.device}: pass x.to('{parameter.device}', {parameter.dtype})"
             )
-
-
-class PosteriorEnergy:
-    """U(z) = -log p(x, z), the posterior's energy up to log p(x)."""
-
-    def __init__(self, negative_log_likelihood: NegativeLogLikelihood) -> None:
-        self.negative_log_likelihood = negative_log_likelihood
-
-    def __call__(self, z: Tensor) -> Tensor:
-        """Return U(z), (B,) nats."""
-        return self.negative_log_likelihood(z) - gaussian_log_prob(z)
-
-    def value_and_gradient(self, position: Tensor) -> State:
-        """Return U and its gradient, that of the Gaussian prior being z itself."""
-        state = self.negative_log_likelihood.value_and_gradient(position)
-        energy = state.energy - gaussian_log_prob(position)
-        return State(position, energy, state.gradient + position)
 
 
 def check_evaluation_mode(name: str, network: nn.Module) -> None:

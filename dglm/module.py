@@ -1,25 +1,33 @@
 """Training of deep latent Gaussian models: VAE, HMC-DGLM and L2HMC-DGLM."""
 
+import math
+from collections.abc import Callable
+from dataclasses import asdict
 from enum import IntEnum
 from typing import Any
 
 import torch
-from lightning.pytorch import Callback
+from lightning.pytorch import Callback, LightningModule
 from lightning.pytorch.utilities.types import OptimizerLRScheduler
 from torch import Tensor, nn
+from torch.optim import Optimizer
+from torch.optim.lr_scheduler import LambdaLR
 
-from dglm.architecture import Description, build, checked_description
+from dglm.ais import AISResult, AISSettings, estimate_log_likelihood, gather
+from dglm.callbacks import Safeguard
 from dglm.chain import Chain, run_chain
-from dglm.evaluation import LikelihoodEvaluation
 from dglm.gaussian import DiagonalGaussian
-from dglm.learning_rate import falling_learning_rate
 from dglm.model import GenerativeModel
 from dglm.precision import check_precision, full_precision
-from dglm.safeguard import Safeguard
-from samplers import HMC, Kernel, seeded_generator, track_acceptance
+from dglm.serialization import Description, build, checked_description
+from dglm.starts import FittedStart, Start
+from samplers import HMC, Kernel, mixed_seed, seeded_generator, track_acceptance
 
 SAMPLER_GRADIENT_NORM = 5.0
 """Bound on the norm of the sampler's gradient, the paper's."""
+
+_LAST = 0.03
+"""What is left of the learning rate in the end."""
 
 
 class Stream(IntEnum):
@@ -27,10 +35,9 @@ class Stream(IntEnum):
 
     TRAINING = 0
     VALIDATION = 1
-    EXACTNESS = 2
 
 
-class DGLM(LikelihoodEvaluation):
+class DGLM(LightningModule):
     r"""A deep latent Gaussian model, trained with posterior samples of a Markov chain.
 
     One training step on a minibatch x, for J = ``num_mh_steps``:
@@ -61,7 +68,7 @@ class DGLM(LikelihoodEvaluation):
     Raises:
         ValueError: ``num_mh_steps`` is below 1, ``jump_scale`` not positive, ``decay_share``
             outside of [0, 1], or a decay asked for in a training without end.
-        TypeError: A module cannot be described in a checkpoint (see dglm.architecture).
+        TypeError: A module cannot be described in a checkpoint (see dglm.serialization).
 
     References:
         Generalizing Hamiltonian Monte Carlo with Neural Networks (Levy, Hoffman and
@@ -111,6 +118,11 @@ class DGLM(LikelihoodEvaluation):
         self.decay_share = decay_share
         self.safeguard = Safeguard()
         """Counts skipped updates and divergences."""
+        self.ais = AISSettings()
+        """How :meth:`test_step` estimates; set it before ``trainer.test``."""
+        self.test_results: dict[int, AISResult] = {}
+        """Estimates of this process, by batch; a caller may fill in those of an earlier run."""
+        self.test_progress: Callable[[int], None] = _no_progress
         arguments = {
             "model": checked_description(self.model),
             "encoder": checked_description(self.encoder),
@@ -269,6 +281,43 @@ class DGLM(LikelihoodEvaluation):
                 divergence=chain.diverging,
             )
 
+    def ais_start(self, settings: AISSettings) -> Start:
+        """Return where annealed importance sampling with these settings starts."""
+        starts: dict[str, Start] = {
+            "prior": "prior",
+            "encoder": self.encoder,
+            "fitted": FittedStart(self.encoder),
+        }
+        return starts[settings.start]
+
+    @full_precision()
+    def test_step(self, x: Tensor, batch_index: int) -> None:
+        """Estimate the log-likelihood of a batch by annealed importance sampling.
+
+        As ``ais`` says; batches that ``test_results`` holds already are not estimated again.
+        """
+        if batch_index in self.test_results:
+            return
+        options = asdict(self.ais)
+        options["start"] = self.ais_start(self.ais)
+        options["seed"] = mixed_seed(self.ais.seed, batch_index, self.global_rank)
+        # torch.autograd.grad, the faster way to the forces, needs tensors made outside of the
+        # inference mode that Trainer.test is in.
+        with torch.inference_mode(False), torch.no_grad():
+            self.test_results[batch_index] = estimate_log_likelihood(
+                self.model, x.clone(), **options, progress=self.test_progress
+            )
+
+    def on_test_epoch_end(self) -> None:
+        """Put the estimates of all batches and processes together and log their mean."""
+        self.test_result = gather([self.test_results[index] for index in sorted(self.test_results)])
+        self.test_results = {}  # the next test may be of other images
+        log_likelihood = self.test_result.log_likelihood
+        self.log("test/log_likelihood", log_likelihood.mean(), rank_zero_only=True)
+        count = len(log_likelihood)
+        error = log_likelihood.std() / count**0.5 if count > 1 else math.nan
+        self.log("test/standard_error", error, rank_zero_only=True)
+
     def configure_callbacks(self) -> list[Callback]:
         """Have every Trainer skip what is not finite."""
         return [self.safeguard]
@@ -304,3 +353,30 @@ class DGLM(LikelihoodEvaluation):
         shown = f"{stage}/log_joint", f"{stage}/acceptance"
         for name, value in means.items():
             self.log(name, value, prog_bar=name in shown, sync_dist=stage != "train")
+
+
+def _no_progress(gradients: int) -> None:
+    """Show nothing; a function of the module, so that what holds it can be pickled."""
+
+
+def falling_learning_rate(optimizer: Optimizer, updates: float, share: float) -> LambdaLR:
+    """Return a schedule in which the last part of a training has a falling learning rate.
+
+    It falls geometrically, to 3 % at the end.
+
+    Arguments:
+        optimizer: Whose learning rate it is.
+        updates: Of the whole training.
+        share: That of the last part, in (0, 1].
+
+    Raises:
+        ValueError: The training has no end.
+    """
+    if not math.isfinite(updates):
+        raise ValueError("decay_share needs the training's length: set max_epochs or max_steps")
+    begin = 1 - share
+
+    def factor(done: int) -> float:
+        return _LAST ** max(0.0, (done / updates - begin) / share)
+
+    return LambdaLR(optimizer, factor)

@@ -6,10 +6,10 @@ from typing import Literal, NamedTuple
 import torch
 from torch import Tensor, nn
 
-from dglm.annealing import AnnealedEnergy
+from dglm.annealing import AnnealedEnergy, chunks_for_memory
+from dglm.energy import PosteriorEnergy
 from dglm.gaussian import DiagonalGaussian, gaussian_log_prob
-from dglm.memory import chunks_for_memory
-from dglm.model import GenerativeModel, PosteriorEnergy, check_evaluation_mode
+from dglm.model import GenerativeModel, check_evaluation_mode
 from samplers import HMC, State, seeded_generator, track_acceptance
 
 _STREAM = 5

@@ -13,9 +13,14 @@ from torch import Tensor
 from data import ImageDataModule, ImageShape
 from dglm import DGLM, AISSettings, inpaint
 from dglm.ais import check_counts
-from dglm.exactness import EXACTNESS_BOUND, exactness_errors, exactness_warning
+from dglm.callbacks import (
+    DIVERGENCE_BOUND,
+    EXACTNESS_BOUND,
+    divergence_warning,
+    exactness_errors,
+    exactness_warning,
+)
 from dglm.posterior import long_chain_log_joint
-from dglm.safeguard import DIVERGENCE_BOUND, divergence_warning
 from experiments.compilation import images_per_update
 from experiments.figures import given_pixels, save_inpainting, save_rows, save_samples
 from experiments.json_files import write_json

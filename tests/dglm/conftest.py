@@ -8,7 +8,7 @@ from torch import Tensor, nn
 from torch.distributions import MultivariateNormal
 
 from dglm import DGLM, Decoder, Encoder, Gaussian, GenerativeModel
-from dglm.misfit import NegativeLogLikelihood
+from dglm.energy import NegativeLogLikelihood
 from samplers import HMC, L2HMC, Kernel, State
 
 PIXELS, LATENT = 6, 3

@@ -197,7 +197,7 @@ def test_estimates_in_pieces_cover_all_images_in_order(
 
     monkeypatch.setattr("dglm.ais.anneal", recording)
     whole = estimate_log_likelihood(model, x, 200, 60, 3, start(model))
-    monkeypatch.setattr("dglm.memory._MEMORY_BUDGET", 1)
+    monkeypatch.setattr("dglm.annealing._MEMORY_BUDGET", 1)
     pieces = estimate_log_likelihood(model, x, 200, 60, 3, start(model))
     assert sizes == [1000] + [200] * 5
     exact = exact_log_likelihood(model, x)
@@ -212,7 +212,7 @@ def test_estimates_in_pieces_cover_all_images_in_order(
 def test_chains_of_different_pieces_have_different_noise(
     linear_gaussian: Model, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("dglm.memory._MEMORY_BUDGET", 1)
+    monkeypatch.setattr("dglm.annealing._MEMORY_BUDGET", 1)
     model = linear_gaussian()
     same = draw(model, 1).expand(3, -1)
     result = estimate_log_likelihood(model, same, 4, 5, 2)

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor, nn
 
 from dglm import GenerativeModel
-from dglm.bidirectional import BidirectionalBounds, bidirectional_bounds
+from dglm.ais import BidirectionalBounds, bidirectional_bounds
 
 Model = Callable[..., GenerativeModel]
 ExactLogLikelihood = Callable[[GenerativeModel, Tensor], Tensor]

@@ -12,8 +12,8 @@ from dglm import (
     Likelihood,
     estimate_log_likelihood,
 )
-from dglm.architecture import build, describe
 from dglm.chain import run_chain
+from dglm.serialization import build, describe
 from samplers import HMC, L2HMC, Kernel, round_trip, seeded_generator, value_and_gradient
 
 SHAPE, PIXELS, LATENT = (2, 8, 4), 64, 3

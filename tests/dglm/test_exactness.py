@@ -8,7 +8,7 @@ from lightning.pytorch import Trainer
 from torch import Tensor
 
 from dglm import DGLM, ReversibilityMonitor
-from dglm.exactness import EXACTNESS_BOUND, exactness_errors
+from dglm.callbacks import EXACTNESS_BOUND, exactness_errors
 from samplers import HMC, State, seeded_generator
 
 BuildDGLM = Callable[..., DGLM]
@@ -20,7 +20,7 @@ pytestmark = [
 
 @pytest.fixture(autouse=True)
 def watch_every_second_update(monkeypatch: pytest.MonkeyPatch, double_precision: None) -> None:
-    monkeypatch.setattr("dglm.exactness._WATCH_EVERY", 2)
+    monkeypatch.setattr("dglm.callbacks._WATCH_EVERY", 2)
     torch.set_default_dtype(torch.float32)
 
 
@@ -92,7 +92,7 @@ def test_a_round_trip_without_a_number_is_beyond_the_bound(
     build_dglm: BuildDGLM, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     missed = torch.tensor([torch.nan, 0.0])
-    monkeypatch.setattr("dglm.exactness.exactness_errors", lambda *arguments: missed)
+    monkeypatch.setattr("dglm.callbacks.exactness_errors", lambda *arguments: missed)
     with pytest.warns(UserWarning, match="rounding keeps the kernel"):
         fit(build_dglm("hmc"))
 

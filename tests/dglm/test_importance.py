@@ -111,7 +111,7 @@ def test_bounds_in_pieces_cover_all_images_in_order(
     build_case: BuildCase, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     case = build_case(2)
-    monkeypatch.setattr("dglm.memory._MEMORY_BUDGET", 1)
+    monkeypatch.setattr("dglm.annealing._MEMORY_BUDGET", 1)
     result = case.bound(1.5, 2000)
     error = (result.log_likelihood - case.exact).abs()
     assert (error < 5 * result.standard_error).all()

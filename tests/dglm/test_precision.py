@@ -25,7 +25,7 @@ from dglm import (
     principal_axes,
 )
 from dglm.chain import run_chain
-from dglm.misfit import NegativeLogLikelihood
+from dglm.energy import NegativeLogLikelihood
 from dglm.posterior import long_chain_log_joint
 from samplers import HMC, State, seeded_generator
 

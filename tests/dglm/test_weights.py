@@ -2,7 +2,7 @@ import math
 
 import torch
 
-from dglm.weights import log_mean_exp, log_mean_standard_error, weight_effective_sample_size
+from dglm.annealing import log_mean_exp, log_mean_standard_error, weight_effective_sample_size
 
 
 def test_means_of_weights_neither_overflow_nor_vanish() -> None:

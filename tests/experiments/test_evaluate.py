@@ -122,7 +122,7 @@ def test_an_interrupted_evaluation_goes_on_where_it_was(
     interrupt(arguments(checkpoint, root, tmp_path / "halves.json"))
     estimate, calls = estimate_log_likelihood, []
     monkeypatch.setattr(
-        "dglm.evaluation.estimate_log_likelihood",
+        "dglm.module.estimate_log_likelihood",
         lambda *given, **options: calls.append(1) or estimate(*given, **options),
     )
     main(arguments(checkpoint, root, tmp_path / "halves.json"))

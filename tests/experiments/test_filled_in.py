@@ -7,7 +7,7 @@ import torch
 from torch import Tensor, nn
 
 from dglm import DGLM, GenerativeModel, KernelSteps
-from dglm.misfit import NegativeLogLikelihood
+from dglm.energy import NegativeLogLikelihood
 from experiments.classes import class_frequencies, total_variation
 from experiments.filled_in import InpaintingTask, fill_in, posterior_classes, reference_gradients
 from samplers import HMC, State

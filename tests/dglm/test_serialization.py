@@ -7,7 +7,7 @@ import torch
 from torch import Tensor, nn
 
 from dglm import Bernoulli, Decoder, Encoder, Gaussian, GenerativeModel
-from dglm.architecture import build, checked_description, describe
+from dglm.serialization import build, checked_description, describe
 from samplers import HMC, L2HMC, Preconditioned
 
 CONVOLUTIONAL = nn.Sequential(

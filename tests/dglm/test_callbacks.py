@@ -9,7 +9,7 @@ from lightning.pytorch import Callback, Trainer
 from torch import Tensor, nn
 
 from dglm import DGLM, Encoder, GenerativeModel, TrainingFailed
-from dglm.safeguard import PATIENCE
+from dglm.callbacks import PATIENCE
 from samplers import HMC, L2HMC, Kernel, seeded_generator
 
 BuildDGLM = Callable[..., DGLM]
@@ -222,7 +222,7 @@ def test_divergences_are_counted_and_warned_about(
     step_size: float,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr("dglm.safeguard._WARN_FROM", 20)
+    monkeypatch.setattr("dglm.callbacks._WARN_FROM", 20)
     module = build_dglm(kind, step_size=step_size)
     change(module)
     with pytest.warns(UserWarning, match=r"transitions diverged.*smaller step size") as caught:
@@ -237,7 +237,7 @@ def test_divergences_are_counted_and_warned_about(
 def test_a_sound_run_counts_nothing_and_is_silent(
     build_dglm: BuildDGLM, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("dglm.safeguard._WARN_FROM", 1)
+    monkeypatch.setattr("dglm.callbacks._WARN_FROM", 1)
     module = build_dglm("l2hmc")
     fit(module, 11)
     counts = module.safeguard

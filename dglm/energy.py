@@ -1,9 +1,10 @@
-"""The part of a posterior's energy that costs a decoder pass, -log p(x|z), and its gradient."""
+"""The energy of a posterior, -log p(x, z), and its gradient."""
 
 import torch
 from torch import Tensor, nn
 from torch.func import functional_call
 
+from dglm.gaussian import gaussian_log_prob
 from dglm.likelihoods import Bernoulli, Likelihood
 from dglm.networks import Decoder
 from samplers import State, value_and_gradient
@@ -64,6 +65,23 @@ class NegativeLogLikelihood:
             product = detached_linear(descent, weight.T)
             descent = product.addcmul_(product, complement, value=-1)
         return fit - normalizer.sum(dim=-1), -(descent @ weights[0])
+
+
+class PosteriorEnergy:
+    """U(z) = -log p(x, z), the posterior's energy up to log p(x)."""
+
+    def __init__(self, negative_log_likelihood: NegativeLogLikelihood) -> None:
+        self.negative_log_likelihood = negative_log_likelihood
+
+    def __call__(self, z: Tensor) -> Tensor:
+        """Return U(z), (B,) nats."""
+        return self.negative_log_likelihood(z) - gaussian_log_prob(z)
+
+    def value_and_gradient(self, position: Tensor) -> State:
+        """Return U and its gradient, that of the Gaussian prior being z itself."""
+        state = self.negative_log_likelihood.value_and_gradient(position)
+        energy = state.energy - gaussian_log_prob(position)
+        return State(position, energy, state.gradient + position)
 
 
 def _activate(output: Tensor) -> tuple[Tensor, Tensor]:
