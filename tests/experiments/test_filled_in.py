@@ -78,7 +78,7 @@ def test_the_gradients_of_the_reference_are_counted(
         rows.append(len(position))
         return value_and_gradient(self, position)
 
-    monkeypatch.setattr(NegativeLogLikelihood, "evaluate", counting)
+    monkeypatch.setattr(NegativeLogLikelihood, "value_and_gradient", counting)
     short = hidden._replace(num_chains=2, sweeps=3)
     posterior_classes(short, lambda count: None)
     assert sum(rows) == reference_gradients(short)
