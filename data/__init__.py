@@ -1,10 +1,16 @@
 """Image data sets as LightningDataModules."""
 
 from data.batches import Batches, shard_indices
-from data.errors import DataError, DataUnavailable
-from data.images import MNIST_SHAPE, ImageShape, ImageSplits, grey_levels
+from data.images import (
+    MNIST_SHAPE,
+    DataError,
+    DataUnavailable,
+    ImageShape,
+    ImageSplits,
+    grey_levels,
+    splits_of_tensors,
+)
 from data.module import ImageDataModule, Split
-from data.own import splits_of_tensors
 from data.sources import NAMES, Name, check_heldout, download_images, load_images
 from data.splits import BINARIZATION_SEED, SPLIT_SEED
 

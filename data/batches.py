@@ -9,7 +9,7 @@ from collections.abc import Iterator, Sequence
 import torch
 from torch import Tensor
 
-from data.errors import DataError
+from data.images import DataError
 from samplers.random import seeded_generator
 
 ORDER_STREAM = 0x6F72646572

@@ -10,9 +10,17 @@ from lightning.pytorch.utilities.rank_zero import rank_zero_only
 from torch import Tensor
 
 from data.batches import Batches, EpochBatches, TrainingBatches, shard_indices
-from data.errors import DataError, DataUnavailable
-from data.images import MNIST_SHAPE, ImageShape, ImageSplits, digest, grey_levels
-from data.own import check_levels, splits_of_tensors
+from data.images import (
+    MNIST_SHAPE,
+    DataError,
+    DataUnavailable,
+    ImageShape,
+    ImageSplits,
+    check_levels,
+    digest,
+    grey_levels,
+    splits_of_tensors,
+)
 from data.sources import (
     NAMES,
     check_heldout,

@@ -14,10 +14,9 @@ import torch
 from torch import Tensor
 from torchvision import datasets
 
-from data.errors import DataError, DataUnavailable
-from data.idx import find_idx, read_images, read_labels
-from data.images import ImageSplits
-from data.own import read_own
+from data.files import find_idx, read_images, read_labels
+from data.folders import read_own
+from data.images import DataError, DataUnavailable, ImageSplits
 from data.splits import stratified_order
 
 Name = Literal["mnist", "fashion-mnist", "kmnist", "mnist-5k"]

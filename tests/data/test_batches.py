@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from data.batches import Batches, EpochBatches, TrainingBatches, shard_indices
-from data.errors import DataError
+from data.images import DataError
 
 
 def epoch(order: EpochBatches, number: int) -> list[list[int]]:

@@ -1,7 +1,7 @@
-"""Reading of IDX files, the format of MNIST and its relatives, plain or compressed with gzip.
+"""Files of images: IDX, the format of MNIST and its relatives; one tensor; a picture.
 
-torchvision's reader decompresses beside the file, which fails in a read-only folder, and reports a
-damaged file as a bare assertion.
+torchvision's reader of IDX files decompresses beside the file, which fails in a read-only folder,
+and reports a damaged file as a bare assertion.
 """
 
 import gzip
@@ -12,9 +12,10 @@ from pathlib import Path
 
 import numpy as np
 import torch
+from PIL import Image, UnidentifiedImageError
 from torch import Tensor
 
-from data.errors import DataError
+from data.images import LAYOUT, DataError
 
 IMAGE_SIDE = 28
 IMAGE_MAGIC = 0x00000803
@@ -22,6 +23,7 @@ LABEL_MAGIC = 0x00000801
 GZIP_MAGIC = b"\x1f\x8b"
 
 _CONTENTS = {IMAGE_MAGIC: "images", LABEL_MAGIC: "labels"}
+_MODES = {"1": "L", "L": "L", "RGB": "RGB"}
 _REMEDY = "replace it by a sound copy, or delete it to have it downloaded again"
 
 
@@ -110,3 +112,29 @@ def _content(path: Path) -> bytes:
         raise DataError(
             f"{path} cannot be read: {error.strerror}; check its permissions"
         ) from error
+
+
+def read_tensor(path: Path) -> Tensor:
+    """Return the one tensor or array of a .pt or .npy file."""
+    try:
+        if path.suffix == ".npy":
+            return torch.from_numpy(np.load(path, allow_pickle=False))
+        content = torch.load(path, map_location="cpu", weights_only=True)
+    except Exception as error:  # which one depends on what the damaged file looks like
+        raise DataError(f"{path} cannot be read as a .pt or .npy file of one tensor") from error
+    if not isinstance(content, Tensor):
+        raise DataError(f"{path} holds a {type(content).__name__}, not one tensor; {LAYOUT}")
+    return content
+
+
+def read_image(path: Path) -> Tensor:
+    """Return the pixels of an image file, (C, H, W), uint8."""
+    try:
+        with Image.open(path) as image:
+            mode = _MODES.get(image.mode)
+            pixels = None if mode is None else np.array(image.convert(mode))
+    except (OSError, SyntaxError, UnidentifiedImageError) as error:
+        raise DataError(f"{path} cannot be read as an image; replace or remove it") from error
+    if pixels is None:
+        raise DataError(f"{path} has pixels of type {image.mode}; convert it to grey or RGB")
+    return torch.from_numpy(pixels.reshape(*pixels.shape[:2], -1)).permute(2, 0, 1)

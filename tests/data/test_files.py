@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 import torch
 
-from data.errors import DataError
-from data.idx import find_idx, read_images, read_labels
+from data.files import find_idx, read_images, read_labels
+from data.images import DataError
 
 PIXELS = np.random.default_rng(0).integers(0, 256, (5, 784), dtype=np.uint8)
 IMAGES = bytes.fromhex("00000803 00000005 0000001c 0000001c") + PIXELS.tobytes()
