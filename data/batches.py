@@ -12,9 +12,6 @@ from torch import Tensor
 from data.images import DataError
 from samplers.random import seeded_generator
 
-ORDER_STREAM = 0x6F72646572
-"""Leads the random key of the data order, so that no other stream shares its numbers."""
-
 
 class EpochBatches:
     """Shuffled batches of indices, a function of (seed, epoch); every process has its own share.
@@ -67,7 +64,7 @@ class EpochBatches:
 
     def _order(self) -> Tensor:
         """Return this process's indices of the current epoch, (batches, batch size)."""
-        generator = seeded_generator("cpu", ORDER_STREAM, self.seed, self.epoch)
+        generator = seeded_generator("cpu", self.seed, "data.order", self.epoch)
         order = torch.randperm(self.count, generator=generator)
         used = len(self) * self.world_size * self.batch_size
         return order[:used].view(len(self), self.world_size, self.batch_size)[:, self.rank]

@@ -34,9 +34,6 @@ from samplers.random import seeded_generator
 
 Split = Literal["train", "validation", "test"]
 
-BINARIZATION_STREAM = 0x62696E617279
-"""Leads the random key of dynamic binarization, so that no other stream shares its numbers."""
-
 _FALLBACK = "mnist-5k"
 _VALIDATION = 5000
 _VALIDATION_MNIST_5K = 500
@@ -252,7 +249,7 @@ class ImageDataModule(LightningDataModule):
         begun = self.trainer.fit_loop.epoch_loop.batch_progress.current.ready
         index = self.trainer.global_step * accumulated + begun % accumulated
         generator = seeded_generator(
-            batch.device, BINARIZATION_STREAM, self.seed, index, self._rank
+            batch.device, self.seed, "data.binarization", index, self._rank
         )
         images = binarize(batch, generator) if self.binarize else grey_levels(batch)
         # Lightning converts to the model's precision before this hook, while the batch is uint8.

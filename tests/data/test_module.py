@@ -13,7 +13,8 @@ from lightning.pytorch.trainer.states import TrainerFn
 from lightning.pytorch.utilities.warnings import PossibleUserWarning
 from torch import Tensor
 
-from data import DataError, DataUnavailable, ImageDataModule, Split
+from data import DataError, ImageDataModule, Split
+from data.images import DataUnavailable
 
 MakeRoot = Callable[..., Path]
 CODE_BITS = 10

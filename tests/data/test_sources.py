@@ -7,8 +7,9 @@ import pytest
 import torch
 from torchvision import datasets
 
-from data import NAMES, DataError, DataUnavailable, check_heldout, load_images
-from data.sources import download_images, is_absent
+from data import DataError, check_heldout, load_images
+from data.images import DataUnavailable
+from data.sources import NAMES, download_images, is_absent
 
 FILES = (
     "train-images-idx3-ubyte",
