@@ -20,11 +20,10 @@ from dglm.annealing import (
     tune_step_sizes,
     weight_effective_sample_size,
 )
-from dglm.gaussian import DiagonalGaussian
+from dglm.gaussian import DenseGaussian, DiagonalGaussian
 from dglm.model import GenerativeModel
 from dglm.precision import full_precision
 from dglm.starts import (
-    FittedGaussian,
     Gaussians,
     Start,
     annealed_path,
@@ -198,7 +197,7 @@ def annealed_chains(
             draws = path.start.sample(generator)
         else:
             draws = exact[own].repeat_interleave(num_chains, dim=0)
-            if isinstance(start, FittedGaussian):
+            if isinstance(start, DenseGaussian):
                 draws = start.whiten(draws)
         counted = scaled(progress, len(rows))
         pieces.append(anneal(path, draws, betas, kernel, step_sizes, generator, counted))

@@ -1,4 +1,4 @@
-"""Gaussians with independent coordinates: the prior and the approximate posterior."""
+"""Gaussians, one for each observation: the prior, approximate posteriors, fitted ones."""
 
 import math
 from typing import NamedTuple
@@ -45,3 +45,36 @@ class DiagonalGaussian(NamedTuple):
     def variance(self) -> Tensor:
         """Return the variance of each coordinate, (B, D)."""
         return (2 * self.log_std).exp()
+
+
+class DenseGaussian(NamedTuple):
+    """N(μ, L Lᵀ), one for each image, and coordinates w = L⁻¹(z - μ) in which it is N(0, I).
+
+    Positions are (n · C, D), the C chains of each of the n images one after another.
+    """
+
+    mean: Tensor
+    """μ, (n, D)."""
+    factor: Tensor
+    """L, lower triangular with a positive diagonal, (n, D, D)."""
+
+    def whiten(self, z: Tensor) -> Tensor:
+        """Return w = L⁻¹(z - μ)."""
+        centred = self._by_image(z) - self.mean[:, None]
+        solved = torch.linalg.solve_triangular(self.factor.mT, centred, upper=True, left=False)
+        return solved.reshape(z.shape)
+
+    def colour(self, w: Tensor) -> Tensor:
+        """Return z = μ + L w."""
+        return torch.baddbmm(self.mean[:, None], self._by_image(w), self.factor.mT).view_as(w)
+
+    def pull(self, gradient: Tensor) -> Tensor:
+        """Return the gradient in w, Lᵀ times that in z."""
+        return torch.bmm(self._by_image(gradient), self.factor).view_as(gradient)
+
+    def log_determinant(self) -> Tensor:
+        """Return log |L|, (n,)."""
+        return self.factor.diagonal(dim1=1, dim2=2).log().sum(dim=1)
+
+    def _by_image(self, rows: Tensor) -> Tensor:
+        return rows.view(len(self.mean), -1, rows.shape[1])

@@ -8,7 +8,7 @@ from torch import Tensor, nn
 
 from dglm.annealing import AnnealedEnergy, chunks_for_memory
 from dglm.energy import PosteriorEnergy
-from dglm.gaussian import DiagonalGaussian, gaussian_log_prob
+from dglm.gaussian import DenseGaussian, DiagonalGaussian, gaussian_log_prob
 from dglm.model import GenerativeModel, check_evaluation_mode
 from samplers import HMC, State, seeded_generator, track_acceptance
 
@@ -36,40 +36,7 @@ Start = nn.Module | Literal["prior"] | FittedStart
 """Where chains start: at the prior, at the q(z|x) of an encoder, or at fitted Gaussians."""
 
 
-class FittedGaussian(NamedTuple):
-    """N(μ, L Lᵀ), one for each image, and coordinates w = L⁻¹(z - μ) in which it is N(0, I).
-
-    Positions are (n · C, D), the C chains of each of the n images one after another.
-    """
-
-    mean: Tensor
-    """μ, (n, D)."""
-    factor: Tensor
-    """L, lower triangular with a positive diagonal, (n, D, D)."""
-
-    def whiten(self, z: Tensor) -> Tensor:
-        """Return w = L⁻¹(z - μ)."""
-        centred = self._by_image(z) - self.mean[:, None]
-        solved = torch.linalg.solve_triangular(self.factor.mT, centred, upper=True, left=False)
-        return solved.reshape(z.shape)
-
-    def colour(self, w: Tensor) -> Tensor:
-        """Return z = μ + L w."""
-        return torch.baddbmm(self.mean[:, None], self._by_image(w), self.factor.mT).view_as(w)
-
-    def pull(self, gradient: Tensor) -> Tensor:
-        """Return the gradient in w, Lᵀ times that in z."""
-        return torch.bmm(self._by_image(gradient), self.factor).view_as(gradient)
-
-    def log_determinant(self) -> Tensor:
-        """Return log |L|, (n,)."""
-        return self.factor.diagonal(dim1=1, dim2=2).log().sum(dim=1)
-
-    def _by_image(self, rows: Tensor) -> Tensor:
-        return rows.view(len(self.mean), -1, rows.shape[1])
-
-
-Gaussians = DiagonalGaussian | FittedGaussian
+Gaussians = DiagonalGaussian | DenseGaussian
 """q₀ of each image."""
 
 
@@ -86,7 +53,7 @@ class WhitenedLikelihood:
     With N(0, I) as the prior of w, the posterior of w is that of z = μ + L w.
     """
 
-    def __init__(self, energy: PosteriorEnergy, fitted: FittedGaussian, chains: int) -> None:
+    def __init__(self, energy: PosteriorEnergy, fitted: DenseGaussian, chains: int) -> None:
         self.energy = energy
         self.fitted = fitted
         self.log_determinant = fitted.log_determinant().repeat_interleave(chains)
@@ -139,7 +106,7 @@ def annealed_path(model: GenerativeModel, rows: Tensor, start: Gaussians) -> Ann
         start: q₀ of each of the n images. From fitted Gaussians the path is in their coordinates.
     """
     chains = len(rows) // len(start.mean)
-    if isinstance(start, FittedGaussian):
+    if isinstance(start, DenseGaussian):
         zeros = start.mean.new_zeros(len(rows), start.mean.shape[1])
         misfit = WhitenedLikelihood(model.energy(rows), start, chains)
         return AnnealedEnergy(misfit, DiagonalGaussian(zeros, zeros))
@@ -170,7 +137,7 @@ def _fit(
     num_leapfrogs: int,
     seed: int,
     progress: Callable[[int], None],
-) -> FittedGaussian:
+) -> DenseGaussian:
     """Fit a Gaussian to the draws of HMC on each image's posterior.
 
     Eagerly: compiling these shapes would take longer than most fits.
@@ -193,8 +160,8 @@ def _fit(
                 moments.append((draws.mean(dim=1), draws.mT @ draws / _CHAINS))
         shift, square = (torch.stack(parts).mean(dim=0) for parts in zip(*moments, strict=True))
         mean = own.mean + shift.to(rows)
-        fits.append(FittedGaussian(mean, _factor(shift, square).to(rows)))
-    return FittedGaussian(*(torch.cat(parts) for parts in zip(*fits, strict=True)))
+        fits.append(DenseGaussian(mean, _factor(shift, square).to(rows)))
+    return DenseGaussian(*(torch.cat(parts) for parts in zip(*fits, strict=True)))
 
 
 def _factor(mean: Tensor, square: Tensor) -> Tensor:

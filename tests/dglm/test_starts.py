@@ -7,8 +7,8 @@ from torch import Tensor, nn
 from torch.distributions import MultivariateNormal
 
 from dglm import Encoder, FittedStart, GenerativeModel
+from dglm.gaussian import DenseGaussian
 from dglm.starts import (
-    FittedGaussian,
     WhitenedLikelihood,
     annealed_path,
     encoded,
@@ -23,14 +23,14 @@ EncoderBeside = Callable[[GenerativeModel, float, float], nn.Module]
 
 
 @pytest.fixture
-def fitted() -> FittedGaussian:
+def fitted() -> DenseGaussian:
     """Two Gaussians in three dimensions."""
     root = torch.randn(2, 3, 3)
     covariance = root @ root.mT + 0.1 * torch.eye(3)
-    return FittedGaussian(torch.randn(2, 3), torch.linalg.cholesky(covariance))
+    return DenseGaussian(torch.randn(2, 3), torch.linalg.cholesky(covariance))
 
 
-def test_whitening_is_undone_by_colouring(fitted: FittedGaussian) -> None:
+def test_whitening_is_undone_by_colouring(fitted: DenseGaussian) -> None:
     z = torch.randn(8, 3)
     torch.testing.assert_close(fitted.colour(fitted.whiten(z)), z)
     own = fitted.mean[1] + fitted.factor[1] @ fitted.whiten(z)[4]  # the first chain of the second
@@ -38,7 +38,7 @@ def test_whitening_is_undone_by_colouring(fitted: FittedGaussian) -> None:
 
 
 def test_whitened_energy_is_the_posterior_in_other_coordinates(
-    model: GenerativeModel, images: Tensor, fitted: FittedGaussian
+    model: GenerativeModel, images: Tensor, fitted: DenseGaussian
 ) -> None:
     rows, w = images[:2].repeat_interleave(4, dim=0), torch.randn(8, 3)
     path = annealed_path(model, rows, fitted)
@@ -52,7 +52,7 @@ def test_whitened_energy_is_the_posterior_in_other_coordinates(
 
 
 def test_whitened_gradient_is_that_of_the_value(
-    model: GenerativeModel, images: Tensor, fitted: FittedGaussian
+    model: GenerativeModel, images: Tensor, fitted: DenseGaussian
 ) -> None:
     rows, w = images[:2].repeat_interleave(4, dim=0), torch.randn(8, 3)
     misfit = WhitenedLikelihood(model.energy(rows), fitted, 4)
@@ -71,7 +71,7 @@ def test_fits_have_the_moments_of_the_posteriors(
     # Far beside the posterior and far narrower, as trained encoders are.
     start = FittedStart(encoder_beside(model, 2.0, 0.3))
     found = starting_gaussians(model, x, start, 5, 0)
-    assert isinstance(found, FittedGaussian)
+    assert isinstance(found, DenseGaussian)
     error = found.mean - exact.mean
     assert (error.mean(dim=0).abs() < 5 * error.std(dim=0) / copies**0.5).all()
     # Wider by a fifth on purpose; draws are nearer to their own mean than to the posterior's.
@@ -103,7 +103,7 @@ def test_an_encoder_in_training_mode_is_refused(model: GenerativeModel, images: 
 def test_fits_depend_on_the_seed_alone(model: GenerativeModel, images: Tensor) -> None:
     start = FittedStart(Encoder(6, 3, (4,)))
 
-    def fit(seed: int) -> FittedGaussian:
+    def fit(seed: int) -> DenseGaussian:
         return starting_gaussians(model, images, start, 2, seed)  # type: ignore[return-value]
 
     first, again, other = fit(1), fit(1), fit(2)
@@ -117,13 +117,13 @@ def test_chains_that_never_move_still_give_a_gaussian(monkeypatch: pytest.Monkey
     # More latent variables than chains, whose draws then span less than the whole space.
     model, images = GenerativeModel(nn.Linear(40, 6), 40), torch.rand(7, 6).round()
     found = starting_gaussians(model, images, FittedStart(Encoder(6, 40, (4,))), 2, 0)
-    assert isinstance(found, FittedGaussian)
+    assert isinstance(found, DenseGaussian)
     assert found.factor.isfinite().all()
     assert (found.factor.diagonal(dim1=1, dim2=2) > 0).all()
 
 
-def test_gaussians_of_some_images_are_theirs(fitted: FittedGaussian) -> None:
+def test_gaussians_of_some_images_are_theirs(fitted: DenseGaussian) -> None:
     second = of_images(fitted, slice(1, 2))
-    assert isinstance(second, FittedGaussian)
+    assert isinstance(second, DenseGaussian)
     assert torch.equal(second.mean, fitted.mean[1:])
     assert torch.equal(second.factor, fitted.factor[1:])
