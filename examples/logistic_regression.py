@@ -110,11 +110,7 @@ def run(
     ]
     torch.manual_seed(seed)
     learned = warm.kernel.with_kernel(L2HMC(energy.dim, 3, step_size))
-    # A reciprocal loss that also sees short jumps: at λ = 1 the chains learn to step from side to
-    # side, and tails mix ten times worse. Chosen from λ = 4, 8, 16 and 2 or 3 leapfrogs.
-    settings = TrainingSettings(
-        num_iterations, num_chains, jump_scale=8.0, metric="covariance", seed=seed
-    )
+    settings = TrainingSettings(num_iterations, num_chains, seed=seed)
     train_sampler(learned, energy, lambda count, _: warm.position[:count], settings)
     training = num_iterations * (learned.num_leapfrogs + 1) * num_chains
     results.append(measured("L2HMC, leapfrogs: 3", learned, warm_up + training))

@@ -142,7 +142,7 @@ def adapt(
         steps = end - begin
         state, moments = _window(moving, energy, state, steps, averaging, context, generator)
         if mass != "unit" and 0 < index < len(_WINDOWS) - 1:
-            factor = _factor(moments, steps * len(position), mass)
+            factor = mass_factor(moments, steps * len(position), mass)
             if moving is kernel:  # later windows change the coordinates little
                 kernel.log_step_size.fill_(0.0)
             moving = Preconditioned(kernel, moments.mean, factor).to(position.device)
@@ -169,7 +169,7 @@ def _window(
     return state, moments
 
 
-def _factor(moments: Moments, count: int, mass: Mass) -> Tensor:
+def mass_factor(moments: Moments, count: int, mass: Mass) -> Tensor:
     """Return L of the draws' covariance, shrunk a little.
 
     Its variances toward a thousandth of themselves, and the correlations toward 0 as much as keeps

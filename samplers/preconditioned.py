@@ -1,5 +1,6 @@
 """A kernel in whitened coordinates: diagonal or dense mass for HMC, and the same for L2HMC."""
 
+from abc import ABC, abstractmethod
 from copy import copy
 from typing import Any
 
@@ -10,7 +11,33 @@ from samplers.energy import Energy, State, value_and_gradient
 from samplers.kernel import Kernel
 
 
-class Preconditioned(Kernel):
+class Coordinates(ABC):
+    """An energy as a function of other coordinates w of x; both ways between them."""
+
+    @abstractmethod
+    def value_and_gradient(self, position: Tensor) -> State:
+        """Return the state at w (B, D): its energy is that of the density of w."""
+
+    @abstractmethod
+    def into(self, x: Tensor) -> Tensor:
+        """Return w of x, (B, D)."""
+
+    @abstractmethod
+    def out_of(self, w: Tensor) -> Tensor:
+        """Return x of w, (B, D)."""
+
+
+class Transformed(Kernel, ABC):
+    """A kernel that runs in other coordinates than those of its energy."""
+
+    kernel: Kernel
+
+    @abstractmethod
+    def coordinates(self, energy: Energy) -> Coordinates:
+        """Return the energy in the coordinates in which the kernel inside runs."""
+
+
+class Preconditioned(Transformed):
     r"""Any kernel, run in the coordinates w = L⁻¹(x - μ).
 
     For HMC, x = μ + L w makes momenta N(0, I) in w what momenta with the mass matrix (L Lᵀ)⁻¹ are
@@ -56,6 +83,10 @@ class Preconditioned(Kernel):
         """Return another kernel in these same coordinates."""
         return Preconditioned(kernel, self.location, self.factor)
 
+    def coordinates(self, energy: Energy) -> "Whitened":
+        """Return the energy as a function of w."""
+        return Whitened(energy, self.location, self.factor)
+
     @property
     def log_step_size(self) -> Tensor:  # type: ignore[override]
         """Log ε, in the coordinates w."""
@@ -82,7 +113,7 @@ class Preconditioned(Kernel):
         context: Tensor | None = None,
     ) -> tuple[State, Tensor, Tensor]:
         """Follow the kernel's trajectory in w; volumes there are those in x up to a constant."""
-        whitened = _Whitened(energy, self.location, self.factor)
+        whitened = self.coordinates(energy)
         start = State(
             whitened.into(state.position), state.energy, whitened.pull(state.gradient), state.extra
         )
@@ -94,8 +125,8 @@ class Preconditioned(Kernel):
         return state, momentum, log_determinant
 
 
-class _Whitened:
-    """U as a function of w."""
+class Whitened(Coordinates):
+    """U as a function of w = L⁻¹(x - μ)."""
 
     def __init__(self, energy: Energy, location: Tensor, factor: Tensor) -> None:
         self.energy = energy
@@ -103,6 +134,7 @@ class _Whitened:
         self.factor = factor
 
     def value_and_gradient(self, position: Tensor) -> State:
+        """Return U and its gradient in w."""
         state = value_and_gradient(self.energy, self.out_of(position))
         return State(position, state.energy, self.pull(state.gradient), state.extra)
 

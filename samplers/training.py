@@ -1,30 +1,32 @@
-"""Training of a learned sampler on any energy: Algorithm 1 of the L2HMC paper."""
+"""Training of a learned sampler on any energy."""
 
+import math
 import time
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import NamedTuple, get_args
+from typing import Literal, NamedTuple, get_args
 
 import torch
 from torch import Tensor
 
-from samplers.energy import Energy, Tempered, fresh_leaf
+from samplers.adaptation import Mass, mass_factor
+from samplers.energy import Energy, Smoothed, State, Tempered, fresh_leaf
 from samplers.io import load_plain, save_whole
-from samplers.kernel import Kernel, finite_start
-from samplers.metric import Metric, check_spread, measured_jump
+from samplers.kernel import Info, Kernel, finite_start
 from samplers.moments import Moments
-from samplers.objective import reciprocal_jump_loss
+from samplers.objective import Objective, RunningMeans, jumps, reciprocal, siblings
+from samplers.preconditioned import Preconditioned, Transformed
 from samplers.random import seeded_generator
 
 Initial = Callable[[int, torch.Generator], Tensor]
 """Draws n points from the distribution that chains start from, (n, D), with a generator on the
 kernel's device."""
 
-_START_STREAM, _ITERATION_STREAM = 0, 1
-_DECAY_INTERVAL = 1000
+ObjectiveName = Literal["siblings", "jumps", "reciprocal"]
+
+_REWHITENINGS = (0.2, 0.4, 0.6, 0.8, 0.9)
 _SAVE_INTERVAL = 500
-_SLOWEST_MOMENTS = 0.01
 
 
 @dataclass(frozen=True)
@@ -34,32 +36,37 @@ class TrainingSettings:
     Args:
         num_iterations: Updates of the sampler's parameters.
         num_chains: Persistent chains.
-        jump_scale: λ, the length that counts as a good jump.
-        initial_weight: λ_b, the weight of the loss at fresh draws of the initial distribution, as
-            many as there are persistent chains; 0 for none.
-        metric: What jumps are measured in: plain distance, which the widest axes dominate; running
-            standard deviations; the running covariance; or "squares", the coordinates w that it
-            whitens and their squares alike, so that leaping to the mirror image is no progress.
+        objective: A function of :mod:`samplers.objective`: "siblings", which asks for independent
+            draws; "jumps", for many leapfrogs in raw coordinates; "reciprocal", the paper's.
+        jump_scale: λ of the reciprocal objective, the length that counts as a good jump.
+        initial_weight: λ_b, the weight of the reciprocal objective at fresh draws of the initial
+            distribution, as many as there are persistent chains; 0 for none.
+        rewhiten: At 20, 40, 60, 80 and 90 % of the training, have the coordinates of a
+            :class:`samplers.Preconditioned` kernel follow the chains, where the temperature is 1.
+        curvature_length: h, over which second derivatives of the energy are differences, in the
+            kernel's coordinates (:class:`samplers.energy.Smoothed`); 0 for exact ones.
         initial_temperature: The energy is divided by a temperature that falls geometrically from
             here to 1 over the first ``annealing_iterations``.
         annealing_iterations: 0 for no annealing.
-        learning_rate: Adam's.
-        learning_rate_decay: Its factor over each 1,000 iterations.
+        learning_rate: Adam's, which falls as a cosine.
+        final_learning_rate: Its share at the end.
         seed: All randomness is a function of (seed, iteration).
 
     Raises:
-        ValueError: A number is out of range, or the metric is unknown.
+        ValueError: A number is out of range, or the objective is unknown.
     """
 
-    num_iterations: int = 5000
-    num_chains: int = 200
+    num_iterations: int = 3000
+    num_chains: int = 100
+    objective: ObjectiveName = "siblings"
     jump_scale: float = 1.0
     initial_weight: float = 0.0
-    metric: Metric = "plain"
+    rewhiten: bool = True
+    curvature_length: float = 0.2
     initial_temperature: float = 1.0
     annealing_iterations: int = 0
-    learning_rate: float = 1e-3
-    learning_rate_decay: float = 0.96
+    learning_rate: float = 0.01
+    final_learning_rate: float = 0.0
     seed: int = 0
 
     def __post_init__(self) -> None:
@@ -71,15 +78,27 @@ class TrainingSettings:
         for name in ("num_iterations", "num_chains"):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name} must be at least 1, got {getattr(self, name)}")
-        for name in ("jump_scale", "initial_temperature", "learning_rate", "learning_rate_decay"):
+        for name in ("jump_scale", "initial_temperature", "learning_rate"):
             if not getattr(self, name) > 0:
                 raise ValueError(f"{name} must be positive, got {getattr(self, name)}")
-        for name in ("initial_weight", "annealing_iterations", "seed"):
+        not_negative = (
+            "initial_weight",
+            "annealing_iterations",
+            "curvature_length",
+            "final_learning_rate",
+            "seed",
+        )
+        for name in not_negative:
             if not getattr(self, name) >= 0:
                 raise ValueError(f"{name} must not be negative, got {getattr(self, name)}")
-        if self.metric not in get_args(Metric):
-            allowed = ", ".join(map(repr, get_args(Metric)))
-            raise ValueError(f"metric must be one of {allowed}, got {self.metric!r}")
+        if self.objective not in get_args(ObjectiveName):
+            allowed = ", ".join(map(repr, get_args(ObjectiveName)))
+            raise ValueError(f"objective must be one of {allowed}, got {self.objective!r}")
+        if self.initial_weight > 0 and self.objective != "reciprocal":
+            raise ValueError(
+                f"initial_weight must be 0 for the objective {self.objective!r}, "
+                f"got {self.initial_weight}"
+            )
 
     def temperature(self, iteration: int) -> float:
         """Return T at an iteration: T₀^(1 - i/n) for i < n, then 1."""
@@ -87,16 +106,26 @@ class TrainingSettings:
             return 1.0
         return self.initial_temperature ** (1 - iteration / self.annealing_iterations)
 
+    def learning_rate_at(self, iteration: int) -> float:
+        r"""Return :math:`r \left(s + (1 - s) \tfrac{1}{2} (1 + \cos π i/n)\right)`."""
+        cosine = 0.5 * (1 + math.cos(math.pi * iteration / self.num_iterations))
+        share = self.final_learning_rate + (1 - self.final_learning_rate) * cosine
+        return self.learning_rate * share
+
+    def rewhitens_after(self, iteration: int) -> bool:
+        """Say whether the coordinates follow the chains after an iteration, counted from 0."""
+        return iteration + 1 in {round(share * self.num_iterations) for share in _REWHITENINGS}
+
 
 class TrainingHistory(NamedTuple):
     """Means over the chains at each iteration, (iterations,) each, on the CPU."""
 
     loss: Tensor
-    """ℓ_λ of the persistent chains plus λ_b times that of the fresh ones."""
+    """What the training descends."""
+    score: Tensor
+    """The objective's own measure of progress, see :mod:`samplers.objective`."""
     acceptance: Tensor
     """Acceptance probability."""
-    jump: Tensor
-    """Expected squared jump δA, in the units of the metric."""
     diverging: Tensor
     """Share of the steps that failed."""
     step_size: Tensor
@@ -116,20 +145,16 @@ def train_sampler(
     checkpoint: Path | None = None,
     progress: Callable[[int], None] = lambda iterations: None,
 ) -> TrainingHistory:
-    r"""Train a kernel on a target by Algorithm 1.
+    r"""Train a kernel on a target: Algorithm 1 of the paper, with any objective.
 
     Each iteration moves persistent chains by one step, started where the last one left them, and
-    descends
-
-    .. math:: E_p[ℓ_λ(δA)] + λ_b E_q[ℓ_λ(δA)]
-
-    over them (p) and over chains that start at fresh draws of the initial distribution (q).
+    descends the objective by Adam. A kernel in other coordinates is trained in them.
 
     Arguments:
         kernel: Its parameters are trained in place; compile it first for a long training.
         energy: U, from (B, D) to (B,).
         initial: Draws the points that chains start from.
-        settings: How to train; by default the paper's way.
+        settings: How to train.
         checkpoint: A file to save into every 500 iterations and to go on from, where it exists;
             the resumed training repeats the uninterrupted one.
         progress: Called with the iterations done since the last call; an exception that it raises
@@ -138,7 +163,7 @@ def train_sampler(
     Raises:
         ValueError: The checkpoint is of a training with other settings or of another target, the
             kernel has no parameters to train, the energy or its gradient is not finite where a
-            chain starts, or the chains are too few or start too close together for the metric.
+            chain starts, or chains start at one point where their spread is the unit.
 
     References:
         Generalizing Hamiltonian Monte Carlo with Neural Networks (Levy, Hoffman and
@@ -147,9 +172,9 @@ def train_sampler(
     Example:
         >>> import torch
         >>> from samplers import L2HMC, TrainingSettings, train_sampler
-        >>> kernel = L2HMC(dim=2, num_leapfrogs=5)
-        >>> energy = lambda x: 0.5 * (x / torch.tensor([0.1, 1.0])).square().sum(dim=-1)
-        >>> settings = TrainingSettings(num_iterations=3, num_chains=10)  # thousands, for use
+        >>> kernel = L2HMC(dim=2, num_leapfrogs=1, step_size=1.0)
+        >>> energy = lambda x: 0.5 * x.square().sum(dim=-1)
+        >>> settings = TrainingSettings(num_iterations=3, num_chains=10)  # hundreds, for use
         >>> def initial(count, generator):
         ...     return torch.randn(count, 2, generator=generator, device=generator.device)
         >>> history = train_sampler(kernel, energy, initial, settings)
@@ -178,7 +203,7 @@ def train_sampler(
 
 
 class _Training:
-    """Algorithm 1 between two iterations."""
+    """A training between two iterations; positions are in the kernel's own coordinates."""
 
     def __init__(
         self, kernel: Kernel, energy: Energy, initial: Initial, settings: TrainingSettings
@@ -190,43 +215,67 @@ class _Training:
         self.optimizer = torch.optim.Adam(self.parameters, lr=settings.learning_rate)
         self.history: list[Tensor] = []
         self.device = self.parameters[0].device
-        self.energy = Tempered(energy, self.parameters[0].new_ones(()))
-        generator = seeded_generator(self.device, settings.seed, _START_STREAM)
-        self.position = initial(settings.num_chains, generator).to(self.parameters[0])
-        self.start_energy = finite_start(kernel, energy, self.position).energy
-        check_spread(settings.metric, self.position)
-        self.moments = Moments.of(self.position)
+        generator = seeded_generator(self.device, settings.seed, "training.start")
+        start = initial(settings.num_chains, generator).to(self.parameters[0])
+        self.start_energy = finite_start(kernel, energy, start).energy
+        if settings.objective == "siblings" and (start == start[0]).all(dim=0).any():
+            raise ValueError(
+                "siblings measures in the spread of the chains: have them start apart in every "
+                "coordinate"
+            )
+        self.inner, self.coordinates = kernel, None
+        if isinstance(kernel, Transformed):
+            self.inner, self.coordinates = kernel.kernel, kernel.coordinates(energy)
+        self.position = self._into(start)
+        self.tempered = Tempered(self.coordinates or energy, self.parameters[0].new_ones(()))
+        smooth = settings.curvature_length > 0
+        self.energy = (
+            Smoothed(self.tempered, settings.curvature_length) if smooth else self.tempered
+        )
+        self.running = RunningMeans()
+        self.moments: tuple[int, Moments] | None = None
 
     def iterate(self) -> None:
         """Move the chains by one step and the parameters by one update."""
         began = time.perf_counter()
         iteration, settings = len(self.history), self.settings
-        generator = seeded_generator(self.device, settings.seed, _ITERATION_STREAM, iteration)
-        self.energy.temperature.fill_(settings.temperature(iteration))
+        generator = seeded_generator(self.device, settings.seed, "training.step", iteration)
+        self.tempered.temperature.fill_(settings.temperature(iteration))
         for group in self.optimizer.param_groups:
-            decay = settings.learning_rate_decay ** (iteration / _DECAY_INTERVAL)
-            group["lr"] = settings.learning_rate * decay
-        start = self.position
-        if settings.initial_weight > 0:
-            fresh = self.initial(settings.num_chains, generator).to(start)
-            start = torch.cat([start, fresh])
-        state = fresh_leaf(self.kernel.init(start, self.energy))
-        noise = self.kernel.noise(state, generator)
-        [(after, info)] = self.kernel(state, self.energy, [noise])
-        jump = measured_jump(settings.metric, self.moments, start, info.proposal)
-        losses = reciprocal_jump_loss(jump, info.acceptance, settings.jump_scale)
-        loss = losses[: settings.num_chains].mean()
-        if settings.initial_weight > 0:
-            loss = loss + settings.initial_weight * losses[settings.num_chains :].mean()
-        skipped = self._update(loss)
+            group["lr"] = settings.learning_rate_at(iteration)
+        after, info, objective = self._step(generator)
+        skipped = self._update(objective.loss)
         self.position = after.position[: settings.num_chains].detach()
-        weight = max(1 / (iteration + 2), _SLOWEST_MOMENTS)
-        self.moments = self.moments.mixed(Moments.of(self.position), weight)
-        step_size = self.kernel.step_size
-        record = loss, info.acceptance, jump * info.acceptance, info.diverging, step_size, skipped
+        self._rewhiten(iteration)
+        step_size = self.inner.step_size
+        record = *objective, info.acceptance, info.diverging, step_size, skipped
         means = torch.stack([each.detach().float().mean() for each in record]).cpu()
         seconds = means.new_tensor([time.perf_counter() - began])
         self.history.append(torch.cat([means, seconds]))
+
+    def _step(self, generator: torch.Generator) -> tuple[State, Info, Objective]:
+        """Propose from every chain, twice for siblings; the first proposals continue the chains."""
+        settings, start, count = self.settings, self.position, self.settings.num_chains
+        if settings.initial_weight > 0:
+            fresh = self.initial(count, generator).to(start)
+            start = torch.cat([start, self._into(fresh)])
+        state = self.inner.init(start, self.energy)
+        if settings.objective == "siblings":
+            position, potential, gradient = (torch.cat([each, each]) for each in state[:3])
+            state = State(position, potential, gradient)
+        state = fresh_leaf(state)
+        [(after, info)] = self.inner(state, self.energy, [self.inner.noise(state, generator)])
+        first, second = _rows(info, slice(count)), _rows(info, slice(count, None))
+        if settings.objective == "siblings":
+            return after, info, siblings(start, first, second, self.running)
+        if settings.objective == "jumps":
+            return after, info, jumps(start, info, self.running)
+        objective = reciprocal(start[:count], first, settings.jump_scale)
+        if settings.initial_weight > 0:
+            other = reciprocal(start[count:], second, settings.jump_scale)
+            loss = objective.loss + settings.initial_weight * other.loss
+            objective = objective._replace(loss=loss)
+        return after, info, objective
 
     def _update(self, loss: Tensor) -> Tensor:
         """Take one step of Adam, but not where the gradient is not finite."""
@@ -238,6 +287,28 @@ class _Training:
             self.optimizer.step()
         return ~finite
 
+    def _into(self, x: Tensor) -> Tensor:
+        return x if self.coordinates is None else self.coordinates.into(x)
+
+    @torch.no_grad()
+    def _rewhiten(self, iteration: int) -> None:
+        """Pool the chains' moments, of temperature 1; make them the coordinates when it is time."""
+        kernel, settings = self.kernel, self.settings
+        at_work = settings.rewhiten and settings.temperature(iteration) == 1.0
+        if not (at_work and isinstance(kernel, Preconditioned) and self.coordinates is not None):
+            return
+        x = self.coordinates.out_of(self.position)
+        count, moments = self.moments or (0, Moments.of(x))
+        self.moments = count + 1, moments.mixed(Moments.of(x), 1 / (count + 1))
+        if not settings.rewhitens_after(iteration):
+            return
+        (count, moments), self.moments = self.moments, None
+        mass: Mass = "diagonal" if kernel.factor.dim() == 1 else "dense"
+        kernel.factor.copy_(mass_factor(moments, count * len(x), mass))
+        kernel.location.copy_(moments.mean)
+        self.position = self.coordinates.into(x)
+        self.running.restart()
+
     def save(self, path: Path) -> None:
         """Write all that the rest of the training depends on."""
         content = {
@@ -246,7 +317,8 @@ class _Training:
             "kernel": self.kernel.state_dict(),
             "optimizer": self.optimizer.state_dict(),
             "position": self.position,
-            "moments": tuple(self.moments),
+            "running": self.running.state_dict(),
+            "moments": self.moments and (self.moments[0], tuple(self.moments[1])),
             "history": torch.stack(self.history),
         }
         save_whole(content, path)
@@ -259,10 +331,6 @@ class _Training:
                 f"{path} is of a training with other settings, {content.get('settings')}; remove "
                 "it or train into another file"
             )
-        if "start_energy" not in content:
-            raise ValueError(
-                f"{path} was written by an earlier version; remove it or train into another file"
-            )
         start_energy = content["start_energy"].to(self.start_energy)
         if not torch.allclose(start_energy, self.start_energy, rtol=1e-4, atol=1e-4):
             raise ValueError(
@@ -272,5 +340,12 @@ class _Training:
         self.kernel.load_state_dict(content["kernel"])
         self.optimizer.load_state_dict(content["optimizer"])
         self.position = content["position"].to(self.device)
-        self.moments = Moments(*(part.to(self.device) for part in content["moments"]))
+        self.running.load_state_dict(content["running"], self.device)
+        if content["moments"] is not None:
+            count, parts = content["moments"]
+            self.moments = count, Moments(*(part.to(self.device) for part in parts))
         self.history = list(content["history"])
+
+
+def _rows(info: Info, rows: slice) -> Info:
+    return Info(*(field[rows] for field in info))

@@ -43,6 +43,7 @@ from samplers import (
     Kernel,
     Preconditioned,
     Target,
+    TrainingSettings,
     parallel_tempering,
     sample,
     seeded_generator,
@@ -184,12 +185,12 @@ def train(
     if isinstance(sampler, WhitenedOptions):
         name = "training-whitened"
         training = replace(
-            training,
-            jump_scale=sampler.jump_scale,
-            metric=sampler.metric,
-            learning_rate=sampler.learning_rate,
-            learning_rate_decay=sampler.learning_rate_decay,
+            TrainingSettings(),
+            num_iterations=min(3000, training.num_iterations),
+            seed=training.seed,
+            initial_temperature=training.initial_temperature,
         )
+        training = replace(training, annealing_iterations=training.num_iterations * 3 // 4)
         began = time.perf_counter()
         warm = cast(
             Preconditioned, warmed_up(target, start, "dense", options.num_steps, options.seed)

@@ -4,7 +4,6 @@ from dataclasses import dataclass, field
 from typing import Literal
 
 from samplers import TrainingSettings
-from samplers.training import Metric
 
 TargetName = Literal[
     "icg",
@@ -19,6 +18,16 @@ TargetName = Literal[
 ]
 PAPER = ("icg", "scg", "mog", "rough_well")
 """The targets of the paper's table."""
+
+PAPERS_TRAINING = TrainingSettings(
+    5000,
+    200,
+    "reciprocal",
+    rewhiten=False,
+    curvature_length=0.0,
+    learning_rate=1e-3,
+    final_learning_rate=0.82,
+)
 
 _FEWEST_STEPS = 132
 """So that the shortest of the tuning runs has four draws."""
@@ -45,21 +54,11 @@ class SamplerOptions:
 
 @dataclass(frozen=True, kw_only=True)
 class WhitenedOptions(SamplerOptions):
-    """The learned sampler in whitened coordinates, and what differs in its training.
-
-    Args:
-        jump_scale: λ.
-        metric: What jumps are measured in.
-        learning_rate: Adam's.
-        learning_rate_decay: Its factor over each 1,000 iterations.
-    """
+    """The learned sampler in whitened coordinates."""
 
     num_leapfrogs: int = 1
     step_size: float = 1.0
-    jump_scale: float = 1.0
-    metric: Metric = "squares"
-    learning_rate: float = 0.01
-    learning_rate_decay: float = 0.4
+    hidden: int = 20
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -87,7 +86,7 @@ class Compare:
     target: TargetName | Literal["all"] = "scg"
     seed: int = 0
     sampler: SamplerOptions = field(default_factory=SamplerOptions)
-    training: TrainingSettings = field(default_factory=TrainingSettings)
+    training: TrainingSettings = PAPERS_TRAINING
     whitened: WhitenedOptions | None = None
     temperatures: list[float] = field(default_factory=list)
     num_chains: int = 200

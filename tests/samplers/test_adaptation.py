@@ -18,7 +18,7 @@ from samplers import (
     strongly_correlated_gaussian,
     track_acceptance,
 )
-from samplers.adaptation import TARGET_ACCEPTANCE, _factor
+from samplers.adaptation import TARGET_ACCEPTANCE, mass_factor
 from samplers.moments import Moments
 
 
@@ -227,10 +227,10 @@ def test_a_dense_mass_of_fewer_draws_than_dimensions() -> None:
 
 
 def test_mass_of_chains_that_have_not_moved() -> None:
-    factor = _factor(Moments.of(torch.ones(5, 2)), 10, "dense")
+    factor = mass_factor(Moments.of(torch.ones(5, 2)), 10, "dense")
     torch.testing.assert_close(factor, torch.diag(factor.diagonal()))
     assert (factor.diagonal() > 0).all()
-    assert (_factor(Moments.of(torch.ones(5, 2)), 10, "diagonal") > 0).all()
+    assert (mass_factor(Moments.of(torch.ones(5, 2)), 10, "diagonal") > 0).all()
 
 
 @pytest.mark.parametrize("num_steps", [20, 30, 50, 150, 250, 310])

@@ -5,7 +5,7 @@ import torch
 from torch import Tensor, nn
 
 from samplers import Energy, EnergyWithGradient, State, value_and_gradient
-from samplers.energy import Tempered, finite_gradient
+from samplers.energy import Smoothed, Tempered, finite_gradient
 
 PRECISION = torch.tensor([[2.0, -0.5], [-0.5, 1.0]], dtype=torch.float64)
 
@@ -168,3 +168,27 @@ def test_no_sampler_is_trained_on_an_energy_without_a_gradient() -> None:
         value_and_gradient(Detached(), position.requires_grad_())
     with torch.no_grad():
         value_and_gradient(Detached(), position)
+
+
+def test_smoothed_curvature_is_that_of_a_difference_and_the_rest_is_exact() -> None:
+    def energy(position: Tensor) -> Tensor:  # a ripple whose curvature is 100 times the bowl's
+        return (0.5 * position.square() + 0.01 * torch.cos(position / 0.01)).sum(dim=-1)
+
+    position, weight = torch.randn(2, 5, 3)
+    smoothed = Smoothed(energy, 0.2)
+    exact = value_and_gradient(energy, position)
+    for each in (position, position.clone().requires_grad_()):
+        state = value_and_gradient(smoothed, each)
+        torch.testing.assert_close(state.energy.detach(), exact.energy)
+        torch.testing.assert_close(state.gradient.detach(), exact.gradient)
+    leaf = position.clone().requires_grad_()
+    state = value_and_gradient(smoothed, leaf)
+    (found,) = torch.autograd.grad(state.energy.sum() + (weight * state.gradient).sum(), leaf)
+    size = weight.norm(dim=-1, keepdim=True)
+    ahead, behind = (
+        value_and_gradient(energy, position + sign * 0.2 * weight / size).gradient
+        for sign in (1, -1)
+    )
+    torch.testing.assert_close(found, exact.gradient + size * (ahead - behind) / 0.4)
+    # sin differs by 2 at most: the ripple's curvature of 100 counts as 5.
+    assert ((found - exact.gradient - weight).abs() <= size / 0.2).all()
