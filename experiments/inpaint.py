@@ -15,34 +15,35 @@ from torch import nn
 from data import ImageDataModule
 from dglm import DGLM, KernelSteps
 from dglm.ais import check_counts
-from experiments.checkpoints import load_checkpoint
-from experiments.classes import train_classifier
-from experiments.command import (
-    CommandError,
-    choose_device,
-    command_parser,
-    parse_options,
-    run_command,
-)
-from experiments.figures import MaskName, given_pixels, save_inpainting
-from experiments.filled_in import InpaintingTask, fill_in, posterior_classes, reference_gradients
-from experiments.heldout import DataOptions, held_out
-from experiments.inpainting_results import (
+from experiments.classes import (
     NAMES,
+    InpaintingTask,
     class_distances,
     distances_and_errors,
+    fill_in,
     means_and_errors,
     of_chains,
     of_each_image,
+    posterior_classes,
     print_table,
+    reference_gradients,
+    train_classifier,
 )
-from experiments.json_files import write_json
-from experiments.outputs import output_file
-from experiments.progress import counted
-from experiments.scoring import check_error_bars
+from experiments.shared.checkpoints import load_checkpoint
+from experiments.shared.cli import (
+    CommandError,
+    choose_device,
+    command_parser,
+    counted,
+    parse_options,
+    run_command,
+)
+from experiments.shared.pictures import MaskName, given_pixels, save_inpainting
+from experiments.shared.runs import output_file, write_json
+from experiments.shared.scoring import DataOptions, check_error_bars, held_out
 from samplers import seeded_generator
 
-_STREAM = 0x696E7061696E74
+_MASK_STREAM = 0x696E7061696E74
 _SHOWN_IMAGES = 8
 
 
@@ -116,7 +117,7 @@ def run_into(output: Path, options: Inpaint, dglm: DGLM, trained: dict[str, Any]
     dglm = dglm.to(choose_device(options.accelerator))
     images = data.heldout("test")[: options.num_images].to(dglm.device)
     mask = given_pixels(
-        options.mask, data.image_shape, seeded_generator("cpu", options.seed, _STREAM)
+        options.mask, data.image_shape, seeded_generator("cpu", options.seed, _MASK_STREAM)
     )
     given = mask.to(dglm.device)
     classifier = train_classifier(data, options.seed)

@@ -15,9 +15,16 @@ from lightning.pytorch.utilities.rank_zero import rank_zero_only
 
 from data import ImageDataModule
 from dglm import ReversibilityMonitor
-from experiments.banner import Banner
-from experiments.checkpoints import check_same_model, read_checkpoint
-from experiments.command import (
+from experiments.report import Evaluation, report
+from experiments.shared.callbacks import Banner, CompileTraining, ImagesOverTime, TrainingProgress
+from experiments.shared.checkpoints import (
+    LastTwo,
+    SaveCheckpoints,
+    check_same_model,
+    last_checkpoint,
+    read_checkpoint,
+)
+from experiments.shared.cli import (
     CONFIGS,
     CommandError,
     ConfigFile,
@@ -27,13 +34,8 @@ from experiments.command import (
     run_command,
     with_switches,
 )
-from experiments.compilation import CompileTraining
-from experiments.images_over_time import ImagesOverTime
-from experiments.models import KernelName, build_dglm
-from experiments.outputs import create_run, keep_config, keep_metrics
-from experiments.progress import TrainingProgress
-from experiments.report import Evaluation, report
-from experiments.saving import LastTwo, SaveCheckpoints, last_checkpoint
+from experiments.shared.models import KernelName, build_dglm
+from experiments.shared.runs import create_run, keep_config, keep_metrics
 
 TRAINER_DEFAULTS: dict[str, Any] = {
     "max_epochs": -1,

@@ -8,6 +8,7 @@ independent of each other, however slowly each of them mixes.
 """
 
 import hashlib
+from collections.abc import Callable
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, NamedTuple, cast
@@ -17,29 +18,35 @@ from rich.console import Console
 from rich.table import Table
 from torch import Tensor
 
-from dglm import DGLM, Estimate, LongChains, PrincipalAxes, long_chains, principal_axes
+from dglm import DGLM, ChainMeans, Estimate, LongChains, PrincipalAxes, long_chains, principal_axes
 from dglm.ais import check_counts
-from experiments.checkpoints import load_checkpoint
-from experiments.command import (
+from experiments.shared.checkpoints import load_checkpoint
+from experiments.shared.cli import (
     CommandError,
     choose_device,
     command_parser,
+    counted,
     parse_options,
     run_command,
     stopped_between,
 )
-from experiments.heldout import DataOptions, held_out
-from experiments.json_files import write_json
-from experiments.outputs import output_file
-from experiments.partial import partial_file, remove_partial_files, resumable
-from experiments.posterior_figure import draw_posterior
-from experiments.posterior_search import search_skewed
-from experiments.progress import counted
-from experiments.scoring import mean_and_error
-from samplers import HMC, Kernel, adapt, seeded_generator, summarise
+from experiments.shared.pictures import draw_posterior
+from experiments.shared.runs import (
+    output_file,
+    partial_file,
+    remove_partial_files,
+    resumable,
+    write_json,
+)
+from experiments.shared.scoring import DataOptions, held_out, mean_and_error
+from samplers import HMC, Kernel, Moments, adapt, sample, seeded_generator, summarise
 
 _STREAM = 0x706F73746572
 _NAMES = {"kernel": "the model's kernel", "hmc": "HMC, step size adapted"}
+SEARCH_CHAINS, SEARCH_STEPS = 16, 400
+_IMAGES_AT_ONCE = 100
+_SEARCH_ERRORS = 5
+_SEARCH_STREAM = 0x736561726368
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -291,6 +298,57 @@ def print_table(summary: dict[str, Any], output: Path) -> None:
         highlight=False,
     )
     console.print(f"  {output}\n  {output.with_suffix('.json')}", highlight=False, soft_wrap=True)
+
+
+class Search(NamedTuple):
+    """What the search has found: estimates from few draws, which long chains must confirm."""
+
+    skewness: Tensor
+    """Of each image's posterior along its first principal axis, (image,)."""
+    standard_error: Tensor
+    """From the spread between 16 chains, (image,)."""
+
+    @property
+    def image(self) -> int:
+        """The image whose skewness is surest not to be zero."""
+        return int((self.skewness / self.standard_error).abs().argmax())
+
+    @property
+    def num_skewed(self) -> int:
+        """How many images are skewed by more than five standard errors."""
+        return int((self.skewness.abs() > _SEARCH_ERRORS * self.standard_error).sum())
+
+
+@torch.no_grad()
+def search_skewed(
+    dglm: DGLM, images: Tensor, seed: int, progress: Callable[[int], object]
+) -> Search:
+    """Estimate the skewness of each image's posterior by 16 chains of 400 steps of HMC.
+
+    Axes come from the first half of the draws, skewness from the second half.
+
+    Arguments:
+        dglm: The model; its kernel plays no part.
+        images: Observations, (B, N).
+        seed: Of all randomness.
+        progress: Called with the number of images searched since the last call.
+    """
+    found = []
+    for part, some in enumerate(images.split(_IMAGES_AT_ONCE)):
+        generator = seeded_generator(images.device, seed, _SEARCH_STREAM, part)
+        rows = some.repeat_interleave(SEARCH_CHAINS, dim=0)
+        energy = dglm.model.energy(rows)
+        start = dglm.posterior_samples(rows, 0, generator)
+        kernel, start = adapt(
+            HMC().to(rows.device), energy, start, SEARCH_STEPS, generator=generator
+        )
+        draws = sample(kernel, energy, start, SEARCH_STEPS, generator=generator).draws
+        for chains in draws.view(len(some), SEARCH_CHAINS, SEARCH_STEPS, -1):
+            axes = PrincipalAxes.of(Moments.of(chains[:, : SEARCH_STEPS // 2].flatten(0, 1)))
+            found.append(ChainMeans.of(axes, chains[:, SEARCH_STEPS // 2 :]).skewness())
+        progress(len(some))
+    skewness, error = zip(*found, strict=True)
+    return Search(torch.stack(skewness), torch.stack(error))
 
 
 if __name__ == "__main__":

@@ -21,11 +21,11 @@ from dglm.callbacks import (
     exactness_warning,
 )
 from dglm.posterior import long_chain_log_joint
-from experiments.compilation import images_per_update
-from experiments.figures import given_pixels, save_inpainting, save_rows, save_samples
-from experiments.json_files import write_json
-from experiments.models import model_name
-from experiments.scoring import check_error_bars, mean_and_error, score, score_summary
+from experiments.shared.callbacks import images_per_update
+from experiments.shared.models import model_name
+from experiments.shared.pictures import given_pixels, save_inpainting, save_rows, save_samples
+from experiments.shared.runs import write_json
+from experiments.shared.scoring import check_error_bars, mean_and_error, score, score_summary
 from samplers import seeded_generator
 
 _REPORT_STREAM = 0x7265706F7274

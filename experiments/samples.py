@@ -9,11 +9,11 @@ from torch import Tensor
 from data import MNIST_SHAPE
 from dglm import DGLM
 from dglm.ais import check_counts
-from experiments.checkpoints import load_checkpoint
-from experiments.command import CommandError, command_parser, parse_options, run_command
-from experiments.figures import save_samples
-from experiments.models import model_name
-from experiments.outputs import output_file
+from experiments.shared.checkpoints import load_checkpoint
+from experiments.shared.cli import CommandError, command_parser, parse_options, run_command
+from experiments.shared.models import model_name
+from experiments.shared.pictures import save_samples
+from experiments.shared.runs import output_file
 from samplers import seeded_generator
 
 _STREAM = 0x73616D706C6573

@@ -19,8 +19,8 @@ from experiments.benchmarks.scaling import scaling
 from experiments.benchmarks.startup import startup
 from experiments.benchmarks.timing import compare
 from experiments.benchmarks.training_profile import training_profile
-from experiments.command import run_command
-from experiments.outputs import output_file
+from experiments.shared.cli import run_command
+from experiments.shared.runs import output_file
 from samplers.io import write_whole
 
 Name = Literal["w1", "w2", "w3", "w4", "startup", "profile", "memory", "scaling", "gpu"]

@@ -10,7 +10,7 @@ from experiments.benchmarks.cases import Annealing, Posterior, SamplerUpdate, Si
 from experiments.benchmarks.memory import peak_memory, peak_of_one
 from experiments.benchmarks.results import device_name
 from experiments.benchmarks.timing import agree, median_seconds
-from experiments.command import CommandError
+from experiments.shared.cli import CommandError
 
 _PRECISIONS = {"fp32": "highest", "TF32": "high"}
 _UPDATE, _AIS = Sizes(), Sizes(rows=20_000, mh_steps=10, leapfrogs=10)

@@ -14,7 +14,7 @@ import torch._functorch.config as activations
 
 from dglm import long_chains, principal_axes
 from experiments.benchmarks.cases import DEFAULT_TRAINING, Posterior, SamplerUpdate, Sizes
-from experiments.command import CommandError
+from experiments.shared.cli import CommandError
 from samplers import HMC, seeded_generator
 
 _MEBIBYTE = 2**20

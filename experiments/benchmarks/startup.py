@@ -13,7 +13,7 @@ from typing import Any
 from lightning.pytorch import Callback, LightningModule, Trainer
 
 from experiments.benchmarks.results import device_name
-from experiments.command import CommandError
+from experiments.shared.cli import CommandError
 
 _MARK = "update ended at"
 _CALLBACK = '[{"class_path": "experiments.benchmarks.startup.EndOfUpdates"}]'

@@ -12,20 +12,22 @@ from typing import Any
 import yaml
 from rich.console import Console
 
-from experiments.command import (
+from experiments.likelihood_curve.cost import print_costs
+from experiments.likelihood_curve.models import (
+    LikelihoodCurve,
+    check_splits,
+    score_model,
+    train_model,
+)
+from experiments.likelihood_curve.results import differences, draw_curve, finished_rows, markdown
+from experiments.shared.cli import (
     Stopped,
     command_parser,
     parse_options,
     resumed_arguments,
     run_command,
 )
-from experiments.json_files import write_json
-from experiments.likelihood_curve.cost import print_costs
-from experiments.likelihood_curve.figure import draw_curve
-from experiments.likelihood_curve.models import check_splits, score_model, train_model
-from experiments.likelihood_curve.options import LikelihoodCurve
-from experiments.likelihood_curve.results import differences, finished_rows, markdown
-from experiments.outputs import check_same_options, create_run, keep_config
+from experiments.shared.runs import check_same_options, create_run, keep_config, write_json
 
 _GROWING = ("num_mh_steps", "seeds", "splits")
 """Options of which a run that is gone on with may have more."""

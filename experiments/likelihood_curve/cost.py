@@ -16,11 +16,11 @@ from torch import Tensor
 from data import shard_indices
 from dglm import DGLM, estimate_log_likelihood
 from dglm.ais import gradient_evaluations
-from experiments.compilation import images_per_update
 from experiments.evaluate import Evaluate
-from experiments.likelihood_curve.options import LikelihoodCurve, Model
+from experiments.likelihood_curve.models import LikelihoodCurve, Model
 from experiments.mnist import command_line, train
-from experiments.scoring import scoring_gradients
+from experiments.shared.callbacks import images_per_update
+from experiments.shared.scoring import scoring_gradients
 
 _UNTIMED_UPDATES, _TIMED_UPDATES = 2, 5
 _TIMED_IMAGES, _TIMED_TEMPERATURES = 8, 3

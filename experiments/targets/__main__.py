@@ -16,19 +16,18 @@ import torch
 from jsonargparse import ArgumentParser
 from rich.console import Console
 
-from experiments.command import (
+from experiments.shared.cli import (
     CommandError,
     ConfigFile,
     Stopped,
+    counted,
     option_value,
     resumed_arguments,
     run_command,
     stopped_between,
     with_switches,
 )
-from experiments.json_files import write_json
-from experiments.outputs import check_same_options, create_run
-from experiments.progress import counted
+from experiments.shared.runs import check_same_options, create_run, write_json
 from experiments.targets.figures import draw_figures
 from experiments.targets.measure import Cost, Measured, Reference, mode_weights
 from experiments.targets.nuts import nuts_is_installed, run_nuts

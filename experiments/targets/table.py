@@ -9,8 +9,8 @@ from typing import Any
 import numpy as np
 from jsonargparse import ArgumentParser
 
-from experiments.command import CommandError, run_command, with_switches
-from experiments.json_files import read_json
+from experiments.shared.cli import CommandError, run_command, with_switches
+from experiments.shared.runs import read_json
 
 PAPER_ESS = {"icg": 0.783, "rough_well": 0.625, "scg": 0.497, "mog": 0.0324}
 """The paper's effective sample sizes of L2HMC per step (Table 1)."""

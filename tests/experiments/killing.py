@@ -23,7 +23,7 @@ import experiments.targets.tuning as tuning
 import samplers.kernel
 import samplers.training
 from dglm import DGLM
-from experiments.command import run_command
+from experiments.shared.cli import run_command
 
 Kill = Callable[[], None]
 

@@ -15,7 +15,7 @@ import pytest
 import torch
 
 from experiments import evaluate, mnist
-from experiments.command import run_command
+from experiments.shared.cli import run_command
 
 Arguments = Callable[..., list[str]]
 Options = dict[str, Any]

@@ -9,8 +9,8 @@ import pytest
 import torch
 
 from dglm import DGLM
-from experiments.banner import num_weights
 from experiments.mnist import main
+from experiments.shared.callbacks import num_weights
 
 Arguments = Callable[..., list[str]]
 

@@ -20,7 +20,7 @@ from experiments.benchmarks.scaling import scaling
 from experiments.benchmarks.startup import startup
 from experiments.benchmarks.timing import Workload, agree, compare
 from experiments.benchmarks.training_profile import SelfTimes, training_profile
-from experiments.command import CommandError
+from experiments.shared.cli import CommandError
 from samplers import L2HMC, Kernel
 
 Arguments = Callable[..., list[str]]

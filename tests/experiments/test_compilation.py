@@ -7,9 +7,9 @@ import pytest
 import torch
 
 from dglm import DGLM
-from experiments.command import CommandError
-from experiments.compilation import WORTH_COMPILING
 from experiments.mnist import command_line, main, train
+from experiments.shared.callbacks import WORTH_COMPILING
+from experiments.shared.cli import CommandError
 from samplers import Kernel
 
 Arguments = Callable[..., list[str]]
@@ -133,10 +133,10 @@ def test_a_training_long_enough_is_compiled_and_a_short_one_is_not(
 ) -> None:
     # Four updates of 20 images and 5 gradients each.
     for least, number in ((WORTH_COMPILING, 0), (401, 0), (400, 1)):
-        monkeypatch.setattr("experiments.compilation.WORTH_COMPILING", least)
+        monkeypatch.setattr("experiments.shared.callbacks.WORTH_COMPILING", least)
         main(small(tmp_path / str(least)))
         assert len(compilations) == number
-    monkeypatch.setattr("experiments.compilation.WORTH_COMPILING", 200)
+    monkeypatch.setattr("experiments.shared.callbacks.WORTH_COMPILING", 200)
     main(small(tmp_path / "hmc", kernel="hmc"))
     main(small(tmp_path / "vae", kernel="none", compile="true"))
     assert len(compilations) == 1

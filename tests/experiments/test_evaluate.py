@@ -12,9 +12,9 @@ import pytest
 import torch
 
 from dglm import DGLM, estimate_log_likelihood
-from experiments.command import run_command
 from experiments.evaluate import main
-from experiments.scoring import mean_and_error
+from experiments.shared.cli import run_command
+from experiments.shared.scoring import mean_and_error
 
 REQUIRED = {
     "log_likelihood",

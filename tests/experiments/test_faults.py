@@ -12,8 +12,8 @@ import torch
 
 from dglm import DGLM
 from experiments import evaluate, mnist
-from experiments.command import run_command
-from experiments.saving import LastTwo, last_checkpoint
+from experiments.shared.checkpoints import LastTwo, last_checkpoint
+from experiments.shared.cli import run_command
 
 Arguments = Callable[..., list[str]]
 Run = tuple[str, list[str], str, str]
@@ -147,7 +147,7 @@ def test_the_last_two_checkpoints_are_kept(tmp_path: Path) -> None:
 def test_a_checkpoint_is_saved_every_five_minutes(
     small: Arguments, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("experiments.saving._SAVE_SECONDS", 0)
+    monkeypatch.setattr("experiments.shared.checkpoints._SAVE_SECONDS", 0)
     saved, save = [], LastTwo.save_checkpoint
 
     def recording(

@@ -14,7 +14,7 @@ from dglm import Decoder
 from experiments.benchmarks import __main__ as command
 from experiments.benchmarks.cases import Annealing, SamplerUpdate, Sizes
 from experiments.benchmarks.gpu import agreement, captured, energy_error, gpu
-from experiments.command import CommandError
+from experiments.shared.cli import CommandError
 from samplers import HMC, L2HMC, Kernel
 
 HOW = ("eager", "compiled")

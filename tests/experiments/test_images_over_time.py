@@ -11,8 +11,8 @@ import torch
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from dglm import DGLM
-from experiments.images_over_time import reconstructions
 from experiments.mnist import main
+from experiments.shared.callbacks import reconstructions
 
 Arguments = Callable[..., list[str]]
 
@@ -69,8 +69,8 @@ def test_pictures_leave_training_as_it_is(
     small: Arguments, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     main(small(tmp_path / "shown"))
-    monkeypatch.setattr("experiments.images_over_time.ImagesOverTime._log", lambda *_: None)
-    monkeypatch.setattr("experiments.images_over_time.ImagesOverTime._logged", 99, raising=False)
+    monkeypatch.setattr("experiments.shared.callbacks.ImagesOverTime._log", lambda *_: None)
+    monkeypatch.setattr("experiments.shared.callbacks.ImagesOverTime._logged", 99, raising=False)
     main(small(tmp_path / "plain"))
     weights = [
         torch.load(tmp_path / name / "checkpoints" / "last.ckpt", weights_only=True)["state_dict"]

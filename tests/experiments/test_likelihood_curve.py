@@ -9,14 +9,18 @@ import yaml
 
 from dglm import DGLM
 from dglm.ais import gradient_evaluations
-from experiments.command import run_command
 from experiments.likelihood_curve import cost
 from experiments.likelihood_curve.__main__ import main
-from experiments.likelihood_curve.figure import draw_curve
-from experiments.likelihood_curve.models import score_model, train_model
-from experiments.likelihood_curve.options import CurveData, LikelihoodCurve, Model
-from experiments.likelihood_curve.results import across_seeds
+from experiments.likelihood_curve.models import (
+    CurveData,
+    LikelihoodCurve,
+    Model,
+    score_model,
+    train_model,
+)
+from experiments.likelihood_curve.results import across_seeds, draw_curve
 from experiments.mnist import MnistCLI, command_line, train
+from experiments.shared.cli import run_command
 
 Arguments = Callable[..., list[str]]
 

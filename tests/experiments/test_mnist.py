@@ -11,8 +11,8 @@ import torch
 import yaml
 
 from dglm import DGLM
-from experiments.command import CONFIGS
 from experiments.mnist import command_line, main
+from experiments.shared.cli import CONFIGS
 
 Arguments = Callable[..., list[str]]
 

@@ -9,9 +9,9 @@ import pytest
 import torch
 
 from experiments import evaluate, inpaint, posterior, samples
-from experiments.command import run_command
-from experiments.figures import given_pixels, image_grid
 from experiments.mnist import main
+from experiments.shared.cli import run_command
+from experiments.shared.pictures import given_pixels, image_grid
 from samplers import seeded_generator
 
 Arguments = Callable[..., list[str]]

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from experiments import inpaint, posterior, samples
-from experiments.command import run_command
+from experiments.shared.cli import run_command
 
 Main = Callable[[list[str]], None]
 

@@ -9,8 +9,8 @@ import pytest
 import torch
 
 import experiments.targets.__main__ as command
-from experiments.command import Stopped, run_command
-from experiments.json_files import read_json, write_json
+from experiments.shared.cli import Stopped, run_command
+from experiments.shared.runs import read_json, write_json
 from experiments.targets import table
 from experiments.targets.measure import Cost, Reference, mode_weights
 from experiments.targets.options import Compare, SamplerOptions

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from data import ImageDataModule
 from dglm import DGLM, estimate_log_likelihood
-from experiments.checkpoints import load_checkpoint
+from experiments.shared.checkpoints import load_checkpoint
 
 SCRIPT = Path(__file__).with_name("two_processes.py")
 STEPS, IMAGES = 3, 7

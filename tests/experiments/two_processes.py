@@ -12,8 +12,8 @@ from lightning.pytorch import LightningModule
 from torch import Tensor
 
 from dglm import DGLM
-from experiments.command import run_command
 from experiments.mnist import main
+from experiments.shared.cli import run_command
 
 
 class Recorder:

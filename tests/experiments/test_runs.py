@@ -1,19 +1,20 @@
-"""Names of outputs: none is taken twice."""
+"""Names of outputs, of which none is taken twice, and results as JSON."""
 
+import math
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
 
-from experiments.command import CommandError
-from experiments.outputs import check_same_options, output_file
+from experiments.shared.cli import CommandError
+from experiments.shared.runs import check_same_options, output_file, read_json, write_json
 
 SUFFIXES = (".png", ".json")
 
 HOLDER = """
 import sys, time
-from experiments.outputs import output_file
+from experiments.shared.runs import output_file
 
 with output_file(sys.argv[1], "", "", ".png", ".json"):
     print("held", flush=True)
@@ -62,3 +63,14 @@ def test_a_run_is_gone_on_with_by_its_own_options_alone() -> None:
     check_same_options(Path("run"), before, {"num_steps": 5, "quiet": True}, ("quiet",))
     with pytest.raises(CommandError, match="run was begun with num_steps 5, not 6: leave that out"):
         check_same_options(Path("run"), before, {"num_steps": 6, "quiet": True}, ("quiet",))
+
+
+def test_numbers_that_are_not_finite_become_null_and_nan_again(tmp_path: Path) -> None:
+    path = tmp_path / "results.json"
+    write_json({"ess": math.nan, "chains": 3, "rows": [{"pair": (0.5, math.inf)}]}, path)
+    assert (
+        "".join(path.read_text().split()) == '{"ess":null,"chains":3,"rows":[{"pair":[0.5,null]}]}'
+    )
+    found = read_json(path)
+    assert math.isnan(found["ess"])
+    assert found["chains"] == 3

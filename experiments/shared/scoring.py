@@ -1,20 +1,79 @@
-"""Held-out log-likelihoods through Lightning, over as many devices as the Trainer has."""
+"""Held-out images, and log-likelihoods on them over as many devices as the Trainer has."""
 
 import math
 from collections.abc import Sequence, Sized
-from dataclasses import asdict
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any, cast
 
 from lightning.pytorch import Callback, LightningModule, Trainer
 from torch import Tensor
 
-from data import Batches, shard_indices
+from data import Batches, DataError, ImageDataModule, Split, check_heldout, shard_indices
 from dglm import DGLM, AISResult, AISSettings
 from dglm.ais import gradient_evaluations
-from experiments.partial import partial_file
-from experiments.progress import counted
+from experiments.shared.cli import counted
+from experiments.shared.runs import partial_file
 from samplers.io import load_plain, save_whole
+
+
+@dataclass(frozen=True, kw_only=True)
+class DataOptions:
+    """Where the images come from.
+
+    Args:
+        name: The data set, or the path of images of your own; by default what the model was
+            trained on.
+        root: The folder of the data sets.
+    """
+
+    name: str | None = None
+    root: str = "datasets"
+
+
+def held_out(
+    options: DataOptions, trained: dict[str, Any], split: Split = "test"
+) -> ImageDataModule:
+    """Return the data to judge on, which the model must not have been trained on.
+
+    Arguments:
+        options: Where the images come from.
+        trained: What the model was trained on, as its checkpoint says.
+        split: Which images will be used; those of "train" need not be held out.
+
+    Raises:
+        DataError: The model was trained on these very images, or they have changed since, or there
+            are none.
+    """
+    own = trained["dataset_name"]
+    name = options.name or own
+    data = ImageDataModule(
+        name,
+        options.root,
+        validation=trained["validation"] if name == own else None,
+        binarize=trained.get("binarize", True),
+    )
+    data.setup()
+    if data.dataset_name == own != name:  # under another path, or in the place of mnist
+        return held_out(replace(options, name=own), trained, split)
+    if data.dataset_name == own and data.state_dict() != trained:
+        raise DataError(
+            f"the images of {data.dataset_name} are others than those that the model was trained "
+            "on, so that none are known to be held out; restore them, or name another data set"
+        )
+    if split != "train":
+        check_heldout(own, data.dataset_name)
+    check_split(data, split)
+    return data
+
+
+def check_split(data: ImageDataModule, split: Split) -> None:
+    """Raise DataError where a split has no images."""
+    if not len(data.labels(split)):
+        raise DataError(
+            f"there are no {split} images of {data.dataset_name}: the model is trained on all of "
+            "them, as by --data.validation 0; choose another split"
+        )
 
 
 def score(

@@ -1,4 +1,4 @@
-"""What the commands share: shipped configurations, run folders, one-line errors."""
+"""Command lines: options, configurations, progress bars, signals and one-line errors."""
 
 import itertools
 import logging
@@ -15,14 +15,21 @@ from jsonargparse import ActionConfigFile, ArgumentError, ArgumentParser
 from lightning.fabric import Fabric
 from lightning.pytorch.utilities.exceptions import MisconfigurationException
 from lightning.pytorch.utilities.rank_zero import rank_zero_only
+from rich.progress import (
+    BarColumn,
+    MofNCompleteColumn,
+    Progress,
+    TextColumn,
+    TimeElapsedColumn,
+    TimeRemainingColumn,
+)
 
 from data import DataError
 from dglm import TrainingFailed
 
-CONFIGS = Path(__file__).parent / "configs"
+CONFIGS = Path(__file__).parents[1] / "configs"
 STOP_SIGNALS = (signal.SIGINT, signal.SIGTERM)
 _SWITCHES = ("--quiet", "--compile", "--recompute", "--bdmc", "--dry_run", "--brief", "--speed")
-
 Options = TypeVar("Options")
 
 
@@ -200,3 +207,25 @@ def option_value(arguments: list[str], name: str) -> str | None:
         if option == name:
             return value or " ".join(arguments[index + 1 : index + 2])
     return None
+
+
+def progress_columns() -> Progress:
+    """Return an empty bar in the style of all commands."""
+    return Progress(
+        TextColumn("{task.description}"),
+        BarColumn(bar_width=10),
+        MofNCompleteColumn(),
+        TimeElapsedColumn(),
+        TextColumn("left"),
+        TimeRemainingColumn(),
+        TextColumn("{task.fields[status]}"),
+    )
+
+
+@contextmanager
+def counted(description: str, total: int, quiet: bool = False) -> Iterator[Callable[[int], None]]:
+    """Show a bar of ``total`` units; yield the function that advances it."""
+    with progress_columns() as progress:
+        progress.disable = quiet
+        task = progress.add_task(description, total=total, status="")
+        yield lambda amount: progress.update(task, advance=amount)

@@ -2,6 +2,8 @@
 
 import glob
 import itertools
+import json
+import math
 import os
 from collections.abc import Collection, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
@@ -11,10 +13,11 @@ from typing import Any
 from filelock import FileLock, Timeout
 from lightning.pytorch.utilities.rank_zero import rank_zero_only
 
-from experiments.command import CommandError
+from experiments.shared.cli import CommandError, Stopped
 from samplers.io import write_whole
 
 _FOLDER_VARIABLE, _OUTPUT_VARIABLE = "L2HMC_DGLM_RUN_FOLDER", "L2HMC_DGLM_OUTPUT"
+GO_ON = "what is finished is kept; the same command goes on after it"
 
 
 def create_run(output: str | None, prefix: str) -> Path:
@@ -171,3 +174,74 @@ def check_same_options(
                 f"{folder} was begun with {name} {before.get(name)}, not {value}: leave that out, "
                 "or start anew with another --output"
             )
+
+
+def partial_file(output: Path, name: str) -> Path:
+    """Return where a command keeps something until ``output`` is written."""
+    return output.with_name(f"{output.stem}.partial-{name}")
+
+
+def remove_partial_files(output: Path) -> None:
+    """Remove what a finished command no longer needs."""
+    for path in partial_files(output):
+        path.unlink()
+
+
+@contextmanager
+def resumable(output: Path, identity: dict[str, Any]) -> Iterator[None]:
+    """Let partial files be gone on from by the command that has left them, and no other.
+
+    Processes that this one starts share the files, and leave the look at them to it.
+
+    Arguments:
+        output: What is written in the end.
+        identity: What must be equal for the files to be used again.
+
+    Raises:
+        CommandError: The files are of another command.
+    """
+    if rank_zero_only.rank:  # type: ignore[attr-defined]
+        yield
+        return
+    marker, text = partial_file(output, "options.json"), json.dumps(identity, indent=2)
+
+    def kept() -> bool:
+        return any(not path.name.startswith(marker.name) for path in partial_files(output))
+
+    if kept() and not (marker.exists() and marker.read_text() == text):
+        raise CommandError(
+            f"{marker} is of another command, not finished; remove it and what begins like it, or "
+            "choose another --output"
+        )
+    write_whole(text, marker)
+    try:
+        yield
+    except Stopped as stopped:
+        if kept():
+            stopped.hint = GO_ON
+        raise
+    finally:
+        if not kept():
+            marker.unlink(missing_ok=True)
+
+
+def write_json(content: Any, path: Path) -> None:
+    """Write results; what is no finite number becomes null, as JSON has no word for it."""
+    write_whole(json.dumps(_finite(content), indent=2, allow_nan=False) + "\n", path)
+
+
+def read_json(path: Path) -> Any:
+    """Return what :func:`write_json` wrote, with NaN where it wrote null."""
+    return json.loads(path.read_text(), object_hook=_with_nan)
+
+
+def _finite(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {key: _finite(each) for key, each in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [_finite(each) for each in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value
+
+
+def _with_nan(found: dict[str, Any]) -> dict[str, Any]:
+    return {key: math.nan if value is None else value for key, value in found.items()}

@@ -8,8 +8,14 @@ from torch import Tensor, nn
 
 from dglm import DGLM, GenerativeModel, KernelSteps
 from dglm.energy import NegativeLogLikelihood
-from experiments.classes import class_frequencies, total_variation
-from experiments.filled_in import InpaintingTask, fill_in, posterior_classes, reference_gradients
+from experiments.classes import (
+    InpaintingTask,
+    class_frequencies,
+    fill_in,
+    posterior_classes,
+    reference_gradients,
+    total_variation,
+)
 from samplers import HMC, State
 
 GIVEN = torch.tensor([True, False, True, True, False, False])

@@ -2,7 +2,7 @@
 
 import pytest
 
-from experiments.command import with_switches
+from experiments.shared.cli import with_switches
 
 
 @pytest.mark.parametrize(

@@ -4,7 +4,7 @@ import torch
 from torch import Tensor, nn
 
 from dglm import DGLM, GenerativeModel
-from experiments.posterior_search import search_skewed
+from experiments.posterior import search_skewed
 
 
 class Weights(nn.Module):

@@ -1,0 +1,334 @@
+"""Callbacks of a training: compilation, progress bar, banner and pictures."""
+
+import math
+from copy import copy
+from pathlib import Path
+from typing import Any, cast
+
+import torch
+import torch._functorch.config as activations
+from lightning.pytorch import Callback, LightningModule, Trainer
+from lightning.pytorch.loggers import TensorBoardLogger
+from lightning.pytorch.trainer.states import TrainerFn
+from rich.console import Console
+from rich.table import Table
+from torch import Tensor, nn
+
+from data import ImageDataModule
+from dglm import DGLM, AISSettings
+from dglm.ais import gradient_evaluations
+from experiments.shared.cli import CommandError, progress_columns
+from experiments.shared.models import model_name
+from experiments.shared.pictures import image_grid
+from samplers import Kernel, seeded_generator
+
+WORTH_COMPILING = 2e6
+"""Gradients of a learned chain from which on compiling pays: 10 µs are saved on each, of the 20 s
+that compiling takes where nothing is cached. HMC's, to first order, save a third of that."""
+_STATUS_EVERY = 10
+_PICTURES_STREAM = 0x74656E736F72
+_RECONSTRUCTED = 8
+_SAMPLES_A_ROW = 8
+
+
+def images_per_update(trainer: Trainer, data: ImageDataModule) -> int:
+    """Return how many images one update takes, over all processes and accumulated batches."""
+    return data.batch_size * trainer.world_size * trainer.accumulate_grad_batches
+
+
+def training_gradients(trainer: Trainer, dglm: DGLM) -> float:
+    """Return the gradients of U that the whole training takes; infinity where it has no end."""
+    data = cast(ImageDataModule, trainer.datamodule)  # type: ignore[attr-defined]
+    images = trainer.estimated_stepping_batches * images_per_update(trainer, data)
+    return images * dglm.gradients_per_update
+
+
+def is_compiled(wanted: bool | None, trainer: Trainer, dglm: DGLM) -> bool:
+    """Return whether to compile: what is wanted, else by the configuration, never by a timing.
+
+    A resumed training must decide as the uninterrupted one, whose rounding it repeats.
+    """
+    if dglm.kernel is None:
+        return False
+    if wanted is not None:
+        return wanted
+    learned = any(True for _ in dglm.kernel.parameters())
+    least = WORTH_COMPILING if learned else 3 * WORTH_COMPILING
+    return training_gradients(trainer, dglm) / trainer.world_size >= least
+
+
+class CompileTraining(Callback):
+    """Has the training step, and nothing else, run a compiled copy of the kernel.
+
+    Validation, pictures and scores run chains of other shapes, each of which would be compiled
+    anew. The copy shares the kernel's parameters and buffers.
+
+    Arguments:
+        wanted: Whether to compile; by default where it saves time.
+        recompute: Whether the compiled code keeps next to nothing for the backward pass, and takes
+            it anew there: a tenth of the memory, in up to a half more time.
+
+    Raises:
+        CommandError: Something is to be recomputed, but nothing is compiled.
+    """
+
+    def __init__(self, wanted: bool | None = None, recompute: bool = False) -> None:
+        self.wanted = wanted
+        self.recompute = recompute
+        self._eager: Kernel | None = None
+        self._compiled: Kernel | None = None
+
+    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Make the copy; it is compiled in the first update."""
+        dglm = cast(DGLM, pl_module)
+        if dglm.kernel is not None and is_compiled(self.wanted, trainer, dglm):
+            self._eager, self._compiled = dglm.kernel, copy(dglm.kernel)
+            self._compiled.compile()
+            activations.activation_memory_budget = 0.0 if self.recompute else 1.0
+        elif self.recompute:
+            raise CommandError("--recompute true is for compiled chains: add --compile true")
+
+    def on_train_batch_start(
+        self, trainer: Trainer, pl_module: LightningModule, *batch: Any
+    ) -> None:
+        """Put the copy in the kernel's place."""
+        self._put(self._compiled, pl_module)
+
+    def on_train_batch_end(self, trainer: Trainer, pl_module: LightningModule, *rest: Any) -> None:
+        """Put the kernel back."""
+        self._put(self._eager, pl_module)
+
+    def on_exception(
+        self, trainer: Trainer, pl_module: LightningModule, exception: BaseException
+    ) -> None:
+        """Put the kernel back."""
+        self._put(self._eager, pl_module)
+
+    def _put(self, kernel: Kernel | None, pl_module: LightningModule) -> None:
+        if kernel is not None:
+            cast(DGLM, pl_module).kernel = kernel
+
+
+class TrainingProgress(Callback):
+    """One bar over all updates of a training, however many epochs they take.
+
+    Lightning's own bar starts anew each epoch, so that it cannot tell when training ends.
+    """
+
+    def __init__(self) -> None:
+        self.progress = progress_columns()
+
+    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Show the bar, from the step where training starts."""
+        if trainer.is_global_zero:
+            self.progress.start()
+            total = trainer.estimated_stepping_batches
+            self.task = self.progress.add_task(
+                "training",
+                total=total if math.isfinite(total) else None,
+                completed=trainer.global_step,
+                status="",
+            )
+
+    def on_train_batch_end(self, trainer: Trainer, *arguments: Any) -> None:
+        """Advance the bar by one update."""
+        if not trainer.is_global_zero:
+            return
+        status = ""
+        if trainer.global_step % _STATUS_EVERY == 0:
+            metrics = trainer.progress_bar_metrics
+            named = {name.split("/")[-1]: value for name, value in metrics.items()}
+            status = " ".join(f"{name} {value:.3g}" for name, value in named.items())
+            self.progress.update(self.task, status=status)
+        self.progress.update(self.task, completed=trainer.global_step)
+
+    def teardown(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        """Take the bar off the terminal."""
+        self.progress.stop()
+
+    def on_exception(self, *arguments: Any) -> None:
+        """Take the bar off the terminal after an error, which skips the teardown."""
+        self.progress.stop()
+
+
+class Banner(Callback):
+    """Prints what is trained, on what, where, and what it costs.
+
+    Arguments:
+        compile: Whether the chain is compiled; by default where it saves time.
+        scoring: How the trained model will be scored.
+        num_images: On how many images.
+        folder: The run folder.
+    """
+
+    def __init__(
+        self, compile: bool | None, scoring: AISSettings, num_images: int, folder: Path
+    ) -> None:
+        self.compile = compile
+        self.scoring = scoring
+        self.num_images = num_images
+        self.folder = folder
+
+    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Print it, in the first process."""
+        if not trainer.is_global_zero:
+            return
+        dglm = cast(DGLM, pl_module)
+        data = cast(ImageDataModule, trainer.datamodule)  # type: ignore[attr-defined]
+        table = Table(box=None, show_header=False, title=f"{model_name(dglm)}, seed {dglm.seed}")
+        table.title_justify = "left"
+        for label, text in self.rows(dglm, data, trainer).items():
+            table.add_row(label, text)
+        Console().print(table, highlight=False)
+
+    def rows(self, dglm: DGLM, data: ImageDataModule, trainer: Trainer) -> dict[str, str]:
+        """Return the lines of the banner, by what they tell of."""
+        return {
+            "model": model_size(dglm),
+            "data": data_size(data),
+            "device": device(trainer),
+            "update": update_cost(dglm, images_per_update(trainer, data)),
+            "training": training_cost(dglm, trainer),
+            "compiled": compilation(self.compile, dglm, trainer),
+            "scoring": self._scoring_cost(),
+            "files": str(self.folder),
+        }
+
+    def _scoring_cost(self) -> str:
+        sizes = self.scoring
+        gradients = gradient_evaluations(
+            self.num_images,
+            sizes.num_chains,
+            sizes.num_temperatures,
+            sizes.num_leapfrogs,
+            sizes.start,
+        )
+        return (
+            f"{self.num_images:,} test images, {sizes.num_chains} chains, "
+            f"{sizes.num_temperatures:,} temperatures: {gradients:.2g} gradients"
+        )
+
+
+def model_size(dglm: DGLM) -> str:
+    """Return the sizes of the parts of a model, in words."""
+    parts = {"decoder": dglm.model, "encoder": dglm.encoder, "kernel": dglm.kernel}
+    sizes = [f"{name} {num_weights(part):,}" for name, part in parts.items() if part is not None]
+    return (
+        f"{dglm.model.latent_dim} latent variables, {type(dglm.model.likelihood).__name__} pixels; "
+        f"weights: {', '.join(sizes)}"
+    )
+
+
+def num_weights(module: nn.Module) -> int:
+    """Return how many numbers are trained."""
+    return sum(parameter.numel() for parameter in module.parameters())
+
+
+def data_size(data: ImageDataModule) -> str:
+    """Return the data set and the sizes of its splits, in words."""
+    counts = [f"{len(data.labels(split)):,} {split}" for split in ("train", "validation", "test")]
+    shape = " x ".join(map(str, data.image_shape))
+    kind = "binarized" if data.binarize else "grey levels"
+    return f"{data.dataset_name}: {', '.join(counts)} images, {shape}, {kind}"
+
+
+def device(trainer: Trainer) -> str:
+    """Return what computes, in words."""
+    root = trainer.strategy.root_device
+    if root.type == "cuda":
+        name = torch.cuda.get_device_name(root)
+    else:
+        name = f"{root.type}, {torch.get_num_threads()} thread(s)"
+    return f"{name}, {trainer.world_size} process(es), precision {trainer.precision}"
+
+
+def update_cost(dglm: DGLM, images: int) -> str:
+    """Return what one update, of so many images, takes, in words."""
+    if dglm.kernel is None:
+        return f"{images:,} images, no gradients of U"
+    order = "second" if any(True for _ in dglm.kernel.parameters()) else "first"
+    return (
+        f"{images:,} images, {dglm.num_mh_steps} MH steps of {dglm.kernel.num_leapfrogs} "
+        f"leapfrogs: {dglm.gradients_per_update} gradients of U each, "
+        f"{images * dglm.gradients_per_update:,} in all, to {order} order"
+    )
+
+
+def training_cost(dglm: DGLM, trainer: Trainer) -> str:
+    """Return what the whole training takes, in words."""
+    updates = trainer.estimated_stepping_batches
+    resumed = f", going on after {trainer.global_step:,}" if trainer.global_step else ""
+    if math.isinf(updates):
+        return f"until its time is up or it is stopped{resumed}"
+    epochs = updates * trainer.accumulate_grad_batches / trainer.num_training_batches
+    gradients = training_gradients(trainer, dglm)
+    return f"{updates:,.0f} updates{resumed}, {epochs:.1f} epochs, {gradients:.2g} gradients"
+
+
+def compilation(wanted: bool | None, dglm: DGLM, trainer: Trainer) -> str:
+    """Return whether the chain is compiled, in words."""
+    if is_compiled(wanted, trainer, dglm):
+        return "the chain of an update, in the first one: up to a minute"
+    return "nothing" if wanted is False or dglm.kernel is None else "nothing: too short to pay"
+
+
+class ImagesOverTime(Callback):
+    """Logs reconstructions and samples before training and after each validation.
+
+    ``reconstructions`` has a column for each of eight validation images (training images where
+    there are none): the image, the mean of p(x|z) at a draw of q(z|x), and at the end of the
+    chain that starts there. ``samples`` are means of p(x|z) for z from the prior. The noise is the
+    same each time, so that what changes is the model.
+    """
+
+    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Choose the images, and log what there is before the first update."""
+        data = cast(ImageDataModule, trainer.datamodule)  # type: ignore[attr-defined]
+        validation = data.heldout("validation")
+        images = validation if len(validation) else data.heldout("train")
+        self._images = images[:_RECONSTRUCTED].to(next(pl_module.parameters()))
+        self._shape = data.image_shape
+        self._log(trainer, cast(DGLM, pl_module))
+
+    def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Log what there is after so many updates."""
+        if trainer.state.fn == TrainerFn.FITTING and not trainer.sanity_checking:
+            self._log(trainer, cast(DGLM, pl_module))
+
+    def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Log what there is in the end, unless the last validation has."""
+        if trainer.global_step > self._logged:
+            self._log(trainer, cast(DGLM, pl_module))
+
+    def _log(self, trainer: Trainer, dglm: DGLM) -> None:
+        self._logged = trainer.global_step
+        loggers = [each for each in trainer.loggers if isinstance(each, TensorBoardLogger)]
+        if not trainer.is_global_zero or not loggers:
+            return
+        rows = torch.cat(reconstructions(dglm, self._images))
+        grids = {
+            "reconstructions": image_grid(rows, self._shape, len(self._images)),
+            "samples": image_grid(samples(dglm), self._shape, _SAMPLES_A_ROW),
+        }
+        for name, grid in grids.items():
+            for logger in loggers:
+                logger.experiment.add_image(name, grid, trainer.global_step)
+
+
+@torch.no_grad()
+def reconstructions(dglm: DGLM, images: Tensor) -> list[Tensor]:
+    """Return images (N, D), their reconstructions by q and, if there is one, by the kernel."""
+
+    def rebuilt(num_mh_steps: int | None) -> Tensor:
+        generator = seeded_generator(images.device, _PICTURES_STREAM, dglm.seed, 0)
+        return dglm.reconstruct(images, num_mh_steps, generator)
+
+    return [images, rebuilt(0)] + ([] if dglm.kernel is None else [rebuilt(None)])
+
+
+@torch.no_grad()
+def samples(dglm: DGLM) -> Tensor:
+    """Return means of p(x|z) for z from the prior, (64, D)."""
+    generator = seeded_generator(dglm.device, _PICTURES_STREAM, dglm.seed, 1)
+    z = dglm.model.sample(_SAMPLES_A_ROW**2, generator)[1]
+    return dglm.model.likelihood.mean(dglm.model.decoder(z))
