@@ -19,9 +19,9 @@ from dglm.chain import Chain, run_chain
 from dglm.gaussian import DiagonalGaussian
 from dglm.model import GenerativeModel
 from dglm.precision import check_precision, full_precision
-from dglm.serialization import Description, build, checked_description
 from dglm.starts import FittedStart, Start
 from samplers import HMC, Kernel, mixed_seed, seeded_generator, track_acceptance
+from samplers.io import Description, build, checked_description
 
 SAMPLER_GRADIENT_NORM = 5.0
 """Bound on the norm of the sampler's gradient, the paper's."""
@@ -68,7 +68,7 @@ class DGLM(LightningModule):
     Raises:
         ValueError: ``num_mh_steps`` is below 1, ``jump_scale`` not positive, ``decay_share``
             outside of [0, 1], or a decay asked for in a training without end.
-        TypeError: A module cannot be described in a checkpoint (see dglm.serialization).
+        TypeError: A module cannot be described in a checkpoint (see samplers.io).
 
     References:
         Generalizing Hamiltonian Monte Carlo with Neural Networks (Levy, Hoffman and

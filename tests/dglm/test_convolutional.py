@@ -13,8 +13,8 @@ from dglm import (
     estimate_log_likelihood,
 )
 from dglm.chain import run_chain
-from dglm.serialization import build, describe
 from samplers import HMC, L2HMC, Kernel, round_trip, seeded_generator, value_and_gradient
+from samplers.io import build, describe
 
 SHAPE, PIXELS, LATENT = (2, 8, 4), 64, 3
 

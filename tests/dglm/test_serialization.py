@@ -7,8 +7,8 @@ import torch
 from torch import Tensor, nn
 
 from dglm import Bernoulli, Decoder, Encoder, Gaussian, GenerativeModel
-from dglm.serialization import build, checked_description, describe
 from samplers import HMC, L2HMC, Preconditioned
+from samplers.io import build, checked_description, describe
 
 CONVOLUTIONAL = nn.Sequential(
     nn.Linear(3, 8, bias=False),
@@ -33,6 +33,7 @@ PARTS = {
     "Gaussian": Gaussian(0.3),
     "GenerativeModel": GenerativeModel(Decoder(3, 6, (4,)), 3, Gaussian(0.3)),
     "GenerativeModel by default": GenerativeModel(CONVOLUTIONAL, 3),
+    "Preconditioned": Preconditioned(HMC(3, 1.0), torch.zeros(2), torch.ones(2, 2).tril()),
     **{name: module for name, (module, _) in MODULES.items()},
 }
 
@@ -48,7 +49,7 @@ def test_a_description_builds_the_same_architecture(name: str, tmp_path: Path) -
     description = describe(module)
     rebuilt = build(through_a_file(description, tmp_path))
     assert repr(rebuilt) == repr(module)
-    assert describe(rebuilt) == description
+    assert str(describe(rebuilt)) == str(description)
     rebuilt.load_state_dict(module.state_dict())
 
 
@@ -142,7 +143,7 @@ def test_a_module_is_rebuilt_faithfully_or_refused_at_once(module: nn.Module) ->
     rebuilt.load_state_dict(module.state_dict())
 
 
-@pytest.mark.parametrize("value", [torch.tanh, object(), torch.zeros(3), {1, 2}])
+@pytest.mark.parametrize("value", [torch.tanh, object(), {1, 2}])
 def test_arguments_that_are_no_plain_data_are_named(value: object) -> None:
     with pytest.raises(TypeError, match=rf"Crafty\(function=…\) is a {type(value).__name__}, "):
         describe(Crafty(value))
@@ -250,10 +251,6 @@ WIDER.layer = nn.Linear(2, 5)
         (WIDER, r"layer.weight has shape \(5, 2\), but that .* arguments has \(4, 2\)"),
         (nn.Sequential(TIED, TIED), "layer 0 comes twice with the same weights"),
         (nn.utils.parametrizations.weight_norm(nn.Linear(2, 3)), "cannot hold parametrizations"),
-        (
-            Preconditioned(HMC(1), torch.zeros(1), torch.ones(1)),
-            "is a Tensor, which a checkpoint cannot hold",
-        ),
     ],
 )
 def test_what_a_checkpoint_would_not_rebuild_is_refused_at_once(
