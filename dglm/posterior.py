@@ -22,6 +22,7 @@ from samplers import (
     track_acceptance,
 )
 from samplers.io import load_plain, save_whole
+from samplers.kernel import Context
 
 _CHUNK_SIZE = 50
 _KEPT_DRAWS = 200
@@ -52,7 +53,7 @@ def long_chains(
     num_steps: int,
     axes: PrincipalAxes,
     generator: torch.Generator,
-    context: Tensor | None = None,
+    context: Context = None,
     progress: Callable[[int], object] = lambda steps: None,
     checkpoint: Path | None = None,
 ) -> LongChains:
@@ -124,7 +125,7 @@ class _LongRun:
         self.kept: list[Tensor] = []
 
     def rest(
-        self, kernel: Kernel, energy: Energy, generator: torch.Generator, context: Tensor | None
+        self, kernel: Kernel, energy: Energy, generator: torch.Generator, context: Context
     ) -> Iterator[tuple[Chains, Snapshot]]:
         """Return the chunks that are left."""
         if self.done == self.num_steps > 0:
@@ -194,7 +195,7 @@ def principal_axes(
     position: Tensor,
     num_steps: int,
     generator: torch.Generator,
-    context: Tensor | None = None,
+    context: Context = None,
     progress: Callable[[int], object] = lambda steps: None,
 ) -> tuple[PrincipalAxes, Tensor]:
     """Warm chains up; return the axes of the second half of their draws and where they end.

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from samplers.energy import Energy, State
-from samplers.kernel import Kernel, finite_start
+from samplers.kernel import Context, Kernel, finite_start
 from samplers.moments import Moments
 from samplers.preconditioned import Preconditioned
 from samplers.random import seeded_generator
@@ -93,7 +93,7 @@ def adapt(
     *,
     mass: Mass = "unit",
     target: float = TARGET_ACCEPTANCE,
-    context: Tensor | None = None,
+    context: Context = None,
     generator: torch.Generator | None = None,
 ) -> Adapted:
     """Warm chains up: step size by dual averaging, mass from the draws of all chains.
@@ -156,7 +156,7 @@ def _window(
     state: State,
     num_steps: int,
     averaging: DualAveraging,
-    context: Tensor | None,
+    context: Context,
     generator: torch.Generator,
 ) -> tuple[State, Moments]:
     """Adapt the step size for some steps; return the moments of their draws."""

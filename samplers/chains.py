@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from samplers.energy import Energy, State
-from samplers.kernel import Info, Kernel, finite_start
+from samplers.kernel import Context, Info, Kernel, finite_start
 from samplers.random import seeded_generator
 
 CHUNK_SIZE = 100
@@ -61,7 +61,7 @@ def sample(
     num_draws: int,
     *,
     thin: int = 1,
-    context: Tensor | None = None,
+    context: Context = None,
     generator: torch.Generator | None = None,
     progress: Callable[[int], object] | None = None,
 ) -> Chains:
@@ -114,7 +114,7 @@ def sample_chunks(
     *,
     chunk_size: int = CHUNK_SIZE,
     thin: int = 1,
-    context: Tensor | None = None,
+    context: Context = None,
     generator: torch.Generator | None = None,
 ) -> Iterator[tuple[Chains, Snapshot]]:
     """Run chains as :func:`sample` does, at constant memory: yield the draws in chunks.
@@ -169,7 +169,7 @@ def _chunks(
     state: State,
     sizes: list[int],
     thin: int,
-    context: Tensor | None,
+    context: Context,
     generator: torch.Generator,
 ) -> Iterator[tuple[Chains, Snapshot]]:
     for size in sizes:
@@ -200,7 +200,7 @@ def _steps(
     energy: Energy,
     state: State,
     count: int,
-    context: Tensor | None,
+    context: Context,
     generator: torch.Generator,
 ) -> Iterator[tuple[State, Info]]:
     """Yield what so many steps return; those that do not fill a call are taken one by one.

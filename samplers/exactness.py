@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from samplers.energy import Energy
-from samplers.kernel import Kernel, Noise
+from samplers.kernel import Context, Kernel, Noise
 
 
 class RoundTrip(NamedTuple):
@@ -22,7 +22,7 @@ class RoundTrip(NamedTuple):
 
 @torch.no_grad()
 def round_trip(
-    kernel: Kernel, position: Tensor, energy: Energy, noise: Noise, context: Tensor | None = None
+    kernel: Kernel, position: Tensor, energy: Energy, noise: Noise, context: Context = None
 ) -> RoundTrip:
     """Follow a trajectory and then, in the opposite direction, its way back.
 

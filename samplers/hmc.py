@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from samplers.energy import Energy, State
-from samplers.kernel import Kernel, compiled
+from samplers.kernel import Context, Kernel, compiled
 from samplers.leapfrog import leapfrogs
 
 _ONE_REGION = 20
@@ -69,7 +69,7 @@ class HMC(Kernel):
         momentum: Tensor,
         direction: Tensor,
         energy: Energy,
-        context: Tensor | None = None,
+        context: Context = None,
     ) -> tuple[State, Tensor, Tensor]:
         """Take ``num_leapfrogs`` leapfrogs, which preserve volume: log|det J| = 0."""
         step_size = direction[:, None] * self.step_size.to(momentum.dtype)

@@ -45,6 +45,10 @@ def _inductor_options(device: str) -> dict[str, Any]:
     return {**_INDUCTOR, "post_grad_custom_pre_pass": PRODUCTS_BY_ONEDNN}
 
 
+Context = Any
+"""What :meth:`Kernel.embed` returns: a tensor, a tuple of such, or None. Rows are chains."""
+
+
 class Noise(NamedTuple):
     """All randomness of one Metropolis-Hastings step."""
 
@@ -96,11 +100,11 @@ class Kernel(nn.Module, ABC):
         momentum: Tensor,
         direction: Tensor,
         energy: Energy,
-        context: Tensor | None = None,
+        context: Context = None,
     ) -> tuple[State, Tensor, Tensor]:
         """Follow a trajectory from ``state``; return its end, the momentum and log|det J| (B,)."""
 
-    def embed(self, observations: Tensor) -> Tensor | None:
+    def embed(self, observations: Tensor) -> Context:
         """Return the context of :meth:`step` for observations (B, N), computed once a chain."""
         return None
 
@@ -127,7 +131,7 @@ class Kernel(nn.Module, ABC):
         state: State,
         energy: Energy,
         noises: Sequence[Noise],
-        context: Tensor | None = None,
+        context: Context = None,
     ) -> list[tuple[State, Info]]:
         """Take one :meth:`step` for each noise, in one call that :meth:`compile` can speed up.
 
@@ -186,7 +190,7 @@ class Kernel(nn.Module, ABC):
         return False
 
     def step(
-        self, state: State, energy: Energy, noise: Noise, context: Tensor | None = None
+        self, state: State, energy: Energy, noise: Noise, context: Context = None
     ) -> tuple[State, Info]:
         r"""Propose and accept or reject: a pure function of its arguments.
 
@@ -201,7 +205,7 @@ class Kernel(nn.Module, ABC):
             state: Of this very energy, as returned by :meth:`init` or the last step.
             energy: U, from (B, D) to (B,).
             noise: As drawn by :meth:`noise`.
-            context: As returned by :meth:`embed`, (B, C), where it returns one.
+            context: As returned by :meth:`embed`, where it returns one.
 
         References:
             Generalizing Hamiltonian Monte Carlo with Neural Networks (Levy, Hoffman and
@@ -239,7 +243,7 @@ class Kernel(nn.Module, ABC):
         momentum: Tensor,
         direction: Tensor,
         energy: Energy,
-        context: Tensor | None = None,
+        context: Context = None,
     ) -> tuple[Tensor, Tensor, Tensor]:
         """Return the end of the trajectory, its momentum and log|det J| (B,).
 

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from samplers.energy import Energy, State, finite_gradient
 from samplers.hmc import initial_log_step_size
-from samplers.kernel import Kernel, compiled
+from samplers.kernel import Context, Kernel, compiled
 from samplers.leapfrog import Update, augmented_leapfrog
 from samplers.networks import UpdateNetwork, embedding_network
 
@@ -114,7 +114,7 @@ class L2HMC(Kernel):
         momentum: Tensor,
         direction: Tensor,
         energy: Energy,
-        context: Tensor | None = None,
+        context: Context = None,
     ) -> tuple[State, Tensor, Tensor]:
         """Take ``num_leapfrogs`` augmented leapfrogs, each chain in its own direction.
 

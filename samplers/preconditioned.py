@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from samplers.energy import Energy, State, value_and_gradient
-from samplers.kernel import Kernel
+from samplers.kernel import Context, Kernel
 
 
 class Coordinates(ABC):
@@ -92,7 +92,7 @@ class Preconditioned(Transformed):
         """Log ε, in the coordinates w."""
         return self.kernel.log_step_size
 
-    def embed(self, observations: Tensor) -> Tensor | None:
+    def embed(self, observations: Tensor) -> Context:
         """Return the context of the kernel inside."""
         return self.kernel.embed(observations)
 
@@ -110,7 +110,7 @@ class Preconditioned(Transformed):
         momentum: Tensor,
         direction: Tensor,
         energy: Energy,
-        context: Tensor | None = None,
+        context: Context = None,
     ) -> tuple[State, Tensor, Tensor]:
         """Follow the kernel's trajectory in w; volumes there are those in x up to a constant."""
         whitened = self.coordinates(energy)
