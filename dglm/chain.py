@@ -5,6 +5,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from dglm.coordinates import Coordinates, sampler_parameters
 from dglm.gaussian import DiagonalGaussian
 from dglm.model import GenerativeModel
 from samplers import Kernel, State, fresh_leaf, reciprocal_jump_loss, squared_jump
@@ -19,8 +20,11 @@ class Chain(NamedTuple):
     """log p(x, z_j) for j = 0 … J, (J + 1, B) nats."""
     loss: Tensor
     """The sampler's loss, summed over the steps, (B,)."""
+    coordinate_loss: Tensor
+    """-log N(z_J; μ(x), L(x) L(x)ᵀ), (B,) nats; 0 where the kernel has no learned coordinates."""
     jump: Tensor
-    """Mean over the steps of the accepted squared jump in units of q's variance, (B,)."""
+    """Mean over the steps of the accepted squared jump, (B,): in units of the variances of q or,
+    where the kernel has learned coordinates, of their Gaussian."""
     acceptance: Tensor
     """Mean over the steps, (B,)."""
     diverging: Tensor
@@ -44,29 +48,38 @@ def run_chain(
         model: p(x, z).
         kernel: Its target is p(z|x).
         x: Observations, (B, N).
-        q: The approximate posterior, whose variances are the unit of the jumps.
+        q: The approximate posterior, whose variances are the unit of the jumps where the kernel
+            has no coordinates.
         start: z₀; no gradient reaches it.
         num_mh_steps: J, at least 1.
         generator: Of the noise.
         jump_scale: λ of the sampler's loss.
     """
-    variance = q.variance().detach()
     energy, context = model.energy(x), kernel.embed(x)
-    state = fresh_leaf(kernel.init(start.detach(), energy))
-    energies, infos, jumps = [state.energy], [], []
-    for _ in range(num_mh_steps):
-        origin = state.position
-        noise = kernel.noise(state, generator)
-        [(state, info)] = kernel(state, energy, [noise], context)
-        energies.append(state.energy)
-        infos.append(info)
-        jumps.append(squared_jump(origin, info, variance))
-    jump = torch.stack(jumps)
-    acceptance = torch.stack([info.acceptance for info in infos])
+    coordinates = context.gaussian if isinstance(context, Coordinates) else None
+    variance = (coordinates or q).variance().detach()
+    learned = any(parameter.requires_grad for parameter in sampler_parameters(kernel))
+    with torch.set_grad_enabled(torch.is_grad_enabled() and learned):
+        state = fresh_leaf(kernel.init(start.detach(), energy))
+        energies, infos, jumps = [state.energy], [], []
+        for _ in range(num_mh_steps):
+            origin = state.position
+            noise = kernel.noise(state, generator)
+            [(state, info)] = kernel(state, energy, [noise], context)
+            energies.append(state.energy)
+            infos.append(info)
+            jumps.append(squared_jump(origin, info, variance))
+        jump = torch.stack(jumps)
+        acceptance = torch.stack([info.acceptance for info in infos])
+        loss = reciprocal_jump_loss(jump, acceptance, jump_scale).sum(dim=0)
+    coordinate_loss = torch.zeros_like(loss)
+    if coordinates is not None:
+        coordinate_loss = -coordinates.log_prob(state.position.detach())
     return Chain(
         state,
         -torch.stack(energies).detach(),
-        reciprocal_jump_loss(jump, acceptance, jump_scale).sum(dim=0),
+        loss,
+        coordinate_loss,
         (jump * acceptance).detach().mean(dim=0),
         acceptance.detach().mean(dim=0),
         torch.stack([info.diverging for info in infos]).to(jump).mean(dim=0),

@@ -16,11 +16,12 @@ from torch.optim.lr_scheduler import LambdaLR
 from dglm.ais import AISResult, AISSettings, estimate_log_likelihood, gather
 from dglm.callbacks import Safeguard
 from dglm.chain import Chain, run_chain
+from dglm.coordinates import AmortizedPreconditioned, sampler_parameters
 from dglm.gaussian import DiagonalGaussian
 from dglm.model import GenerativeModel
 from dglm.precision import check_precision, full_precision
 from dglm.starts import FittedStart, Start
-from samplers import HMC, Kernel, mixed_seed, seeded_generator, track_acceptance
+from samplers import Kernel, mixed_seed, seeded_generator, track_acceptance
 from samplers.io import Description, build, checked_description
 
 SAMPLER_GRADIENT_NORM = 5.0
@@ -136,6 +137,16 @@ class DGLM(LightningModule):
         self.save_hyperparameters(arguments, logger=False)
 
     @property
+    def sampler_parameters(self) -> list[nn.Parameter]:
+        """What of the kernel the sampler's loss trains: all but its coordinates."""
+        return [] if self.kernel is None else sampler_parameters(self.kernel)
+
+    @property
+    def coordinates(self) -> nn.Module | None:
+        """The network of the kernel's coordinates, where it has one."""
+        return self.kernel.network if isinstance(self.kernel, AmortizedPreconditioned) else None
+
+    @property
     def gradients_per_update(self) -> int:
         """Gradients of U that the chain of one training step takes for each image."""
         if self.kernel is None:
@@ -244,9 +255,7 @@ class DGLM(LightningModule):
             self._log("train", log_elbo=elbo)
             return -elbo.mean()
         elbo = q.entropy() - self.model.energy(x)(z)
-        learned = any(parameter.requires_grad for parameter in self.kernel.parameters())
-        with torch.set_grad_enabled(learned):
-            chain = self.chain(x, q, z, generator)
+        chain = self.chain(x, q, z, generator)
         self.safeguard.note_divergence(chain.diverging)
         log_joint = self.model.log_joint(x, chain.state.position.detach())
         self._log(
@@ -254,15 +263,16 @@ class DGLM(LightningModule):
             log_elbo=elbo,
             log_joint=log_joint,
             sampler_loss=chain.loss,
+            coordinate_loss=chain.coordinate_loss,
             acceptance=chain.acceptance,
             divergence=chain.diverging,
             jump=chain.jump,
             step_size=self.kernel.step_size,
         )
-        if isinstance(self.kernel, HMC):
+        if not isinstance(self.kernel.log_step_size, nn.Parameter):
             acceptance = self.trainer.strategy.reduce(chain.acceptance.mean(), reduce_op="mean")
             track_acceptance(self.kernel, acceptance)
-        return (chain.loss - elbo - log_joint).mean()
+        return (chain.loss + chain.coordinate_loss - elbo - log_joint).mean()
 
     @full_precision()
     def validation_step(self, x: Tensor, batch_index: int) -> None:
@@ -327,8 +337,13 @@ class DGLM(LightningModule):
 
         And the schedule of its learning rate, where that falls.
         """
-        parts = [self.encoder, self.model, self.kernel or nn.Module()]
-        groups = [list(part.parameters()) for part in parts]
+        coordinates = self.coordinates or nn.Module()
+        groups = [
+            list(self.encoder.parameters()),
+            list(self.model.parameters()),
+            self.sampler_parameters,
+            list(coordinates.parameters()),
+        ]
         adam = torch.optim.Adam(
             [{"params": group} for group in groups if group], lr=self.learning_rate, fused=True
         )
@@ -341,9 +356,8 @@ class DGLM(LightningModule):
 
     def configure_gradient_clipping(self, *arguments: Any, **options: Any) -> None:
         """Clip the sampler's gradient, whose reciprocal loss has heavy tails; no other."""
-        learned = [] if self.kernel is None else list(self.kernel.parameters())
-        if learned:
-            nn.utils.clip_grad_norm_(learned, SAMPLER_GRADIENT_NORM)
+        if self.sampler_parameters:
+            nn.utils.clip_grad_norm_(self.sampler_parameters, SAMPLER_GRADIENT_NORM)
 
     def _generator(self, stream: Stream, index: int) -> torch.Generator:
         return seeded_generator(self.device, self.seed, stream, index, self.global_rank)

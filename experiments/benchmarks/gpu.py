@@ -1,6 +1,5 @@
 """Updates and annealed importance sampling on a GPU, against what its products and memory reach."""
 
-import math
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -8,7 +7,9 @@ from typing import Any
 import torch
 
 from experiments.benchmarks.cases import Annealing, Posterior, SamplerUpdate, Sizes
-from experiments.benchmarks.timing import agree, device_name, median_seconds
+from experiments.benchmarks.memory import peak_memory, peak_of_one
+from experiments.benchmarks.results import device_name
+from experiments.benchmarks.timing import agree, median_seconds
 from experiments.shared.cli import CommandError
 
 _PRECISIONS = {"fp32": "highest", "TF32": "high"}
@@ -25,7 +26,7 @@ def gpu(
     """Time updates and AIS in fp32 and TF32: eager, compiled, each also captured as a CUDA graph.
 
     Arguments:
-        device: On another one than a GPU nothing is captured, and memory is not measured.
+        device: On another one than a GPU nothing is captured.
         update: Sizes of a sampler update, by default the paper's.
         ais: Sizes of AIS, by default 20 chains for each of 1,000 images, as in the paper, and a
             thousandth of its transitions.
@@ -87,13 +88,10 @@ def _ways(
             ("update", SamplerUpdate(update, compile, device=device)),
             ("AIS", Annealing(ais, compile, device)),
         ):
-            work()  # the first time brings what is kept, such as compiled code
-            if device != "cuda":
-                yield f"{name}, {how}", work, work, math.nan
-                continue
-            yield f"{name}, {how}", work, work, peak_memory(work)
-            _check_no_wait(work)
-            yield f"{name}, {how} and captured", work, *captured(work)
+            yield f"{name}, {how}", work, work, peak_memory(work, device)
+            if device == "cuda":
+                _check_no_wait(work)
+                yield f"{name}, {how} and captured", work, *captured(work)
 
 
 def _check_no_wait(work: Work) -> None:
@@ -123,15 +121,7 @@ def captured(work: Callable[[torch.Generator], object]) -> tuple[Callable[[], ob
         with torch.cuda.graph(graph, stream=stream):
             work(generator)
 
-    return graph.replay, peak_memory(capture)
-
-
-def peak_memory(work: Callable[[], object]) -> float:
-    """Return what some work takes on the GPU at its peak beyond what is held before it, MiB."""
-    torch.cuda.reset_peak_memory_stats()
-    before = torch.cuda.memory_allocated()
-    work()
-    return (torch.cuda.max_memory_allocated() - before) / 2**20
+    return graph.replay, peak_of_one(capture, "cuda")
 
 
 def _figures(

@@ -8,6 +8,7 @@ from torch import Tensor, nn
 from torch.distributions import MultivariateNormal
 
 from dglm import DGLM, Decoder, Encoder, Gaussian, GenerativeModel
+from dglm.coordinates import AmortizedPreconditioned, GaussianNetwork
 from dglm.energy import NegativeLogLikelihood
 from samplers import HMC, L2HMC, Kernel, State
 
@@ -54,6 +55,11 @@ def images() -> Tensor:
 def build_kernel(kind: str, step_size: float) -> Kernel | None:
     if kind == "vae":
         return None
+    if kind.endswith(" in coordinates"):
+        inside = build_kernel(kind.removesuffix(" in coordinates"), step_size)
+        assert inside is not None
+        network = spread(GaussianNetwork(PIXELS, LATENT, (4,)), std=0.3)
+        return AmortizedPreconditioned(inside, network)
     if kind == "hmc":
         return HMC(2, step_size)
     options = {"hidden": 4, "observation_dim": PIXELS, "embedding_hidden": (3,)}
@@ -65,7 +71,7 @@ def build_kernel(kind: str, step_size: float) -> Kernel | None:
 
 @pytest.fixture
 def build_dglm() -> Callable[..., DGLM]:
-    """A builder of the three kinds of module: "vae", "hmc" and "l2hmc"."""
+    """A builder of modules: "vae", "hmc", "l2hmc", and both kernels "in coordinates"."""
 
     def build(kind: str, step_size: float = 0.4, **options: float) -> DGLM:
         with torch.random.fork_rng():

@@ -11,18 +11,25 @@ import pytest
 import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
 from torch import Tensor, nn
-from torch.distributions import Bernoulli, Normal
+from torch.distributions import (
+    Bernoulli,
+    Distribution,
+    Independent,
+    MultivariateNormal,
+    Normal,
+)
 
 import dglm
 from dglm import DGLM, AISSettings, Encoder, FittedStart, GenerativeModel, estimate_log_likelihood
+from dglm.coordinates import AmortizedPreconditioned, GaussianNetwork
 from dglm.module import SAMPLER_GRADIENT_NORM, Stream
 from samplers import HMC, L2HMC, Kernel, State, mixed_seed, seeded_generator
 
 BuildDGLM = Callable[..., DGLM]
 Gradients = dict[str, Tensor]
 
-KINDS = ["vae", "hmc", "l2hmc"]
-WITH_KERNEL = ["hmc", "l2hmc"]
+WITH_KERNEL = ["hmc", "l2hmc", "hmc in coordinates", "l2hmc in coordinates"]
+KINDS = ["vae", *WITH_KERNEL]
 STEPS = 3
 
 
@@ -84,6 +91,7 @@ class Step(NamedTuple):
     log_joint: Tensor
     jump: Tensor
     acceptance: Tensor
+    coordinate_loss: Tensor
 
 
 def by_hand(module: DGLM, x: Tensor, second_order: bool = True) -> Step:
@@ -95,10 +103,14 @@ def by_hand(module: DGLM, x: Tensor, second_order: bool = True) -> Step:
     entropy = Normal(mean, log_std.exp()).entropy().sum(dim=-1)
     if module.kernel is None:
         elbo = log_joint(decoder, x, z) + entropy
-        return Step(elbo, [], elbo, elbo, elbo)
+        return Step(elbo, [], elbo, elbo, elbo, elbo)
     energy, losses, jumps, acceptances = ByHand(decoder, x, second_order), [], [], []
     context, state = module.kernel.embed(x), energy.value_and_gradient(z.detach())
-    variance = (2 * log_std).exp().detach()
+    posterior: Distribution = Independent(Normal(mean, log_std.exp()), 1)
+    if module.coordinates is not None:
+        mean, factor = module.coordinates(x)
+        posterior = MultivariateNormal(mean, scale_tril=factor)
+    variance = posterior.variance.detach()
     for _ in range(module.num_mh_steps):
         noise, origin = module.kernel.noise(state, generator), state.position
         state, info = module.kernel.step(state, energy, noise, context)
@@ -113,6 +125,9 @@ def by_hand(module: DGLM, x: Tensor, second_order: bool = True) -> Step:
         log_joint(decoder, x, state.position.detach()),
         torch.stack(jumps).mean(dim=0),
         torch.stack(acceptances).mean(dim=0),
+        -posterior.log_prob(state.position.detach())
+        if module.coordinates is not None
+        else torch.zeros(len(x)),
     )
 
 
@@ -194,12 +209,29 @@ def test_the_decoder_ascends_the_log_joint_at_the_end_of_the_chain_alone(
     assert all(gradient.abs().max() > 1e-6 for gradient in expected.values())
 
 
-def test_the_sampler_descends_the_sum_of_its_losses_alone(attach: Attach) -> None:
-    attached = attach("l2hmc")
+@pytest.mark.parametrize("kind", ["l2hmc", "l2hmc in coordinates"])
+def test_the_sampler_descends_the_sum_of_its_losses_alone(attach: Attach, kind: str) -> None:
+    attached = attach(kind)
     loss = torch.stack(by_hand(attached.module, attached.x).sampler_losses).sum(dim=0)
-    expected = attached.gradients(loss.mean(), "kernel")
-    torch.testing.assert_close(attached.training_gradients("kernel"), expected)
-    assert all(gradient.abs().max() > 1e-6 for gradient in expected.values())
+    assert_trained(attached, loss, attached.module.sampler_parameters)
+
+
+@pytest.mark.parametrize("kind", ["hmc in coordinates", "l2hmc in coordinates"])
+def test_the_coordinates_ascend_the_likelihood_of_the_end_of_the_chain_alone(
+    attach: Attach, kind: str
+) -> None:
+    attached = attach(kind)
+    assert attached.module.coordinates is not None
+    loss = by_hand(attached.module, attached.x).coordinate_loss
+    assert_trained(attached, loss, list(attached.module.coordinates.parameters()))
+
+
+def assert_trained(attached: Attached, loss: Tensor, parameters: list[nn.Parameter]) -> None:
+    """Check that a training step has the gradients of this loss in these parameters."""
+    expected = torch.autograd.grad(loss.mean(), parameters)
+    found = torch.autograd.grad(attached.module.training_step(attached.x, 0), parameters)
+    torch.testing.assert_close(found, expected)
+    assert all(gradient.abs().max() > 1e-6 for gradient in expected)
 
 
 def test_the_sampler_sees_second_derivatives_of_the_energy(attach: Attach) -> None:
@@ -266,12 +298,13 @@ def test_the_loss_and_the_metrics_are_those_by_hand(attach: Attach, kind: str) -
     expected = by_hand(attached.module, attached.x)
     sampler_loss = torch.stack(expected.sampler_losses).sum(dim=0)
     loss = attached.module.training_step(attached.x, 0)
-    wanted = sampler_loss - expected.elbo - expected.log_joint
+    wanted = sampler_loss + expected.coordinate_loss - expected.elbo - expected.log_joint
     torch.testing.assert_close(loss, wanted.mean())
     means = {
         "train/log_elbo": expected.elbo,
         "train/log_joint": expected.log_joint,
         "train/sampler_loss": sampler_loss,
+        "train/coordinate_loss": expected.coordinate_loss,
         "train/acceptance": expected.acceptance,
         "train/jump": expected.jump,
     }
@@ -674,10 +707,15 @@ class Saved(NamedTuple):
 def checkpoints(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Saved]:
     """Checkpoints of trained modules that a fresh process, told their path alone, has loaded."""
     folder, saved = tmp_path_factory.mktemp("checkpoints"), {}
+    hmc = HMC(2, 0.4)
+    l2hmc = L2HMC(3, 4, 0.4, 5, head_scale=1.0, observation_dim=6, embedding_hidden=(4,))
+    network = GaussianNetwork(6, 3, (4,))
     kernels: dict[str, Kernel | None] = {
         "vae": None,
-        "hmc": HMC(2, 0.4),
-        "l2hmc": L2HMC(3, 4, 0.4, 5, head_scale=1.0, observation_dim=6, embedding_hidden=(4,)),
+        "hmc": hmc,
+        "l2hmc": l2hmc,
+        "hmc in coordinates": AmortizedPreconditioned(deepcopy(hmc), network),
+        "l2hmc in coordinates": AmortizedPreconditioned(deepcopy(l2hmc), deepcopy(network)),
     }
     for kind, kernel in kernels.items():
         decoder = nn.Sequential(nn.Linear(3, 5, bias=False), nn.Softplus(), nn.Linear(5, 6))
@@ -706,14 +744,15 @@ def test_a_checkpoint_loads_in_a_fresh_process(checkpoints: dict[str, Saved], ki
     module, path, x = checkpoints[kind]
     state, samples, summary = torch.load(f"{path}.loaded", weights_only=True)
     names = {"vae": "NoneType", "hmc": "HMC", "l2hmc": "L2HMC"}
+    name = names.get(kind, "AmortizedPreconditioned")
     settings = {"num_mh_steps": 3, "learning_rate": 0.01, "seed": 9}
     settings |= {"jump_scale": 2, "decay_share": 0.5}
-    assert summary == {"kernel": names[kind], **settings}
+    assert summary == {"kernel": name, **settings}
     assert state.keys() == module.state_dict().keys()
     for name, value in module.state_dict().items():
         assert torch.equal(state[name], value), name
     assert torch.equal(samples, module.posterior_samples(x, generator=seeded_generator("cpu", 5)))
-    assert any("mask" in name for name in state) == (kind == "l2hmc")
+    assert any("mask" in name for name in state) == kind.startswith("l2hmc")
 
 
 @pytest.mark.parametrize("kind", KINDS)

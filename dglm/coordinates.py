@@ -1,0 +1,156 @@
+"""Coordinates for each observation, learned, in which a kernel finds posteriors alike."""
+
+from collections.abc import Sequence
+from copy import copy
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+from dglm.gaussian import DenseGaussian
+from dglm.networks import check_sizes, softplus_layers
+from samplers import Energy, Kernel, State, value_and_gradient
+from samplers.kernel import Context
+
+
+class GaussianNetwork(nn.Module):
+    r"""A softplus network from observations to Gaussians with dense covariances.
+
+    .. math:: x \mapsto N(μ(x), L(x) L(x)^\top), \quad L_{ii}(x) = e^{s_i(x)}
+
+    The last layer begins near zero, and so the Gaussian at N(0, I), the prior.
+
+    Arguments:
+        observation_dim: Length of x.
+        latent_dim: Length of z.
+        hidden: Units in each hidden layer.
+
+    Raises:
+        ValueError: A size is below 1, or there is no hidden layer.
+
+    Shapes: x (B, observation_dim) to μ (B, latent_dim) and L (B, latent_dim, latent_dim).
+    """
+
+    below: Tensor
+
+    def __init__(
+        self, observation_dim: int, latent_dim: int, hidden: Sequence[int] = (400, 400)
+    ) -> None:
+        super().__init__()
+        check_sizes(latent_dim, observation_dim, hidden)
+        self.observation_dim = observation_dim
+        self.latent_dim = latent_dim
+        self.hidden = tuple(hidden)
+        below = torch.tril_indices(latent_dim, latent_dim, offset=-1)
+        self.trunk = softplus_layers([observation_dim, *hidden])
+        self.output = nn.Linear(hidden[-1], 2 * latent_dim + below.shape[1])
+        with torch.no_grad():
+            self.output.weight.mul_(0.01)
+            self.output.bias.zero_()
+        self.register_buffer("below", below, persistent=False)
+
+    def forward(self, x: Tensor) -> DenseGaussian:
+        """Return the Gaussian of each observation."""
+        sizes = self.latent_dim, self.latent_dim, self.below.shape[1]
+        mean, log_diagonal, lower = self.output(self.trunk(x)).split(sizes, dim=1)
+        factor = torch.diag_embed(log_diagonal.exp())
+        factor[:, self.below[0], self.below[1]] = lower
+        return DenseGaussian(mean, factor)
+
+
+class Coordinates(NamedTuple):
+    """The context of an :class:`AmortizedPreconditioned` kernel."""
+
+    gaussian: DenseGaussian
+    """N(μ(x), L(x) L(x)ᵀ), one for each observation."""
+    inside: Context
+    """The context of the kernel inside."""
+
+
+class AmortizedPreconditioned(Kernel):
+    r"""Any kernel, run in coordinates of each observation's own, w = L(x)⁻¹(z - μ(x)).
+
+    Where N(μ(x), L(x) L(x)ᵀ) is like p(z|x), all posteriors are like N(0, I) in w: one step size
+    suits all images, and few leapfrogs make an independent draw. The coordinates are constant in
+    z, so that a step leaves p(z|x) invariant whatever they are.
+
+    Arguments:
+        kernel: What moves in w: HMC, or L2HMC with the embedding of its observations.
+        network: From observations (B, N) to a :class:`dglm.gaussian.DenseGaussian`, μ and L; no
+            gradient reaches it through a step.
+
+    References:
+        :class:`samplers.Preconditioned`, whose coordinates are the same for all chains.
+    """
+
+    def __init__(self, kernel: Kernel, network: nn.Module) -> None:
+        super().__init__()
+        self.kernel = kernel
+        self.network = network
+        self.num_leapfrogs = kernel.num_leapfrogs
+
+    @property
+    def log_step_size(self) -> Tensor:  # type: ignore[override]
+        """Log ε, in the coordinates w."""
+        return self.kernel.log_step_size
+
+    def embed(self, observations: Tensor) -> Coordinates:
+        """Return the coordinates of observations (B, N), and the context of the kernel inside."""
+        mean, factor = self.network(observations)
+        return Coordinates(DenseGaussian(mean, factor), self.kernel.embed(observations))
+
+    def compile_leapfrog(self, options: dict[str, Any]) -> bool:
+        """Compile that of the kernel inside; the way into its coordinates and back stays eager."""
+        return self.kernel.compile_leapfrog(options)
+
+    def __getstate__(self) -> dict[str, Any]:
+        """Have copies hold a copy of the kernel inside, or they would be compiled together."""
+        modules = {"kernel": copy(self.kernel), "network": self.network}
+        return {**super().__getstate__(), "_modules": modules}
+
+    def integrate(
+        self,
+        state: State,
+        momentum: Tensor,
+        direction: Tensor,
+        energy: Energy,
+        context: Context = None,
+    ) -> tuple[State, Tensor, Tensor]:
+        """Follow the kernel's trajectory in w; volumes there are those in z up to a constant.
+
+        Raises:
+            ValueError: There is no context.
+        """
+        if context is None:
+            raise ValueError("coordinates are those of observations: pass context=kernel.embed(x)")
+        gaussian = DenseGaussian(*(part.detach() for part in context.gaussian))
+        whitened = _Whitened(energy, gaussian)
+        start = State(gaussian.whiten(state.position), *whitened.around(state))
+        end, momentum, log_determinant = self.kernel.integrate(
+            start, momentum, direction, whitened, context.inside
+        )
+        gradient, *extra = end.extra
+        end = State(gaussian.colour(end.position), end.energy, gradient, tuple(extra))
+        return end, momentum, log_determinant
+
+
+class _Whitened:
+    """U as a function of w, which keeps the gradient in z beside that in w."""
+
+    def __init__(self, energy: Energy, gaussian: DenseGaussian) -> None:
+        self.energy = energy
+        self.gaussian = gaussian
+
+    def value_and_gradient(self, position: Tensor) -> State:
+        state = value_and_gradient(self.energy, self.gaussian.colour(position))
+        return State(position, *self.around(state))
+
+    def around(self, state: State) -> tuple[Tensor, Tensor, tuple[Tensor, ...]]:
+        """Return all but the position of a state in z as that of a state in w."""
+        return state.energy, self.gaussian.pull(state.gradient), (state.gradient, *state.extra)
+
+
+def sampler_parameters(kernel: Kernel) -> list[nn.Parameter]:
+    """Return the parameters that the sampler's loss trains: all but those of its coordinates."""
+    inside = kernel.kernel if isinstance(kernel, AmortizedPreconditioned) else kernel
+    return list(inside.parameters())

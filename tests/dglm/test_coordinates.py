@@ -1,0 +1,147 @@
+from collections.abc import Callable, Sequence
+from copy import copy
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from dglm import GenerativeModel, inpaint
+from dglm.coordinates import AmortizedPreconditioned, GaussianNetwork
+from samplers import HMC, L2HMC, Kernel, Preconditioned, sample, seeded_generator
+
+PIXELS, LATENT = 6, 3
+
+
+def l2hmc() -> L2HMC:
+    kernel = L2HMC(LATENT, 2, 0.3, 8, 4.0, observation_dim=PIXELS, embedding_hidden=(4,))
+    with torch.no_grad():
+        for network in (kernel.position_network, kernel.momentum_network):
+            network.heads.bias.normal_(std=0.1)
+    return kernel
+
+
+INSIDE: dict[str, Callable[[], Kernel]] = {"hmc": lambda: HMC(3, 0.6), "l2hmc": l2hmc}
+
+
+@pytest.fixture(params=INSIDE)
+def kernel(request: pytest.FixtureRequest) -> AmortizedPreconditioned:
+    """A kernel whose coordinates are other ones for each image, and far from its posterior."""
+    network = GaussianNetwork(PIXELS, LATENT, (5,))
+    with torch.no_grad():
+        network.output.weight.normal_(std=0.3)
+        network.output.bias.normal_(std=0.2)
+    return AmortizedPreconditioned(INSIDE[request.param](), network)
+
+
+def test_gaussians_begin_at_the_prior_and_have_lower_triangular_factors(images: Tensor) -> None:
+    network = GaussianNetwork(PIXELS, LATENT)
+    mean, factor = network(images)
+    torch.testing.assert_close(mean, torch.zeros(7, 3), atol=0.05, rtol=0)
+    torch.testing.assert_close(factor, torch.eye(3).expand(7, 3, 3), atol=0.05, rtol=0)
+    with torch.no_grad():
+        network.output.weight.mul_(500)
+    factor = network(images).factor
+    assert torch.equal(factor, factor.tril())
+    assert (factor.diagonal(dim1=1, dim2=2) > 0).all()
+    assert (factor[:, *torch.tril_indices(3, 3)].std(dim=0) > 1e-6).all()
+
+
+@torch.no_grad()
+def test_each_image_has_the_preconditioned_kernel_of_its_own_coordinates(
+    kernel: AmortizedPreconditioned, model: GenerativeModel, images: Tensor
+) -> None:
+    energy, context = model.energy(images), kernel.embed(images)
+    state = kernel.init(torch.randn(7, 3), energy)
+    noise = kernel.noise(state, seeded_generator("cpu", 1))
+    found, info = kernel.step(state, energy, noise, context)
+    assert 0 < info.accepted.sum() < 7
+    for row in range(7):
+        only = slice(row, row + 1)
+        own = Preconditioned(kernel.kernel, *(part[row] for part in context.gaussian))
+        own_energy, inside = model.energy(images[only]), kernel.kernel.embed(images[only])
+        start = own.init(state.position[only], own_energy)
+        own_noise = type(noise)(*(part[only] for part in noise))
+        expected, own_info = own.step(start, own_energy, own_noise, inside)
+        torch.testing.assert_close([part[only] for part in found[:3]], list(expected[:3]))
+        torch.testing.assert_close([part[only] for part in info], list(own_info))
+
+
+@torch.no_grad()
+def test_the_posterior_of_each_image_is_left_invariant(
+    kernel: AmortizedPreconditioned, model: GenerativeModel, images: Tensor
+) -> None:
+    """Independent chains from exact draws on a grid, where sums are integrals to rounding."""
+    axis, chains = torch.linspace(-6, 6, 61), 4000
+    grid = torch.cartesian_prod(axis, axis, axis)
+    for row, image in enumerate(images[:2]):
+        weight = model.log_joint(image.expand(len(grid), -1), grid).softmax(dim=0)
+        begin = grid[weight.multinomial(chains, True, generator=seeded_generator("cpu", row))]
+        x = image.expand(chains, -1)
+        drawn = sample(
+            kernel,
+            model.energy(x),
+            begin,
+            1,
+            thin=4,
+            context=kernel.embed(x),
+            generator=seeded_generator("cpu", 2, row),
+        )
+        end = drawn.draws[:, 0]
+        assert ((end - begin).norm(dim=-1) > 0).double().mean() > 0.8
+        for power in (1, 2, 3):
+            expected = weight @ grid**power
+            for values in (end**power - expected, end**power - begin**power):
+                error = values.std(dim=0) / chains**0.5
+                assert (values.mean(dim=0).abs() < 5 * error).all()
+
+
+class Watched(nn.Module):
+    """Coordinates that keep the images that they were asked for."""
+
+    def __init__(self, network: nn.Module) -> None:
+        super().__init__()
+        self.network = network
+        self.seen: list[Tensor] = []
+
+    def forward(self, x: Tensor) -> Sequence[Tensor]:
+        self.seen.append(x)
+        return self.network(x)
+
+
+def test_coordinates_are_those_of_the_images_of_each_sweep(
+    kernel: AmortizedPreconditioned, model: GenerativeModel, images: Tensor
+) -> None:
+    kernel.network = watched = Watched(kernel.network)
+    frames = inpaint(model, images, torch.arange(6) < 3, 3, (kernel, 2))
+    assert torch.equal(torch.stack(watched.seen), torch.stack([images, *frames[:-1]]))
+
+
+# The compiler itself looks at the .grad of the state, and does what it warns of here.
+@pytest.mark.filterwarnings("ignore:The .grad attribute of a Tensor:UserWarning")
+@pytest.mark.filterwarnings("ignore:.*should not be instantiated:DeprecationWarning")
+def test_a_compiled_copy_is_the_eager_kernel(
+    kernel: AmortizedPreconditioned, model: GenerativeModel, images: Tensor
+) -> None:
+    if not torch._dynamo.is_dynamo_supported():
+        pytest.skip("torch.compile does not run here")
+    energy, compiled = model.energy(images), copy(kernel)
+    compiled.compile(backend="aot_eager")
+    state = kernel.init(torch.randn(7, 3), energy)
+    noise = kernel.noise(state, seeded_generator("cpu", 1))
+
+    def results(kernel: Kernel) -> list[Tensor]:
+        [(after, info)] = kernel(state, energy, [noise], kernel.embed(images))
+        loss = info.proposal.square().sum() + info.acceptance.sum()
+        parameters = list(kernel.kernel.parameters())  # type: ignore[union-attr]
+        return [*after[:3], *info, *(torch.autograd.grad(loss, parameters) if parameters else ())]
+
+    torch.testing.assert_close(results(compiled), results(kernel), rtol=1e-9, atol=1e-9)
+
+
+def test_a_step_without_a_context_says_what_it_needs(
+    kernel: AmortizedPreconditioned, model: GenerativeModel, images: Tensor
+) -> None:
+    energy = model.energy(images)
+    state = kernel.init(torch.zeros(7, 3), energy)
+    with pytest.raises(ValueError, match=r"pass context=kernel\.embed\(x\)"):
+        kernel.step(state, energy, kernel.noise(state))
