@@ -8,8 +8,6 @@ from typing import Any, NamedTuple
 import torch
 from rich.console import Console
 from rich.table import Table
-from sklearn.exceptions import ConvergenceWarning
-from sklearn.neural_network import MLPClassifier
 from torch import Tensor, nn
 
 from data import ImageDataModule
@@ -32,7 +30,8 @@ _BURN_IN = 0.2
 class Classifier(NamedTuple):
     """A classifier of binary images and its share of correct answers on test images."""
 
-    network: MLPClassifier
+    network: Any
+    """scikit-learn's MLPClassifier."""
     accuracy: float
     standard_error: float
 
@@ -44,6 +43,10 @@ class Classifier(NamedTuple):
 
 def train_classifier(data: ImageDataModule, seed: int) -> Classifier:
     """Train a network of one hidden layer on the binarized training images and their labels."""
+    # Here, as it takes half a second and most commands need none of it.
+    from sklearn.exceptions import ConvergenceWarning
+    from sklearn.neural_network import MLPClassifier
+
     network = MLPClassifier((128,), early_stopping=True, n_iter_no_change=5, random_state=seed)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", ConvergenceWarning)  # the accuracy tells enough

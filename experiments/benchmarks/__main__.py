@@ -1,6 +1,5 @@
-"""Time the samplers beside peers and the matrix products alone, and the training on the whole."""
+"""Time the samplers beside peers and the matrix products alone."""
 
-import json
 from argparse import RawDescriptionHelpFormatter
 from collections.abc import Callable
 from functools import partial
@@ -10,29 +9,26 @@ from typing import Any, Literal
 from jsonargparse import ArgumentParser, DefaultHelpFormatter
 
 from experiments.benchmarks.cases import Sizes
-from experiments.benchmarks.chains import small_target
-from experiments.benchmarks.decoders import SIZES, annealing, posterior, sampler_update
 from experiments.benchmarks.gpu import gpu
-from experiments.benchmarks.memory import memory
-from experiments.benchmarks.results import machine, show
 from experiments.benchmarks.scaling import scaling
-from experiments.benchmarks.startup import startup
-from experiments.benchmarks.timing import compare
-from experiments.benchmarks.training_profile import training_profile
+from experiments.benchmarks.timing import compare, machine, show
+from experiments.benchmarks.workloads import (
+    SIZES,
+    annealing,
+    posterior,
+    sampler_update,
+    small_target,
+)
 from experiments.shared.cli import run_command
-from experiments.shared.runs import output_file
-from samplers.io import write_whole
+from experiments.shared.runs import output_file, write_json
 
-Name = Literal["w1", "w2", "w3", "w4", "startup", "profile", "memory", "scaling", "gpu"]
+Name = Literal["w1", "w2", "w3", "w4", "scaling", "gpu"]
 
 BENCHMARKS: dict[str, list[Callable[[], dict[str, Any]]]] = {
     "w1": [partial(compare, small_target)],
     "w2": [partial(compare, partial(posterior, sizes)) for sizes in SIZES],
     "w3": [partial(compare, partial(annealing, sizes)) for sizes in SIZES],
     "w4": [partial(compare, partial(sampler_update, Sizes()))],
-    "startup": [startup],
-    "profile": [training_profile],
-    "memory": [memory],
     "scaling": [scaling],
     "gpu": [gpu],
 }
@@ -43,9 +39,6 @@ _DESCRIPTION = f"""{__doc__}
   w2        HMC on the posterior p(z|x) of a decoder
   w3        annealed importance sampling
   w4        an update of the sampler of an L2HMC-DGLM, beside the one first published
-  startup   from the command to the first update of the default training
-  profile   where the time of the default training goes
-  memory    of sampler updates, and of long chains
   scaling   how the time of a sampler update grows with its sizes
   gpu       sampler updates and annealed importance sampling on a CUDA GPU"""
 
@@ -88,8 +81,7 @@ def run(names: list[str], output: Path | None) -> None:
             results.append({"benchmark": name, **benchmark()})
             show(results[-1])
             if output is not None:
-                content = {"machine": machine(), "results": results}
-                write_whole(json.dumps(content, indent=2) + "\n", output)
+                write_json({"machine": machine(), "results": results}, output)
 
 
 if __name__ == "__main__":

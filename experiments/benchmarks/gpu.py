@@ -1,5 +1,6 @@
 """Updates and annealed importance sampling on a GPU, against what its products and memory reach."""
 
+import math
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -7,9 +8,7 @@ from typing import Any
 import torch
 
 from experiments.benchmarks.cases import Annealing, Posterior, SamplerUpdate, Sizes
-from experiments.benchmarks.memory import peak_memory, peak_of_one
-from experiments.benchmarks.results import device_name
-from experiments.benchmarks.timing import agree, median_seconds
+from experiments.benchmarks.timing import agree, device_name, median_seconds
 from experiments.shared.cli import CommandError
 
 _PRECISIONS = {"fp32": "highest", "TF32": "high"}
@@ -26,7 +25,7 @@ def gpu(
     """Time updates and AIS in fp32 and TF32: eager, compiled, each also captured as a CUDA graph.
 
     Arguments:
-        device: On another one than a GPU nothing is captured.
+        device: On another one than a GPU nothing is captured, and memory is not measured.
         update: Sizes of a sampler update, by default the paper's.
         ais: Sizes of AIS, by default 20 chains for each of 1,000 images, as in the paper, and a
             thousandth of its transitions.
@@ -88,10 +87,13 @@ def _ways(
             ("update", SamplerUpdate(update, compile, device=device)),
             ("AIS", Annealing(ais, compile, device)),
         ):
-            yield f"{name}, {how}", work, work, peak_memory(work, device)
-            if device == "cuda":
-                _check_no_wait(work)
-                yield f"{name}, {how} and captured", work, *captured(work)
+            work()  # the first time brings what is kept, such as compiled code
+            if device != "cuda":
+                yield f"{name}, {how}", work, work, math.nan
+                continue
+            yield f"{name}, {how}", work, work, peak_memory(work)
+            _check_no_wait(work)
+            yield f"{name}, {how} and captured", work, *captured(work)
 
 
 def _check_no_wait(work: Work) -> None:
@@ -121,7 +123,15 @@ def captured(work: Callable[[torch.Generator], object]) -> tuple[Callable[[], ob
         with torch.cuda.graph(graph, stream=stream):
             work(generator)
 
-    return graph.replay, peak_of_one(capture, "cuda")
+    return graph.replay, peak_memory(capture)
+
+
+def peak_memory(work: Callable[[], object]) -> float:
+    """Return what some work takes on the GPU at its peak beyond what is held before it, MiB."""
+    torch.cuda.reset_peak_memory_stats()
+    before = torch.cuda.memory_allocated()
+    work()
+    return (torch.cuda.max_memory_allocated() - before) / 2**20
 
 
 def _figures(

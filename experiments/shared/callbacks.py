@@ -6,7 +6,6 @@ from pathlib import Path
 from typing import Any, cast
 
 import torch
-import torch._functorch.config as activations
 from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.loggers import TensorBoardLogger
 from lightning.pytorch.trainer.states import TrainerFn
@@ -17,14 +16,14 @@ from torch import Tensor, nn
 from data import ImageDataModule
 from dglm import DGLM, AISSettings
 from dglm.ais import gradient_evaluations
-from experiments.shared.cli import CommandError, progress_columns
+from experiments.shared.cli import progress_columns
 from experiments.shared.models import model_name
 from experiments.shared.pictures import image_grid
 from samplers import Kernel, seeded_generator
 
-WORTH_COMPILING = 2e6
-"""Gradients of a learned chain from which on compiling pays: 10 µs are saved on each, of the 20 s
-that compiling takes where nothing is cached. HMC's, to first order, save a third of that."""
+WORTH_COMPILING = 4e6
+"""Gradients of a learned chain whose training compiling shortens by 20 s, as it saves 10 µs on
+each and takes 20 s itself where nothing is cached; HMC's save a third of that."""
 _STATUS_EVERY = 10
 _PICTURES_STREAM = 0x74656E736F72
 _RECONSTRUCTED = 8
@@ -43,50 +42,22 @@ def training_gradients(trainer: Trainer, dglm: DGLM) -> float:
     return images * dglm.gradients_per_update
 
 
-def is_compiled(wanted: bool | None, trainer: Trainer, dglm: DGLM) -> bool:
-    """Return whether to compile: what is wanted, else by the configuration, never by a timing.
-
-    A resumed training must decide as the uninterrupted one, whose rounding it repeats.
-    """
-    if dglm.kernel is None:
-        return False
-    if wanted is not None:
-        return wanted
-    learned = any(True for _ in dglm.kernel.parameters())
-    least = WORTH_COMPILING if learned else 3 * WORTH_COMPILING
-    return training_gradients(trainer, dglm) / trainer.world_size >= least
-
-
 class CompileTraining(Callback):
     """Has the training step, and nothing else, run a compiled copy of the kernel.
 
     Validation, pictures and scores run chains of other shapes, each of which would be compiled
     anew. The copy shares the kernel's parameters and buffers.
-
-    Arguments:
-        wanted: Whether to compile; by default where it saves time.
-        recompute: Whether the compiled code keeps next to nothing for the backward pass, and takes
-            it anew there: a tenth of the memory, in up to a half more time.
-
-    Raises:
-        CommandError: Something is to be recomputed, but nothing is compiled.
     """
 
-    def __init__(self, wanted: bool | None = None, recompute: bool = False) -> None:
-        self.wanted = wanted
-        self.recompute = recompute
-        self._eager: Kernel | None = None
-        self._compiled: Kernel | None = None
+    _eager: Kernel | None = None
+    _compiled: Kernel | None = None
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Make the copy; it is compiled in the first update."""
         dglm = cast(DGLM, pl_module)
-        if dglm.kernel is not None and is_compiled(self.wanted, trainer, dglm):
+        if dglm.kernel is not None:
             self._eager, self._compiled = dglm.kernel, copy(dglm.kernel)
             self._compiled.compile()
-            activations.activation_memory_budget = 0.0 if self.recompute else 1.0
-        elif self.recompute:
-            raise CommandError("--recompute true is for compiled chains: add --compile true")
 
     def on_train_batch_start(
         self, trainer: Trainer, pl_module: LightningModule, *batch: Any
@@ -155,15 +126,13 @@ class Banner(Callback):
     """Prints what is trained, on what, where, and what it costs.
 
     Arguments:
-        compile: Whether the chain is compiled; by default where it saves time.
+        compile: Whether the chain is compiled.
         scoring: How the trained model will be scored.
         num_images: On how many images.
         folder: The run folder.
     """
 
-    def __init__(
-        self, compile: bool | None, scoring: AISSettings, num_images: int, folder: Path
-    ) -> None:
+    def __init__(self, compile: bool, scoring: AISSettings, num_images: int, folder: Path) -> None:
         self.compile = compile
         self.scoring = scoring
         self.num_images = num_images
@@ -265,11 +234,17 @@ def training_cost(dglm: DGLM, trainer: Trainer) -> str:
     return f"{updates:,.0f} updates{resumed}, {epochs:.1f} epochs, {gradients:.2g} gradients"
 
 
-def compilation(wanted: bool | None, dglm: DGLM, trainer: Trainer) -> str:
-    """Return whether the chain is compiled, in words."""
-    if is_compiled(wanted, trainer, dglm):
+def compilation(wanted: bool, dglm: DGLM, trainer: Trainer) -> str:
+    """Return whether the chain is compiled, in words, and whether that would pay."""
+    if dglm.kernel is None:
+        return "nothing"
+    if wanted:
         return "the chain of an update, in the first one: up to a minute"
-    return "nothing" if wanted is False or dglm.kernel is None else "nothing: too short to pay"
+    learned = any(True for _ in dglm.kernel.parameters())
+    least = WORTH_COMPILING if learned else 3 * WORTH_COMPILING
+    if training_gradients(trainer, dglm) / trainer.world_size < least:
+        return "nothing"
+    return "nothing; --compile true makes a training of this length faster"
 
 
 class ImagesOverTime(Callback):

@@ -29,7 +29,7 @@ from dglm import TrainingFailed
 
 CONFIGS = Path(__file__).parents[1] / "configs"
 STOP_SIGNALS = (signal.SIGINT, signal.SIGTERM)
-_SWITCHES = ("--quiet", "--compile", "--recompute", "--bdmc", "--dry_run", "--brief", "--speed")
+_SWITCHES = ("--quiet", "--compile", "--bdmc", "--dry_run", "--brief", "--speed")
 Options = TypeVar("Options")
 
 

@@ -10,7 +10,7 @@ from experiments.shared.cli import with_switches
     [
         ("", ""),  # README's first command has none
         ("--quiet", "--quiet=true"),
-        ("--recompute --compile", "--recompute=true --compile=true"),
+        ("--compile --quiet", "--compile=true --quiet=true"),
         ("--quiet --seed 1 --bdmc", "--quiet=true --seed 1 --bdmc=true"),
         ("--quiet true --dry_run -c FILE", "--quiet true --dry_run=true -c FILE"),
         ("--compile false --output --quiet=false", "--compile false --output --quiet=false"),

@@ -8,8 +8,6 @@ import torch
 
 from dglm import DGLM
 from experiments.mnist import command_line, main, train
-from experiments.shared.callbacks import WORTH_COMPILING
-from experiments.shared.cli import CommandError
 from samplers import Kernel
 
 Arguments = Callable[..., list[str]]
@@ -55,52 +53,6 @@ def test_a_compiled_training_is_the_eager_one(
     torch.testing.assert_close(models[1], models[0], rtol=1e-3, atol=1e-5)
 
 
-def test_a_training_that_recomputes_keeps_less_and_is_the_same(
-    small: Arguments, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    original = Kernel.compile
-    backend = "aot_eager_decomp_partition"  # divides the work as the real one does
-    monkeypatch.setattr(Kernel, "compile", lambda kernel: original(kernel, backend=backend))
-    kept, models = [], []
-    for recompute in ("false", "true"):
-        torch.compiler.reset()
-        folder = tmp_path / recompute
-        options = small(folder, compile="true", recompute=recompute, model__num_mh_steps=10)
-        cli = command_line(options)
-        kept.append([])
-        cli.model.training_step = counting(cli.model.training_step, kept[-1])
-        train(cli)
-        models.append(DGLM.load_from_checkpoint(folder / "checkpoints/last.ckpt").state_dict())
-    torch.testing.assert_close(models[1], models[0], rtol=1e-4, atol=1e-6)
-    assert sum(kept[1][-1].values()) < 0.5 * sum(kept[0][-1].values())
-
-
-def counting(step: Callable, kept: list[dict[int, int]]) -> Callable:
-    """Append what each call of a step but the first keeps for its backward pass: places, sizes.
-
-    The first compiles, during which nothing may count.
-    """
-
-    def pack(tensor: torch.Tensor) -> torch.Tensor:
-        kept[-1][tensor.data_ptr()] = tensor.numel()
-        return tensor
-
-    def counted(*arguments: object) -> torch.Tensor:
-        kept.append({})
-        if len(kept) == 1:
-            return step(*arguments)
-        with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
-            return step(*arguments)
-
-    return counted
-
-
-def test_nothing_is_recomputed_where_nothing_is_compiled(small: Arguments, tmp_path: Path) -> None:
-    with pytest.raises(CommandError, match="add --compile true"):
-        train(command_line(small(tmp_path / "run", recompute="true")))
-    assert not (tmp_path / "run").exists()
-
-
 def test_only_the_training_step_runs_compiled_code(
     small: Arguments, tmp_path: Path, compilations: list[type[Kernel]]
 ) -> None:
@@ -125,18 +77,21 @@ def test_only_the_training_step_runs_compiled_code(
     assert len(compilations) == 1
 
 
-def test_a_training_long_enough_is_compiled_and_a_short_one_is_not(
+def test_the_banner_says_where_compiling_pays(
     small: Arguments,
     tmp_path: Path,
-    compilations: list[type[Kernel]],
     monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
 ) -> None:
-    # Four updates of 20 images and 5 gradients each.
-    for least, number in ((WORTH_COMPILING, 0), (401, 0), (400, 1)):
+    # Four updates of 20 images and 5 gradients each; HMC's must be three times as many.
+    rows = []
+    for index, (kernel, least) in enumerate([("l2hmc", 401), ("l2hmc", 400), ("hmc", 400)]):
         monkeypatch.setattr("experiments.shared.callbacks.WORTH_COMPILING", least)
-        main(small(tmp_path / str(least)))
-        assert len(compilations) == number
-    monkeypatch.setattr("experiments.shared.callbacks.WORTH_COMPILING", 200)
-    main(small(tmp_path / "hmc", kernel="hmc"))
-    main(small(tmp_path / "vae", kernel="none", compile="true"))
-    assert len(compilations) == 1
+        train(command_line(small(tmp_path / str(index), kernel=kernel, quiet="false")))
+        lines = capsys.readouterr().out.splitlines()
+        rows.append(next(line for line in lines if "compiled" in line).split(maxsplit=1)[1].strip())
+    assert rows == [
+        "nothing",
+        "nothing; --compile true makes a training of this length faster",
+        "nothing",
+    ]

@@ -19,9 +19,6 @@ from samplers import HMC, L2HMC, Kernel
 
 HOW = ("eager", "compiled")
 TINY = Sizes(6, 3, (12,), 2, 2, 8, (8,))
-linux = pytest.mark.skipif(
-    not Path("/proc/self/clear_refs").exists(), reason="memory is measured on Linux"
-)
 
 
 class Mixed(TorchDispatchMode):
@@ -90,7 +87,6 @@ def test_without_a_gpu_one_line_says_so(monkeypatch: pytest.MonkeyPatch, tmp_pat
     assert not output.exists()
 
 
-@linux
 def test_the_benchmark_for_a_gpu_runs_on_a_processor(monkeypatch: pytest.MonkeyPatch) -> None:
     compiled = []
     monkeypatch.setattr(Kernel, "compile", lambda kernel: compiled.append(type(kernel)))

@@ -1,27 +1,78 @@
-"""W2, W3 and W4: posteriors of decoders, beside the matrix products alone."""
+"""W1 to W4: small targets and posteriors of decoders, beside peers and the products alone."""
 
 import math
 from collections.abc import Callable
 from dataclasses import replace
+from functools import partial
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from experiments.benchmarks import peer
 from experiments.benchmarks.cases import PRODUCTS, Annealing, Posterior, SamplerUpdate, Sizes
-from experiments.benchmarks.products import products_of, replay
 from experiments.benchmarks.published import PublishedL2HMC
 from experiments.benchmarks.timing import Workload, agree
-from samplers import HMC, Kernel, State, seeded_generator
+from samplers import HMC, Kernel, State, ill_conditioned_gaussian, sample, seeded_generator
 
-_STEP_SIZE = 0.05
+_CHAINS, _LEAPFROGS, _STEPS, _STEPS_PER_CALL, _STEP_SIZE = 200, 10, 400, 10, 0.12
+
+_COMPARED_STEPS = 40
+# In all, rounding may turn one of the 80,000 decisions, and the chain is another one from there.
+
+
+def small_target() -> Workload:
+    """Return W1: the 50-dimensional ill-conditioned Gaussian, noise drawn by each contender."""
+    variances = ill_conditioned_gaussian().covariance.diagonal().float()
+    generator = seeded_generator("cpu", 0)
+    start = torch.randn(_CHAINS, len(variances), generator=generator) * variances.sqrt()
+    precision = 1 / variances
+
+    def energy(x: Tensor) -> Tensor:
+        return 0.5 * (x.square() * precision).sum(dim=-1)
+
+    kernels = {name: HMC(_LEAPFROGS, _STEP_SIZE) for name in ("compiled", "eager")}
+    kernels["compiled"].compile(_STEPS_PER_CALL)
+    kernels["eager"].steps_per_call = _STEPS_PER_CALL  # for the same noise
+    few, all_steps = (
+        {
+            name: partial(sample, kernel, energy, start, 1, thin=steps)
+            for name, kernel in kernels.items()
+        }
+        for steps in (_COMPARED_STEPS, _STEPS)
+    )
+    checks = agree("position", few["compiled"]().draws, few["eager"]().draws, 1e-3)
+    contenders: dict[str, Callable[[], Any]] = dict(all_steps)
+    reference = "eager"
+    if peer.INSTALLED:
+        theirs = _blackjax(precision, start)
+        contenders["blackjax"], reference = theirs, "blackjax"
+        checks |= agree("energy", theirs.energy(), energy(start), 1e-5)
+    title = f"{_STEPS} HMC steps of {_LEAPFROGS} leapfrogs, {_CHAINS} chains, 50-d Gaussian"
+    return Workload(title, reference, contenders, 7, checks)
+
+
+def _blackjax(precision: Tensor, start: Tensor) -> peer.BlackjaxHMC:
+    import jax
+
+    weights = jax.numpy.asarray(precision.numpy())
+    return peer.BlackjaxHMC(
+        lambda x, nothing: -0.5 * (x * x) @ weights,
+        start,
+        start.new_zeros(len(start)),
+        _STEP_SIZE,
+        _LEAPFROGS,
+        _STEPS,
+    )
+
+
+_POSTERIOR_STEP_SIZE = 0.05
 
 
 def posterior(sizes: Sizes) -> Workload:
     """Return W2: HMC on p(z|x), five steps of five leapfrogs."""
     case, steps, leapfrogs = Posterior(sizes), 5, 5
-    compiled, eager = HMC(leapfrogs, _STEP_SIZE), HMC(leapfrogs, _STEP_SIZE)
+    compiled, eager = HMC(leapfrogs, _POSTERIOR_STEP_SIZE), HMC(leapfrogs, _POSTERIOR_STEP_SIZE)
     compiled.compile()
     energy = case.model.energy(case.x)
 
@@ -39,14 +90,14 @@ def posterior(sizes: Sizes) -> Workload:
         "eager": lambda: run(eager),
     }
     if peer.INSTALLED:
-        theirs = _blackjax(case, leapfrogs, steps)
+        theirs = _posterior_by_blackjax(case, leapfrogs, steps)
         contenders["blackjax"] = theirs
         checks |= agree("energy of blackjax", theirs.energy(), energy(case.z).detach(), 1e-5)
     title = f"HMC {steps} × {leapfrogs} on p(z|x), {sizes}"
     return Workload(title, PRODUCTS, contenders, 9, checks)
 
 
-def _blackjax(case: Posterior, leapfrogs: int, steps: int) -> peer.BlackjaxHMC:
+def _posterior_by_blackjax(case: Posterior, leapfrogs: int, steps: int) -> peer.BlackjaxHMC:
     import jax
 
     layers = [
@@ -64,7 +115,7 @@ def _blackjax(case: Posterior, leapfrogs: int, steps: int) -> peer.BlackjaxHMC:
         normal = -0.5 * (z @ z + z.size * math.log(2 * math.pi))
         return image @ logits - jax.nn.softplus(logits).sum() + normal
 
-    return peer.BlackjaxHMC(log_density, case.z, case.x, _STEP_SIZE, leapfrogs, steps)
+    return peer.BlackjaxHMC(log_density, case.z, case.x, _POSTERIOR_STEP_SIZE, leapfrogs, steps)
 
 
 def annealing(sizes: Sizes) -> Workload:
@@ -93,7 +144,6 @@ def sampler_update(sizes: Sizes) -> Workload:
     contenders: dict[str, Callable[[], object]] = {
         "as published": published,
         **compiled.case.products(sizes.update_passes),
-        f"{PRODUCTS}, the sampler's networks' too": replay(products_of(eager)),
         "compiled": compiled,
         "eager": eager,
     }
