@@ -246,7 +246,7 @@ class _Training:
         after, info, objective = self._step(generator)
         skipped = self._update(objective.loss)
         self.position = after.position[: settings.num_chains].detach()
-        self._rewhiten(iteration)
+        self._rewhiten(iteration, after.position.detach())
         step_size = self.inner.step_size
         record = *objective, info.acceptance, info.diverging, step_size, skipped
         means = torch.stack([each.detach().float().mean() for each in record]).cpu()
@@ -291,20 +291,21 @@ class _Training:
         return x if self.coordinates is None else self.coordinates.into(x)
 
     @torch.no_grad()
-    def _rewhiten(self, iteration: int) -> None:
-        """Pool the chains' moments, of temperature 1; make them the coordinates when it is time."""
+    def _rewhiten(self, iteration: int, draws: Tensor) -> None:
+        """Pool the moments of all draws of temperature 1; make them the coordinates in time."""
         kernel, settings = self.kernel, self.settings
         at_work = settings.rewhiten and settings.temperature(iteration) == 1.0
         if not (at_work and isinstance(kernel, Preconditioned) and self.coordinates is not None):
             return
-        x = self.coordinates.out_of(self.position)
-        count, moments = self.moments or (0, Moments.of(x))
-        self.moments = count + 1, moments.mixed(Moments.of(x), 1 / (count + 1))
+        count, moments = self.moments or (0, None)
+        batch = Moments.of(self.coordinates.out_of(draws))
+        moments = batch if moments is None else moments.mixed(batch, 1 / (count + 1))
+        self.moments = count + 1, moments
         if not settings.rewhitens_after(iteration):
             return
-        (count, moments), self.moments = self.moments, None
+        x = self.coordinates.out_of(self.position)
         mass: Mass = "diagonal" if kernel.factor.dim() == 1 else "dense"
-        kernel.factor.copy_(mass_factor(moments, count * len(x), mass))
+        kernel.factor.copy_(mass_factor(moments, (count + 1) * len(draws), mass))
         kernel.location.copy_(moments.mean)
         self.position = self.coordinates.into(x)
         self.running.restart()
