@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from samplers.energy import Energy, State
+from samplers.hmc import HMC
 from samplers.kernel import Context, Kernel, finite_start
 from samplers.moments import Moments
 from samplers.preconditioned import Preconditioned
@@ -34,6 +35,39 @@ class Adapted(NamedTuple):
     """Frozen; wrapped in :class:`samplers.Preconditioned` where its mass was adapted."""
     position: Tensor
     """Where the chains are, (B, D)."""
+
+
+@torch.no_grad()
+def settle(
+    energy: Energy,
+    position: Tensor,
+    num_steps: int = 150,
+    *,
+    generator: torch.Generator | None = None,
+) -> Tensor:
+    """Move chains to where the density is, each with a step size of its own.
+
+    From broad starts some chains face forces a hundred times those of others: with a step size
+    for all they would never move, and spoil the mass that a warm-up estimates from them. Short
+    HMC, whose log ε follows each chain's own acceptance; its draws are for nothing else.
+
+    Arguments:
+        energy: U, from (B, D) to (B,).
+        position: Where the chains start, (B, D).
+        num_steps: Of three leapfrogs each.
+        generator: Of the noise.
+
+    Returns:
+        Where the chains are, (B, D).
+    """
+    kernel = HMC(3, 0.1).to(position)
+    state = finite_start(kernel, energy, position)
+    kernel.log_step_size = kernel.log_step_size.expand(len(position), 1).clone()
+    for _ in range(num_steps):
+        state, info = kernel.step(state, energy, kernel.noise(state, generator))
+        missing = info.acceptance.nan_to_num(0.0, 0.0, 0.0) - TARGET_ACCEPTANCE
+        kernel.log_step_size += 0.5 * missing[:, None]
+    return state.position
 
 
 class DualAveraging:

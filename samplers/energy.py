@@ -102,6 +102,26 @@ class Tempered:
         return State(position, state.energy / self.temperature, scaled, state.extra)
 
 
+class Counted:
+    """An energy that counts the gradients that were taken of it, over all chains.
+
+    Arguments:
+        energy: U, from (B, D) to (B,).
+        told: Called with the number of each evaluation.
+    """
+
+    def __init__(self, energy: Energy, told: Callable[[int], None] = lambda count: None) -> None:
+        self.energy = energy
+        self.told = told
+        self.count = 0
+
+    def value_and_gradient(self, position: Tensor) -> State:
+        """Return the state at ``position`` (B, D)."""
+        self.count += len(position)
+        self.told(len(position))
+        return value_and_gradient(self.energy, position)
+
+
 class Smoothed:
     r"""An energy whose second derivatives, in a backward pass, are differences over a length h.
 

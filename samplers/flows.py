@@ -1,0 +1,222 @@
+"""A kernel in the coordinates of a normalizing flow."""
+
+from collections.abc import Callable
+from typing import cast
+
+import torch
+import zuko
+from torch import Tensor, nn
+
+from samplers.energy import Energy, State, value_and_gradient
+from samplers.kernel import Context, Kernel
+from samplers.preconditioned import Coordinates, Transformed, whitened
+
+INVERSE_TOLERANCE = 1e-2
+"""Largest error of the way into a flow's coordinates and back, in standard deviations."""
+
+_BATCH = 256
+_HELD_OUT = 0.1
+
+
+class Flow(Transformed):
+    r"""Any kernel, run in the coordinates w of x = μ + L f(w), f a RealNVP.
+
+    The density of w is that of x times |∂x/∂w|, so that the kernel's log-determinant is
+
+    .. math:: \log|\det J| + \log|∂x/∂w|_{\text{end}} - \log|∂x/∂w|_{\text{start}}
+
+    A trajectory at whose start or end the way into the coordinates and back is off by more than a
+    hundredth of a standard deviation is rejected, in either direction: rounding cannot bias the
+    draws by more.
+
+    Arguments:
+        kernel: What moves in w.
+        location: μ, (D,), D at least 2.
+        factor: L, lower triangular, (D, D).
+        num_couplings: Affine coupling layers of f.
+        hidden: Units in each of the two hidden layers of a coupling.
+
+    Raises:
+        ValueError: The shapes do not fit.
+
+    References:
+        Density estimation using Real NVP (Dinh, Sohl-Dickstein and Bengio, 2017).
+        NeuTra-lizing bad geometry in Hamiltonian Monte Carlo using neural transport (Hoffman,
+        Sountsov, Dillon, Langmore, Tran and Vasudevan, 2019).
+    """
+
+    location: Tensor
+    factor: Tensor
+
+    def __init__(
+        self,
+        kernel: Kernel,
+        location: Tensor,
+        factor: Tensor,
+        num_couplings: int = 6,
+        hidden: int = 64,
+    ) -> None:
+        super().__init__()
+        dim = len(location)
+        if dim < 2 or factor.shape != (dim, dim):
+            raise ValueError(
+                f"a flow needs a location (D,), D at least 2, and a factor (D, D), got "
+                f"{tuple(location.shape)} and {tuple(factor.shape)}"
+            )
+        self.kernel = kernel
+        self.num_leapfrogs = kernel.num_leapfrogs
+        self.num_couplings = num_couplings
+        self.hidden = hidden
+        self.register_buffer("location", location.clone())
+        self.register_buffer("factor", factor.clone())
+        # Smooth, as its derivatives are forces.
+        self.flow = zuko.flows.RealNVP(
+            dim, transforms=num_couplings, hidden_features=(hidden, hidden), activation=nn.Tanh
+        )
+
+    def with_kernel(self, kernel: Kernel) -> "Flow":
+        """Return another kernel in these same coordinates, which both share."""
+        other = Flow(kernel, self.location, self.factor, self.num_couplings, self.hidden)
+        other.flow = self.flow
+        return other.to(self.location.device)
+
+    @property
+    def log_step_size(self) -> Tensor:  # type: ignore[override]
+        """Log ε, in the coordinates w."""
+        return self.kernel.log_step_size
+
+    @property
+    def step_is_one_region(self) -> bool:  # type: ignore[override]
+        """Never: the flow stays eager."""
+        return False
+
+    def coordinates(self, energy: Energy) -> "FlowCoordinates":
+        """Return the energy as a function of w."""
+        return FlowCoordinates(energy, self)
+
+    def inverse_error(self, x: Tensor) -> Tensor:
+        """Return how far the way into the coordinates and back is off, in deviations, (B,)."""
+        coordinates = FlowCoordinates(torch.zeros_like, self)
+        return self._distance(coordinates.out_of(coordinates.into(x)), x)
+
+    def _distance(self, found: Tensor, x: Tensor) -> Tensor:
+        return whitened(found, x, self.factor).abs().amax(dim=-1)
+
+    def integrate(
+        self,
+        state: State,
+        momentum: Tensor,
+        direction: Tensor,
+        energy: Energy,
+        context: Context | None = None,
+    ) -> tuple[State, Tensor, Tensor]:
+        """Follow the kernel's trajectory in w."""
+        coordinates = self.coordinates(energy)
+        start = coordinates.pulled(coordinates.into(state.position), state)
+        error = self._distance(start.extra[0], state.position)
+        end, momentum, log_determinant = self.kernel.integrate(
+            start, momentum, direction, coordinates, context
+        )
+        log_volume = end.extra[3] - start.extra[3]
+        position, potential, gradient, _, *extra = end.extra
+        error = torch.maximum(error, self.inverse_error(position))
+        log_determinant = log_determinant + log_volume
+        exact = torch.where(error < INVERSE_TOLERANCE, log_determinant, torch.nan)
+        return State(position, potential, gradient, tuple(extra)), momentum, exact
+
+
+class FlowCoordinates(Coordinates):
+    """U(x(w)) - log|∂x/∂w|; beside it, in ``extra``, the state at x and log|∂x/∂w|."""
+
+    def __init__(self, energy: Energy, flow: Flow) -> None:
+        self.energy = energy
+        self.location = flow.location
+        self.factor = flow.factor
+        self.transform = cast(Callable[[], zuko.distributions.NormalizingFlow], flow.flow)().transform
+        self.log_scale = flow.factor.diagonal().log().sum()
+
+    def value_and_gradient(self, position: Tensor) -> State:
+        """Return the state at w (B, D)."""
+        differentiable = torch.is_grad_enabled() and position.requires_grad
+        with torch.enable_grad():
+            leaf = position if differentiable else position.detach().requires_grad_()
+            x, log_volume = self._out_of(leaf)
+            there = value_and_gradient(self.energy, x if differentiable else x.detach())
+            return self._state(leaf, x, log_volume, there, differentiable)
+
+    def pulled(self, position: Tensor, there: State) -> State:
+        """Return the state at w where that at x is known already."""
+        with torch.enable_grad():
+            leaf = position.detach().requires_grad_()
+            x, log_volume = self._out_of(leaf)
+            return self._state(leaf, x, log_volume, there, False)
+
+    def _state(
+        self, w: Tensor, x: Tensor, log_volume: Tensor, there: State, differentiable: bool
+    ) -> State:
+        total = (x * there.gradient).sum() - log_volume.sum()
+        if differentiable:  # ∂U(x)ᵀ ∂x/∂w: of U itself, which autograd can differentiate again
+            total = there.energy.sum() - log_volume.sum()
+        (gradient,) = torch.autograd.grad(total, w, create_graph=differentiable)
+        parts = x, there.energy, there.gradient, log_volume
+        if not differentiable:
+            w, *parts = w.detach(), *(part.detach() for part in parts)
+        _, energy, _, log_volume = parts
+        return State(w, energy - log_volume, gradient, (*parts, *there.extra))
+
+    def into(self, x: Tensor) -> Tensor:
+        """Return w of x, (B, D)."""
+        return self.transform(whitened(x, self.location, self.factor)).detach()
+
+    def out_of(self, w: Tensor) -> Tensor:
+        """Return x of w, (B, D)."""
+        return self._out_of(w)[0].detach()
+
+    def _out_of(self, w: Tensor) -> tuple[Tensor, Tensor]:
+        y, log_volume = self.transform.inv.call_and_ladj(w)
+        return self.location + y @ self.factor.T, log_volume + self.log_scale
+
+
+def fit_flow(
+    flow: Flow,
+    draws: Tensor,
+    num_iterations: int = 1500,
+    *,
+    learning_rate: float = 2e-3,
+    generator: torch.Generator | None = None,
+) -> float:
+    r"""Fit a flow to draws by maximum likelihood; return what it gains on held-out ones.
+
+    .. math:: E \log q(x) - E \log N(x; μ, L L^\top)
+
+    in nats, over a tenth of the draws that the fit has not seen: not above 0 where the Gaussian
+    is all that there is to say. Adam, with a rate that falls as a cosine.
+
+    Arguments:
+        flow: Its coordinates are fitted in place, from the location and factor that it has.
+        draws: Of the target, (N, D).
+        num_iterations: Updates, of 256 draws each.
+        learning_rate: Adam's.
+        generator: Of the order of the draws.
+    """
+    y = whitened(draws, flow.location, flow.factor)
+    order = torch.randperm(len(y), generator=generator, device=y.device)
+    kept = max(1, int(_HELD_OUT * len(y)))
+    held_out, y = y[order[:kept]], y[order[kept:]]
+    parameters = [each.requires_grad_() for each in flow.flow.parameters()]
+    optimizer = torch.optim.Adam(parameters, lr=learning_rate)
+    schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, num_iterations)
+    with torch.enable_grad():
+        for _ in range(num_iterations):
+            rows = torch.randint(len(y), (_BATCH,), generator=generator, device=y.device)
+            loss = -flow.flow().log_prob(y[rows]).mean()
+            optimizer.zero_grad()
+            loss.backward()
+            torch.nn.utils.clip_grad_norm_(parameters, 1.0)
+            optimizer.step()
+            schedule.step()
+    for each in parameters:  # a kernel inside is trained, its coordinates are not
+        each.requires_grad_(False)
+    with torch.no_grad():
+        gaussian = torch.distributions.Normal(0.0, 1.0).log_prob(held_out).sum(dim=-1)
+        return float((flow.flow().log_prob(held_out) - gaussian).mean())

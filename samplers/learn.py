@@ -1,0 +1,373 @@
+"""From an energy to a kernel that mixes, in one call."""
+
+from collections.abc import Callable
+from dataclasses import dataclass, fields
+from pathlib import Path
+from typing import Any
+
+import torch
+from rich.progress import Progress
+from torch import Tensor
+
+from samplers.adaptation import Moments, adapt, mass_factor, settle
+from samplers.chains import sample
+from samplers.diagnostics import Comparison, efficiency
+from samplers.energy import Counted, Energy
+from samplers.flows import Flow, fit_flow
+from samplers.hmc import HMC
+from samplers.independence import Independence
+from samplers.io import build, checked_description, load_plain, save_whole
+from samplers.kernel import Kernel
+from samplers.l2hmc import L2HMC
+from samplers.preconditioned import Preconditioned, Transformed
+from samplers.race import CONVERGED, race, tune_hmc
+from samplers.random import mixed_seed, seeded_generator
+from samplers.training import TrainingSettings, train_sampler
+from samplers.turns import Turns
+
+BUDGET = 8_000_000
+"""Gradients, over all chains: by default about 3,000 updates of a kernel and 100 chains of 40,000."""
+
+_CHAINS = 100
+_WARM_UP_LEAPFROGS = 5
+_APART = 1.05
+"""R̂ of the warm-up's HMC from which on there may be several modes: training is annealed."""
+_FLOW_GAIN = 0.02
+"""Nats a held-out draw by which a flow must be ahead of a Gaussian to be tried."""
+_FLOW_DRAWS = 40
+
+
+@dataclass(frozen=True)
+class Learned:
+    """What :func:`learn` returns.
+
+    Args:
+        kernel: The best kernel found, frozen and exact: for ``sample(learned.kernel, energy,
+            learned.position, …)``.
+        position: Where its chains are, (chain, dim).
+        chosen: Its name in the table.
+        table: The last race: HMC of the warm-up, what was learned, and the independence sampler.
+        converged: Whether the chains of the kernel agreed, R̂ ≤ 1.01, and all of them moved. From
+            starts that are all in one mode nothing can tell that there is another.
+        training_gradients: Taken over all chains for what goes beyond HMC.
+        pays_after: Independent draws, of the worst coordinate, after which that training has paid
+            in gradients; infinite where HMC was kept.
+        message: All that, in a sentence or two.
+    """
+
+    kernel: Kernel
+    position: Tensor
+    chosen: str
+    table: Comparison
+    converged: bool
+    training_gradients: int
+    pays_after: float
+    message: str
+
+    def save(self, path: str | Path) -> None:
+        """Write the kernel and what is known of it into a file that needs no code to be loaded."""
+        content = {each.name: getattr(self, each.name) for each in fields(self)}
+        save_whole({**content, "kernel": _packed(self.kernel), "table": dict(self.table)}, Path(path))
+
+    @classmethod
+    def load(cls, path: str | Path) -> "Learned":
+        """Return what :meth:`save` wrote, on the CPU.
+
+        Raises:
+            ValueError: The file is damaged or holds something else.
+        """
+        content = load_plain(Path(path))
+        if content.keys() != {each.name for each in fields(cls)}:
+            raise ValueError(f"{path} holds no learned kernel")
+        kernel, table = _unpacked(content["kernel"]), Comparison(content["table"])
+        return cls(**{**content, "kernel": kernel, "table": table})
+
+
+def learn(
+    energy: Energy,
+    position: Tensor,
+    *,
+    budget: int = BUDGET,
+    seed: int = 0,
+    checkpoint: str | Path | None = None,
+    progress: bool = True,
+) -> Learned:
+    """Learn a kernel for an energy: never worse than the HMC of its own warm-up.
+
+    Settling, a warm-up with a dense mass, a race of HMC over lengths and step sizes; then training
+    by :func:`samplers.objective.siblings` of L2HMC with one leapfrog, with HMC's length where that
+    is longer, and in the coordinates of a flow where that fits better than a Gaussian. In the last
+    race, on fresh noise and with equal gradients, HMC gives way only to what is surely better.
+
+    Arguments:
+        energy: U, from (B, D) to (B,).
+        position: Where chains start, (chain, dim), on the device to work on: spread over all that
+            may have mass, every mode that is known. A hundred chains run, rows are repeated.
+        budget: Gradients, over all chains, to spend about; at least a tenth of the default.
+        seed: Of all randomness.
+        checkpoint: A folder to save finished stages and trainings in and to go on from.
+        progress: Show a bar of gradients.
+
+    Raises:
+        ValueError: The budget is too small, the energy or its gradient is not finite where a chain
+            starts, or the checkpoint is of another target, seed or budget.
+
+    Example:
+        >>> import torch
+        >>> from samplers import learn, sample
+        >>> energy = lambda x: 0.5 * (x / torch.tensor([0.1, 10.0])).square().sum(dim=-1)
+        >>> learned = learn(energy, torch.randn(20, 2), budget=800_000)  # doctest: +SKIP
+        >>> print(learned.table, learned.message)  # doctest: +SKIP
+        >>> chains = sample(learned.kernel, energy, learned.position, 1000)  # doctest: +SKIP
+    """
+    if budget < BUDGET // 10:
+        raise ValueError(f"budget must be at least {BUDGET // 10} gradients, got {budget}")
+    with Progress(transient=True, disable=not progress) as bar:
+        task = bar.add_task("learn", total=budget)
+
+        def told(gradients: int) -> None:
+            bar.update(task, advance=gradients)
+
+        def named(stage: str) -> None:
+            bar.update(task, description=stage)
+
+        counted = Counted(energy, told)
+        folder = None if checkpoint is None else Path(checkpoint)
+        with torch.no_grad():
+            return _Learning(counted, position, budget / BUDGET, seed, folder, named).run()
+
+
+class _Learning:
+    """The stages of :func:`learn`; each starts from what plain data the ones before returned."""
+
+    def __init__(
+        self,
+        energy: Counted,
+        position: Tensor,
+        share: float,
+        seed: int,
+        folder: Path | None,
+        named: Callable[[str], None],
+    ) -> None:
+        self.energy, self.share, self.seed, self.named = energy, share, seed, named
+        repeats = -(-_CHAINS // len(position))
+        self.start = position.repeat(repeats, 1)[:_CHAINS].detach()
+        self.dim = position.shape[1]
+        self.folder = folder
+        self.done: dict[str, Any] = {}
+        # U where the chains start tells targets apart.
+        identity = {"seed": seed, "share": share, "energy": _Identity.of(energy, self.start)}
+        if folder is not None:
+            folder.mkdir(parents=True, exist_ok=True)
+            self._resume(folder / "stages.pt", identity)
+        self.done.setdefault("identity", identity)
+
+    def run(self) -> Learned:
+        """Go through all stages."""
+        warm = self._stage("warm-up", self._warm_up)
+        tuned = self._stage("HMC", lambda: self._tune(warm))
+        before = tuned["gradients"]
+        hmc, position = _unpacked(tuned["kernel"], warm["position"]), warm["position"]
+        assert isinstance(hmc, Preconditioned)
+        kernels: dict[str, Kernel] = {"HMC": hmc}
+        independence = hmc.with_kernel(Independence()).to(position)
+        for length in sorted({1, min(3, hmc.num_leapfrogs)}):
+            found = self._stage(
+                f"training, {length} leapfrog{'s' if length > 1 else ''}",
+                lambda length=length: self._affine(hmc, position, length, tuned["apart"]),
+            )
+            learned = _unpacked(found["kernel"], position)
+            name = "learned" if length == 1 else f"learned, {length} leapfrogs"
+            kernels[name] = learned
+            kernels[f"{name}, in turns with HMC"] = Turns([learned, hmc])
+        if self.dim > 1:
+            found = self._stage("flow", lambda: self._in_flow(hmc, position))
+            if found["gain"] > _FLOW_GAIN:
+                learned = _unpacked(found["kernel"], position)
+                assert isinstance(learned, Flow)
+                kernels["learned in a flow"] = learned
+                kernels["learned in a flow, in turns with HMC"] = Turns([learned, hmc])
+                kernels["independence, from a flow"] = learned.with_kernel(
+                    Independence().to(position)
+                )
+        kernels["independence"] = independence
+        last = self._stage("last race", lambda: self._race(kernels, position))
+        gradients = last["gradients"] - before
+        return _learned(kernels, last, position, gradients)
+
+    def _warm_up(self) -> dict[str, Any]:
+        position = settle(self.energy, self.start, generator=self._generator("settle"))
+        warm = adapt(
+            HMC(_WARM_UP_LEAPFROGS, 0.1).to(position),
+            self.energy,
+            position,
+            self._scaled(400),
+            mass="dense",
+            generator=self._generator("warm-up"),
+        )
+        return {"kernel": _packed(warm.kernel), "position": warm.position}
+
+    def _tune(self, warm: dict[str, Any]) -> dict[str, Any]:
+        kernel, position = _unpacked(warm["kernel"], warm["position"]), warm["position"]
+        assert isinstance(kernel, Preconditioned)
+        generator = self._generator("HMC")
+        hmc = tune_hmc(kernel, self.energy, position, self._scaled(200), generator)
+        steps = max(100, self._scaled(1000) // hmc.num_leapfrogs)
+        draws = sample(hmc, self.energy, position, steps, generator=generator).draws
+        return {"kernel": _packed(hmc), "apart": not efficiency(draws).r_hat <= _APART}
+
+    def _affine(
+        self, hmc: Preconditioned, position: Tensor, length: int, apart: bool
+    ) -> dict[str, Any]:
+        """Train in the warm-up's coordinates: from ε = 1 with one leapfrog, else from HMC's."""
+        one = length == 1
+        kernel = hmc.with_kernel(self._l2hmc(length, 1.0 if one else float(hmc.step_size)))
+        iterations = self._scaled(1500 if one else 800)
+        settings = TrainingSettings(
+            iterations,
+            initial_temperature=10.0 if apart else 1.0,
+            annealing_iterations=3 * iterations // 4 if apart else 0,
+            learning_rate=0.01 if one else 0.005,
+            seed=mixed_seed(self.seed, "learn.training", length),
+        )
+        self._train(kernel, position, settings, f"training-{length}.pt")
+        return {"kernel": _packed(kernel)}
+
+    def _in_flow(self, hmc: Preconditioned, position: Tensor) -> dict[str, Any]:
+        """Fit a flow to HMC's draws, train in it, fit it again to that kernel's draws, and train."""
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(mixed_seed(self.seed, "learn.flow"))
+            flow = Flow(self._l2hmc(1, 1.0), hmc.location, hmc.factor).to(position)
+        generator = self._generator("flow")
+        mover: Kernel = hmc
+        for name, iterations in (("first", 400), ("second", 800)):
+            thin = max(1, self._scaled(2000) // (_FLOW_DRAWS * mover.num_leapfrogs))
+            chains = sample(
+                mover, self.energy, position, _FLOW_DRAWS, thin=thin, generator=generator
+            )
+            draws = chains.draws.flatten(0, 1).to(position)
+            moments = Moments.of(draws)
+            flow.location.copy_(moments.mean)
+            flow.factor.copy_(mass_factor(moments, len(draws), "dense"))
+            gain = fit_flow(flow, draws, self._scaled(1500), generator=generator)
+            if gain <= _FLOW_GAIN:
+                return {"gain": gain}
+            settings = TrainingSettings(
+                self._scaled(iterations), seed=mixed_seed(self.seed, "learn.flow", name)
+            )
+            ends = chains.draws[:, -1].to(position)
+            self._train(flow, ends, settings, f"training-flow-{name}.pt")
+            mover = Turns([flow, hmc])
+        return {"gain": gain, "kernel": _packed(flow)}
+
+    def _race(self, kernels: dict[str, Kernel], position: Tensor) -> dict[str, Any]:
+        generator = self._generator("race")
+        raced = race(kernels, self.energy, position, self._scaled(2000), generator)
+        return {**raced._asdict(), "table": dict(raced.table), "converged": raced.converged}
+
+    def _l2hmc(self, length: int, step_size: float) -> L2HMC:
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(mixed_seed(self.seed, "learn.kernel", length))
+            kernel = L2HMC(self.dim, length, step_size, hidden=20 if length == 1 else 40)
+        return kernel.to(self.start)
+
+    def _train(
+        self, kernel: Transformed, position: Tensor, settings: TrainingSettings, name: str
+    ) -> None:
+        file = None if self.folder is None else self.folder / name
+        with torch.enable_grad():
+            train_sampler(
+                kernel, self.energy, lambda count, _: position[:count], settings, checkpoint=file
+            )
+        kernel.requires_grad_(False)
+
+    def _scaled(self, count: int) -> int:
+        return max(20, round(self.share * count))
+
+    def _generator(self, stage: str) -> torch.Generator:
+        return seeded_generator(self.start.device, self.seed, f"learn.{stage}")
+
+    def _stage(self, name: str, work: Callable[[], dict[str, Any]]) -> dict[str, Any]:
+        """Return what a stage returns, and the gradients so far; from the checkpoint if there."""
+        self.named(name)
+        if name not in self.done:
+            self.done[name] = {**work(), "gradients": self.energy.count}
+            if self.folder is not None:
+                save_whole(self.done, self.folder / "stages.pt")
+        self.energy.count = self.done[name]["gradients"]
+        return self.done[name]
+
+    def _resume(self, path: Path, identity: dict[str, Any]) -> None:
+        if not path.exists():
+            return
+        done = load_plain(path)
+        if str(done.get("identity")) != str(identity):
+            raise ValueError(
+                f"{path} is of another target, start, seed or budget: remove it or name another "
+                "folder"
+            )
+        self.done = {
+            name: {
+                key: value.to(self.start) if key == "position" else value
+                for key, value in stage.items()
+            }
+            for name, stage in done.items()
+        }
+
+
+class _Identity:
+    @staticmethod
+    def of(energy: Counted, start: Tensor) -> list[float]:
+        """Return U at the first starts, to six digits."""
+        values = HMC().to(start).init(start[:8], energy).energy
+        return [float(f"{value:.6g}") for value in values]
+
+
+def _learned(
+    kernels: dict[str, Kernel], last: dict[str, Any], position: Tensor, gradients: int
+) -> Learned:
+    table, best = Comparison(last["table"]), last["best"]
+    own, hmc = (table.row(name)["ess_per_gradient"] for name in (best, "HMC"))
+    pays_after = gradients / (1 / hmc - 1 / own) if own > hmc > 0 else float("inf")
+    if own > 0 and hmc == 0:
+        pays_after = 0.0
+    if best == "HMC":
+        said = f"Learning does not pay here: HMC, {own:.3g} independent draws a gradient, is kept."
+    else:
+        said = (
+            f"{best}: {own:.3g} independent draws a gradient, HMC {hmc:.3g}; training, "
+            f"{gradients:.2g} gradients, has paid after {pays_after:.2g} draws."
+        )
+    yardstick = table.row("independence")
+    if yardstick["r_hat"] <= CONVERGED and yardstick["ess_per_gradient"] >= 0.9 * own:
+        said += " A Gaussian is as good: the independence sampler mixes as well."
+    if not last["converged"]:
+        r_hat = table.row(best)["r_hat"]
+        said += (
+            f" Nothing converged: R̂ is {r_hat:.3g}, chains do not agree. Do not trust the draws; "
+            "start in all modes, or try parallel_tempering or another parametrization."
+        )
+    return Learned(
+        kernels[best],
+        last["position"].to(position),
+        best,
+        table,
+        last["converged"],
+        gradients,
+        pays_after,
+        said,
+    )
+
+
+def _packed(kernel: Kernel) -> dict[str, Any]:
+    description = checked_description(kernel)
+    return {"description": description, "state": kernel.state_dict()}
+
+
+def _unpacked(packed: dict[str, Any], like: Tensor | None = None) -> Kernel:
+    kernel = build(packed["description"])
+    kernel.load_state_dict(packed["state"])
+    if not isinstance(kernel, Kernel):
+        raise ValueError(f"the file holds a {type(kernel).__name__}, no kernel")
+    kernel.requires_grad_(False)
+    return kernel if like is None else kernel.to(like)

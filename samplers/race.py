@@ -1,0 +1,117 @@
+"""Races between kernels: which gives the most independent draws a gradient."""
+
+import math
+import time
+from collections.abc import Mapping
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from samplers.chains import sample
+from samplers.diagnostics import Comparison, efficiency
+from samplers.energy import Energy
+from samplers.hmc import HMC
+from samplers.kernel import Kernel
+from samplers.preconditioned import Preconditioned
+
+_LENGTHS = (1, 2, 3, 5, 8, 13, 20)
+_MULTIPLES = (0.5, 0.7, 1.0, 1.4)
+_FINALISTS = 3
+_FEWEST_DRAWS = 20
+_BATCHES = 5
+_STUDENT = 2.132
+"""The one-sided 95 % quantile of Student's t with four degrees of freedom."""
+CONVERGED = 1.01
+"""The largest R̂ of chains that are said to agree."""
+
+
+def tune_hmc(
+    warm: Preconditioned,
+    energy: Energy,
+    position: Tensor,
+    gradients: int,
+    generator: torch.Generator | None = None,
+) -> Preconditioned:
+    """Return HMC of the length and step size with the best worst ESS of x and x² per gradient.
+
+    Two rounds: a grid around the warm-up's step size, then its best three for four times as long.
+
+    Arguments:
+        warm: HMC after a warm-up, whose coordinates are kept.
+        energy: U, from (B, D) to (B,).
+        position: Where the warm-up left the chains, (B, D).
+        gradients: Of each chain and each kernel of the first round.
+        generator: Of the noise.
+    """
+    step_size = float(warm.step_size.detach())
+    grid = [(length, step_size * factor) for length in _LENGTHS for factor in _MULTIPLES]
+    for share in (1, 4):
+        values = {}
+        for length, epsilon in grid:
+            kernel = warm.with_kernel(HMC(length, epsilon)).to(position)
+            steps = max(_FEWEST_DRAWS, share * gradients // length)
+            draws = sample(kernel, energy, position, steps, generator=generator).draws
+            values[length, epsilon] = efficiency(draws).worst / length
+        grid = sorted(grid, key=lambda each: -values[each])[:_FINALISTS]
+    length, epsilon = grid[0]
+    return warm.with_kernel(HMC(length, epsilon)).to(position)
+
+
+class Raced(NamedTuple):
+    """What a race says."""
+
+    table: Comparison
+    best: str
+    """The kernel that is surely better than the first one, else the first."""
+    position: Tensor
+    """Where its chains are, (B, D)."""
+
+    @property
+    def converged(self) -> bool:
+        """Whether the chains of the best one agree, R̂ ≤ 1.01, and all of them move."""
+        row = self.table.row(self.best)
+        return row["r_hat"] <= CONVERGED and row["stuck"] == 0
+
+
+def race(
+    kernels: Mapping[str, Kernel],
+    energy: Energy,
+    position: Tensor,
+    gradients: int,
+    generator: torch.Generator | None = None,
+) -> Raced:
+    """Run kernels for equally many gradients; the first gives way only to a surely better one.
+
+    Out are kernels with a chain that never moved, or with R̂ above 1.01 and above the first one's.
+    Of the others the best is taken whose ratio to the first, of the worst ESS of x and x² per
+    gradient over five batches of chains, exceeds 1 at its lower bound of 95 %.
+
+    Arguments:
+        kernels: By name.
+        energy: U, from (B, D) to (B,).
+        position: Where the chains start, (B, D), at least 20 of them.
+        gradients: Of each chain and kernel.
+        generator: Of the noise.
+    """
+    table, batches, ends = Comparison(), {}, {}
+    for name, kernel in kernels.items():
+        steps = max(10 * _FEWEST_DRAWS, gradients // kernel.num_leapfrogs)
+        began = time.perf_counter()
+        chains = sample(kernel, energy, position, steps, generator=generator)
+        table.add(name, chains, kernel.num_leapfrogs, time.perf_counter() - began)
+        parts = chains.draws.chunk(_BATCHES)
+        worst = torch.tensor([efficiency(part).worst for part in parts], dtype=torch.float64)
+        batches[name] = (worst / kernel.num_leapfrogs).clamp(min=1e-12).log()
+        ends[name] = chains.draws[:, -1].to(position.device)
+    first, *others = kernels
+    bar = max(CONVERGED, table.row(first)["r_hat"])
+    best = first
+    for name in others:
+        row = table.row(name)
+        ratio = batches[name] - batches[first]
+        bound = ratio.mean() - _STUDENT * ratio.std() / math.sqrt(_BATCHES)
+        sound = row["stuck"] == 0 and row["r_hat"] <= bar
+        if sound and bound > 0 and row["ess_per_gradient"] > table.row(best)["ess_per_gradient"]:
+            best = name
+    return Raced(table, best, ends[best])
