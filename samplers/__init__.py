@@ -1,22 +1,27 @@
 """Markov chain Monte Carlo on any differentiable energy: HMC and the learned L2HMC."""
 
-from samplers.adaptation import Adapted, DualAveraging, Mass, adapt, track_acceptance
+from samplers.adaptation import Adapted, DualAveraging, Mass, adapt, settle, track_acceptance
 from samplers.chains import Chains, Snapshot, sample, sample_chunks
 from samplers.densities import GaussianMixture, GaussianTarget, Target
 from samplers.diagnostics import (
     RELEASE_CUTOFF,
+    Comparison,
     ESSPerStep,
     Summary,
     autocorrelation,
+    compare,
     ess_per_step,
     summarise,
 )
 from samplers.distributions import DistributionEnergy
 from samplers.energy import Energy, EnergyWithGradient, State, fresh_leaf, value_and_gradient
 from samplers.exactness import RoundTrip, round_trip
+from samplers.flows import Flow
 from samplers.hmc import HMC
+from samplers.independence import Independence
 from samplers.kernel import Info, Kernel, Noise
 from samplers.l2hmc import L2HMC
+from samplers.learn import Learned, learn
 from samplers.moments import Moments
 from samplers.objective import reciprocal_jump_loss, squared_jump
 from samplers.preconditioned import Preconditioned
@@ -31,6 +36,7 @@ from samplers.targets import (
 )
 from samplers.tempering import parallel_tempering
 from samplers.training import TrainingHistory, TrainingSettings, train_sampler
+from samplers.turns import Turns
 
 __all__ = [
     "HMC",
@@ -40,16 +46,20 @@ __all__ = [
     "Adapted",
     "Banana",
     "Chains",
+    "Comparison",
     "DistributionEnergy",
     "DualAveraging",
     "ESSPerStep",
     "Energy",
     "EnergyWithGradient",
+    "Flow",
     "Funnel",
     "GaussianMixture",
     "GaussianTarget",
+    "Independence",
     "Info",
     "Kernel",
+    "Learned",
     "Mass",
     "Moments",
     "Noise",
@@ -62,11 +72,14 @@ __all__ = [
     "Target",
     "TrainingHistory",
     "TrainingSettings",
+    "Turns",
     "adapt",
     "autocorrelation",
+    "compare",
     "ess_per_step",
     "fresh_leaf",
     "ill_conditioned_gaussian",
+    "learn",
     "mixed_seed",
     "parallel_tempering",
     "reciprocal_jump_loss",
@@ -74,6 +87,7 @@ __all__ = [
     "sample",
     "sample_chunks",
     "seeded_generator",
+    "settle",
     "squared_jump",
     "strongly_correlated_gaussian",
     "summarise",

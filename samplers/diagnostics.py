@@ -9,6 +9,7 @@ from typing import Any, NamedTuple
 import numpy as np
 import torch
 from arviz_stats.base import array_stats
+from rich.box import SIMPLE
 from rich.console import Console
 from rich.table import Table
 from torch import Tensor
@@ -182,12 +183,22 @@ def efficiency(draws: Tensor) -> Efficiency:
         with np.errstate(divide="ignore", invalid="ignore"):
             ess = array_stats.ess(values, method="bulk", chain_axis=0, draw_axis=1)
             r_hat = array_stats.rhat(values, chain_axis=0, draw_axis=1)
-        found.append(
-            (np.where(moves, ess, np.nan).min(), np.where(moves, r_hat, np.nan).max())
-        )
+        found.append((np.where(moves, ess, np.nan).min(), np.where(moves, r_hat, np.nan).max()))
     steps = draws.shape[0] * draws.shape[1]
     (plain, r_hat), (squares, other) = found
     return Efficiency(float(plain / steps), float(squares / steps), float(np.maximum(r_hat, other)))
+
+
+_SHOWN = {
+    "ess_per_gradient": "ESS/gradient",
+    "ess_per_second": "ESS/second",
+    "ess": "x, a step",
+    "ess_squares": "x², a step",
+    "r_hat": "R̂",
+    "acceptance": "acceptance",
+    "diverging": "diverging",
+    "stuck": "stuck",
+}
 
 
 class Comparison(dict[str, list[Any]]):
@@ -198,17 +209,6 @@ class Comparison(dict[str, list[Any]]):
     each; r_hat, the largest; acceptance; diverging, the share of steps; stuck, how many chains
     never moved; gradients_per_step and seconds.
     """
-
-    _SHOWN = {
-        "ess_per_gradient": "ESS/gradient",
-        "ess_per_second": "ESS/second",
-        "ess": "x, a step",
-        "ess_squares": "x², a step",
-        "r_hat": "R̂",
-        "acceptance": "acceptance",
-        "diverging": "diverging",
-        "stuck": "stuck chains",
-    }
 
     def add(
         self, sampler: str, chains: Chains, gradients_per_step: float, seconds: float
@@ -239,16 +239,19 @@ class Comparison(dict[str, list[Any]]):
         return {name: column[place] for name, column in self.items()}
 
     def __rich__(self) -> Table:
-        table = Table("sampler", *self._SHOWN.values(), title="worst coordinate, of x and of x²")
+        table = Table(box=SIMPLE, title="ESS and R̂ of the worst coordinate, of x and of x²")
+        table.add_column("sampler", overflow="fold")
+        for name in _SHOWN.values():
+            table.add_column(name, justify="right", no_wrap=True)
         for place, sampler in enumerate(self.get("sampler", [])):
-            table.add_row(sampler, *(f"{self[name][place]:.3g}" for name in self._SHOWN))
+            table.add_row(sampler, *(f"{self[name][place]:.3g}" for name in _SHOWN))
         return table
 
     def __str__(self) -> str:
-        console = Console(width=110)
+        console = Console(width=120)
         with console.capture() as captured:
             console.print(self)
-        return captured.get()
+        return captured.get().rstrip()
 
 
 def compare(

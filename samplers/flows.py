@@ -1,8 +1,5 @@
 """A kernel in the coordinates of a normalizing flow."""
 
-from collections.abc import Callable
-from typing import cast
-
 import torch
 import zuko
 from torch import Tensor, nn
@@ -86,7 +83,7 @@ class Flow(Transformed):
         return self.kernel.log_step_size
 
     @property
-    def step_is_one_region(self) -> bool:  # type: ignore[override]
+    def step_is_one_region(self) -> bool:
         """Never: the flow stays eager."""
         return False
 
@@ -132,7 +129,7 @@ class FlowCoordinates(Coordinates):
         self.energy = energy
         self.location = flow.location
         self.factor = flow.factor
-        self.transform = cast(Callable[[], zuko.distributions.NormalizingFlow], flow.flow)().transform
+        self.transform = flow.flow().transform
         self.log_scale = flow.factor.diagonal().log().sum()
 
     def value_and_gradient(self, position: Tensor) -> State:
@@ -158,11 +155,11 @@ class FlowCoordinates(Coordinates):
         if differentiable:  # ∂U(x)ᵀ ∂x/∂w: of U itself, which autograd can differentiate again
             total = there.energy.sum() - log_volume.sum()
         (gradient,) = torch.autograd.grad(total, w, create_graph=differentiable)
-        parts = x, there.energy, there.gradient, log_volume
+        energy = there.energy
         if not differentiable:
-            w, *parts = w.detach(), *(part.detach() for part in parts)
-        _, energy, _, log_volume = parts
-        return State(w, energy - log_volume, gradient, (*parts, *there.extra))
+            w, x, log_volume = w.detach(), x.detach(), log_volume.detach()
+        extra = x, energy, there.gradient, log_volume, *there.extra
+        return State(w, energy - log_volume, gradient, extra)
 
     def into(self, x: Tensor) -> Tensor:
         """Return w of x, (B, D)."""

@@ -2,6 +2,7 @@
 
 from collections.abc import Callable
 from dataclasses import dataclass, fields
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -26,7 +27,7 @@ from samplers.training import TrainingSettings, train_sampler
 from samplers.turns import Turns
 
 BUDGET = 8_000_000
-"""Gradients, over all chains: by default about 3,000 updates of a kernel and 100 chains of 40,000."""
+"""Gradients, over all chains, that the stages take about by default."""
 
 _CHAINS = 100
 _WARM_UP_LEAPFROGS = 5
@@ -67,7 +68,9 @@ class Learned:
     def save(self, path: str | Path) -> None:
         """Write the kernel and what is known of it into a file that needs no code to be loaded."""
         content = {each.name: getattr(self, each.name) for each in fields(self)}
-        save_whole({**content, "kernel": _packed(self.kernel), "table": dict(self.table)}, Path(path))
+        save_whole(
+            {**content, "kernel": _packed(self.kernel), "table": dict(self.table)}, Path(path)
+        )
 
     @classmethod
     def load(cls, path: str | Path) -> "Learned":
@@ -156,7 +159,8 @@ class _Learning:
         self.folder = folder
         self.done: dict[str, Any] = {}
         # U where the chains start tells targets apart.
-        identity = {"seed": seed, "share": share, "energy": _Identity.of(energy, self.start)}
+        values = HMC().to(self.start).init(self.start[:8], energy).energy
+        identity = {"seed": seed, "share": share, "U": [float(f"{u:.5g}") for u in values]}
         if folder is not None:
             folder.mkdir(parents=True, exist_ok=True)
             self._resume(folder / "stages.pt", identity)
@@ -174,7 +178,7 @@ class _Learning:
         for length in sorted({1, min(3, hmc.num_leapfrogs)}):
             found = self._stage(
                 f"training, {length} leapfrog{'s' if length > 1 else ''}",
-                lambda length=length: self._affine(hmc, position, length, tuned["apart"]),
+                partial(self._affine, hmc, position, length, tuned["apart"]),
             )
             learned = _unpacked(found["kernel"], position)
             name = "learned" if length == 1 else f"learned, {length} leapfrogs"
@@ -234,7 +238,7 @@ class _Learning:
         return {"kernel": _packed(kernel)}
 
     def _in_flow(self, hmc: Preconditioned, position: Tensor) -> dict[str, Any]:
-        """Fit a flow to HMC's draws, train in it, fit it again to that kernel's draws, and train."""
+        """Fit a flow to HMC's draws and train in it; then again, to the draws of both."""
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(mixed_seed(self.seed, "learn.flow"))
             flow = Flow(self._l2hmc(1, 1.0), hmc.location, hmc.factor).to(position)
@@ -275,11 +279,12 @@ class _Learning:
         self, kernel: Transformed, position: Tensor, settings: TrainingSettings, name: str
     ) -> None:
         file = None if self.folder is None else self.folder / name
+        kernel.kernel.requires_grad_(True)
         with torch.enable_grad():
             train_sampler(
                 kernel, self.energy, lambda count, _: position[:count], settings, checkpoint=file
             )
-        kernel.requires_grad_(False)
+        kernel.kernel.requires_grad_(False)
 
     def _scaled(self, count: int) -> int:
         return max(20, round(self.share * count))
@@ -306,21 +311,10 @@ class _Learning:
                 f"{path} is of another target, start, seed or budget: remove it or name another "
                 "folder"
             )
-        self.done = {
-            name: {
-                key: value.to(self.start) if key == "position" else value
-                for key, value in stage.items()
-            }
-            for name, stage in done.items()
-        }
-
-
-class _Identity:
-    @staticmethod
-    def of(energy: Counted, start: Tensor) -> list[float]:
-        """Return U at the first starts, to six digits."""
-        values = HMC().to(start).init(start[:8], energy).energy
-        return [float(f"{value:.6g}") for value in values]
+        for stage in done.values():
+            if "position" in stage:
+                stage["position"] = stage["position"].to(self.start)
+        self.done = done
 
 
 def _learned(

@@ -39,6 +39,12 @@ class Turns(Kernel):
         drawn = [kernel.noise(state, generator) for kernel in self._each()]
         return Noise(*(torch.stack(field) for field in zip(*drawn, strict=True)))
 
+    def noises(
+        self, state: State, count: int, generator: torch.Generator | None = None
+    ) -> list[Noise]:
+        """Draw the randomness of several steps."""
+        return [self.noise(state, generator) for _ in range(count)]
+
     def step(
         self, state: State, energy: Energy, noise: Noise, context: Context | None = None
     ) -> tuple[State, Info]:
