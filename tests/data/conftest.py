@@ -4,18 +4,24 @@ import gzip
 import struct
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import numpy as np
 import pytest
+import torch
+from lightning.pytorch import Trainer
 from torchvision import datasets
 
+from data import ImageDataModule
+
 CODE_BITS = 10
-
-
-def idx_bytes(array: np.ndarray) -> bytes:
-    """Return unsigned bytes in the IDX format."""
-    magic = 0x0800 | array.ndim
-    return struct.pack(f">{1 + array.ndim}I", magic, *array.shape) + array.tobytes()
+FILES = (
+    "train-images-idx3-ubyte",
+    "train-labels-idx1-ubyte",
+    "t10k-images-idx3-ubyte",
+    "t10k-labels-idx1-ubyte",
+)
 
 
 def coded_images(count: int, seed: int) -> np.ndarray:
@@ -29,33 +35,48 @@ def coded_images(count: int, seed: int) -> np.ndarray:
     return images.reshape(count, 28, 28)
 
 
-def write_data_set(folder: Path, train: int, test: int, compress: bool) -> None:
-    """Write the four files of a data set with ten classes."""
+def write_files(folder: Path, train: np.ndarray, test: np.ndarray, compress: bool) -> None:
+    """Write images (N, 28, 28), and labels that count from 0 to 9, as four IDX files."""
     folder.mkdir(parents=True)
-    for prefix, count, seed in (("train", train, 0), ("t10k", test, 1)):
-        arrays = {
-            f"{prefix}-images-idx3-ubyte": coded_images(count, seed),
-            f"{prefix}-labels-idx1-ubyte": (np.arange(count) % 10).astype(np.uint8),
-        }
-        for name, array in arrays.items():
-            content = idx_bytes(array)
-            path = folder / (f"{name}.gz" if compress else name)
-            path.write_bytes(gzip.compress(content) if compress else content)
+    labels = [(np.arange(len(images)) % 10).astype(np.uint8) for images in (train, test)]
+    for name, array in zip(FILES, (train, labels[0], test, labels[1]), strict=True):
+        header = struct.pack(f">{1 + array.ndim}I", 0x0800 | array.ndim, *array.shape)
+        content = header + array.tobytes()
+        path = folder / (f"{name}.gz" if compress else name)
+        path.write_bytes(gzip.compress(content) if compress else content)
 
 
-MakeRoot = Callable[..., Path]
+@pytest.fixture(scope="session")
+def write_idx() -> Callable[..., None]:
+    return write_files
 
 
 @pytest.fixture
-def make_root(tmp_path: Path) -> MakeRoot:
-    """Return a function that writes a data set and returns its root folder."""
+def make_root(tmp_path: Path) -> Callable[..., Path]:
+    """Return a function that writes coded images and returns the root folder of the data set."""
 
     def make(train: int = 60, test: int = 20, compress: bool = True, folder: str = "MNIST") -> Path:
-        root = tmp_path / "root"
-        write_data_set(root / folder / "raw", train, test, compress)
-        return root
+        images = coded_images(train, 0), coded_images(test, 1)
+        write_files(tmp_path / "root" / folder / "raw", *images, compress)
+        return tmp_path / "root"
 
     return make
+
+
+def in_training(images: ImageDataModule, **trainer: Any) -> ImageDataModule:
+    """Attach what a data module sees of a trainer in the middle of training."""
+    cpu = SimpleNamespace(root_device=torch.device("cpu"))
+    precision = SimpleNamespace(convert_input=lambda batch: batch)
+    defaults = {"global_rank": 0, "world_size": 1, "global_step": 0, "training": True}
+    defaults |= {"accumulate_grad_batches": 1, "fit_loop": Trainer(logger=False).fit_loop}
+    attributes = {**defaults, "strategy": cpu, "precision_plugin": precision, **trainer}
+    images.trainer = SimpleNamespace(**attributes)  # type: ignore[assignment]
+    return images
+
+
+@pytest.fixture(scope="session")
+def attach() -> Callable[..., ImageDataModule]:
+    return in_training
 
 
 @pytest.fixture(autouse=True)

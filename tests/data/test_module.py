@@ -5,6 +5,7 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from lightning.pytorch import LightningModule, Trainer
@@ -14,9 +15,9 @@ from lightning.pytorch.utilities.warnings import PossibleUserWarning
 from torch import Tensor
 
 from data import DataError, ImageDataModule, Split
-from data.images import DataUnavailable
 
 MakeRoot = Callable[..., Path]
+Attach = Callable[..., ImageDataModule]
 CODE_BITS = 10
 
 
@@ -67,34 +68,7 @@ def module(root: Path | str, **arguments: Any) -> ImageDataModule:
     return ImageDataModule(root=str(root), **{"batch_size": 10, "validation": 20, **arguments})
 
 
-def attach(images: ImageDataModule, **trainer: Any) -> ImageDataModule:
-    """Attach what a data module sees of a trainer in the middle of training."""
-    cpu = SimpleNamespace(root_device=torch.device("cpu"))
-    precision = SimpleNamespace(convert_input=lambda batch: batch)
-    defaults = {"global_rank": 0, "world_size": 1, "global_step": 0, "training": True}
-    defaults |= {"accumulate_grad_batches": 1, "fit_loop": Trainer(logger=False).fit_loop}
-    attributes = {**defaults, "strategy": cpu, "precision_plugin": precision, **trainer}
-    images.trainer = SimpleNamespace(**attributes)  # type: ignore[assignment]
-    return images
-
-
-def test_splits(make_root: MakeRoot) -> None:
-    images = module(make_root())
-    images.setup()
-
-    assert images.dataset_name == "mnist"
-    train, validation = images.heldout("train"), images.heldout("validation")
-    assert train.shape == (40, 784)
-    assert images.heldout("test").shape == (20, 784)
-    assert sorted(indices_of(train) + indices_of(validation)) == list(range(60))
-    assert images.labels("validation").bincount().tolist() == [2] * 10
-    splits: tuple[Split, ...] = ("train", "validation", "test")
-    for split in splits:
-        expected = [index % 10 for index in indices_of(images.heldout(split))]
-        assert images.labels(split).tolist() == expected
-
-
-def test_held_out_images_never_change(make_root: MakeRoot) -> None:
+def test_splits_and_their_one_binarization(make_root: MakeRoot) -> None:
     root = make_root()
     images, other = module(root), module(root, seed=5, validation=0)
     images.setup()
@@ -102,13 +76,17 @@ def test_held_out_images_never_change(make_root: MakeRoot) -> None:
     other.setup("test")
     everything = other.heldout("train")
 
-    splits: tuple[Split, ...] = ("train", "validation")
+    assert images.dataset_name == "mnist"
+    assert sorted(indices_of(everything)) == list(range(60))
+    assert images.labels("validation").bincount().tolist() == [2] * 10
+    splits: tuple[Split, ...] = ("train", "validation", "test")
     for split in splits:
-        assert torch.equal(images.heldout(split), everything[indices_of(images.heldout(split))])
-        assert torch.equal(images.heldout(split), images.heldout(split))
-    assert torch.equal(images.heldout("test"), other.heldout("test"))
+        found = images.heldout(split)
+        assert found.shape == ({"train": 40, "validation": 20, "test": 20}[split], 784)
+        assert images.labels(split).tolist() == [index % 10 for index in indices_of(found)]
+        kept = other.heldout("test") if split == "test" else everything[indices_of(found)]
+        assert torch.equal(found, kept)
     assert set(everything.unique().tolist()) == {0.0, 1.0}
-    assert everything.dtype == torch.float32
 
 
 @pytest.mark.parametrize("use_distributed_sampler", [True, False])
@@ -145,7 +123,7 @@ def test_training_on_everything(make_root: MakeRoot) -> None:
     assert images.heldout("validation").shape == (0, 784)
 
 
-@pytest.mark.parametrize("step", [1, 3, 4, 6, 11])
+@pytest.mark.parametrize("step", [1, 4, 6])
 def test_a_resumed_run_repeats_the_uninterrupted_one(
     make_root: MakeRoot, tmp_path: Path, step: int
 ) -> None:
@@ -169,7 +147,9 @@ def test_a_resumed_run_repeats_the_uninterrupted_one(
     assert torch.equal(torch.stack(resumed), torch.stack(whole[step:]))
 
 
-def test_dynamic_binarization_is_a_function_of_seed_step_and_rank(make_root: MakeRoot) -> None:
+def test_dynamic_binarization_is_a_function_of_seed_step_and_rank(
+    make_root: MakeRoot, attach: Attach
+) -> None:
     root = make_root()
     batch = torch.full((10, 784), 128, dtype=torch.uint8)
 
@@ -182,7 +162,6 @@ def test_dynamic_binarization_is_a_function_of_seed_step_and_rank(make_root: Mak
     for index, one in enumerate(draws):
         assert one.dtype == torch.float32
         assert not any(torch.equal(one, other) for other in draws[:index])
-        assert abs(one.mean().item() - 128 / 255) < 5 * 0.5 / batch.numel() ** 0.5
 
 
 def test_batches_that_one_update_accumulates_are_binarized_apart() -> None:
@@ -195,7 +174,7 @@ def test_batches_that_one_update_accumulates_are_binarized_apart() -> None:
         assert not any(torch.equal(one, other) for other in batches[:index])
 
 
-def test_only_training_batches_are_binarized(make_root: MakeRoot) -> None:
+def test_only_training_batches_are_binarized(make_root: MakeRoot, attach: Attach) -> None:
     batch = torch.full((10, 784), 128, dtype=torch.uint8)
     images = module(make_root())
     assert images.on_after_batch_transfer(batch, 0) is batch
@@ -203,7 +182,9 @@ def test_only_training_batches_are_binarized(make_root: MakeRoot) -> None:
 
 
 @pytest.mark.parametrize("world_size", [1, 2, 3])
-def test_processes_have_disjoint_shares(make_root: MakeRoot, world_size: int) -> None:
+def test_processes_have_disjoint_shares(
+    make_root: MakeRoot, attach: Attach, world_size: int
+) -> None:
     root = make_root()
     shares: dict[str, list[int]] = {"train": [], "validation": [], "test": []}
     for rank in range(world_size):
@@ -232,7 +213,8 @@ def test_double_precision(make_root: MakeRoot) -> None:
 def test_mnist_5k_takes_the_place_of_mnist(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    images = ImageDataModule(root=str(tmp_path))
+    (tmp_path / "README").touch()
+    images = ImageDataModule(root=tmp_path)
     images.prepare_data()
     images.setup("fit")
     images.setup("test")
@@ -250,41 +232,44 @@ def test_mnist_5k_takes_the_place_of_mnist(
         assert images.heldout(split).shape == (10 * count, 784)
 
 
-def test_a_process_other_than_the_first_falls_back_in_silence(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+def test_a_process_other_than_the_first_is_silent(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], attach: Attach
 ) -> None:
-    images = attach(ImageDataModule(root=str(tmp_path)), global_rank=1, world_size=2)
-    images.setup()
-    assert images.dataset_name == "mnist-5k"
+    np.save(tmp_path / "images.npy", np.eye(30, 16).reshape(30, 4, 4))
+    for images in (
+        ImageDataModule(root=tmp_path / "none"),
+        ImageDataModule(tmp_path / "images.npy"),
+    ):
+        attach(images, global_rank=1, world_size=2).setup()
+        assert images.dataset_name in ("mnist-5k", str(tmp_path / "images.npy"))
     assert capsys.readouterr().out == ""
 
 
-def test_nothing_takes_the_place_of_other_sets_or_damaged_files(make_root: MakeRoot) -> None:
-    root = make_root()
-    with pytest.raises(DataUnavailable):
-        module(root, name="fashion-mnist").prepare_data()
-    (root / "MNIST" / "raw" / "train-images-idx3-ubyte.gz").write_bytes(b"")
-    with pytest.raises(DataError, match="is empty"):
-        module(root).setup()
-    (root / "MNIST" / "raw" / "train-images-idx3-ubyte.gz").unlink()
-    with pytest.raises(DataError, match="is missing"):
-        module(root).setup()
-
-
-def test_a_run_goes_on_with_its_own_data_only(make_root: MakeRoot) -> None:
+def test_a_run_goes_on_with_its_own_data_only(
+    make_root: MakeRoot, attach: Attach, tmp_path: Path
+) -> None:
     root = make_root()
     state = {"dataset_name": "mnist", "validation": 20}
-    images = attach(module(root), state=SimpleNamespace(fn=TrainerFn.FITTING))
+    fitting, testing = (SimpleNamespace(fn=fn) for fn in (TrainerFn.FITTING, TrainerFn.TESTING))
+    images = attach(module(root), state=fitting)
     images.setup()
     assert images.state_dict() == state
     images.load_state_dict(state)
     for other in ({**state, "validation": 10}, {**state, "dataset_name": "kmnist"}):
         with pytest.raises(DataError, match="resume it with the same data"):
             images.load_state_dict(other)
+    attach(images, state=testing).load_state_dict({**state, "dataset_name": "kmnist"})
 
-    attach(images, state=SimpleNamespace(fn=TrainerFn.TESTING)).load_state_dict(
-        {**state, "dataset_name": "kmnist"}
-    )
+    path, states = tmp_path / "images.pt", []
+    for changed in (0, 0, 1):
+        torch.save(torch.rand(40, 4, 6, generator=torch.Generator().manual_seed(changed)), path)
+        own = attach(ImageDataModule(path), state=fitting)
+        own.setup()
+        states.append(own.state_dict())
+    assert states[0] == states[1]
+    assert states[0]["image_shape"] == [1, 4, 6]
+    with pytest.raises(DataError, match="resume it with the same data"):
+        own.load_state_dict(states[0])
 
 
 def test_a_model_of_mnist_is_not_scored_on_mnist_5k() -> None:
@@ -298,8 +283,9 @@ def test_a_model_of_mnist_is_not_scored_on_mnist_5k() -> None:
     ("arguments", "message"),
     [
         ({"name": "imagenet"}, "unknown data set"),
-        ({"batch_size": 0}, "batch size"),
-        ({"validation": -1}, "validation"),
+        ({"batch_size": 0}, "batch size must be a whole number, 1 or more, not 0"),
+        ({"validation": -1}, "number of validation images must be a whole number, 0 or more"),
+        ({"validation": 0.1}, "number of validation images must be a whole number, .* not 0.1"),
         ({"seed": -1}, "seed"),
     ],
 )

@@ -1,0 +1,217 @@
+"""Folders of image files: what is read as what, and what is refused."""
+
+import struct
+import zlib
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from data import DataError, ImageDataModule, Split
+
+SPLITS: tuple[Split, ...] = ("train", "validation", "test")
+LEVELS: dict[Split, int] = {"train": 60, "validation": 120, "test": 240}
+
+
+def write(folder: Path, count: int = 20, level: int = 100) -> None:
+    """Write images of ten grey levels from ``level`` on."""
+    folder.mkdir(parents=True, exist_ok=True)
+    for index in range(count):
+        pixels = np.full((4, 6), level + index % 10, np.uint8)
+        Image.fromarray(pixels).save(folder / f"{index:02d}.png")
+
+
+def loaded(folder: Path, validation: int | None = None) -> ImageDataModule:
+    module = ImageDataModule(folder, validation=validation, binarize=False)
+    module.setup()
+    return module
+
+
+@pytest.mark.parametrize(
+    "folders",
+    [
+        ("train", "val", "test"),
+        ("Training", "Valid", "TESTING"),
+        ("train_images", "dev-set", "TestData"),
+        ("images_train", "validation2017", "tst"),
+        ("seg_train/seg_train", "seg_val/seg_val", "seg_test/seg_test"),
+        ("archive/digits/train", "archive/digits/validation", "archive/digits/test"),
+    ],
+)
+@pytest.mark.parametrize("present", [SPLITS, SPLITS[:2], SPLITS[::2]])
+def test_folders_of_splits(
+    folders: tuple[str, ...],
+    present: tuple[Split, ...],
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    for split, folder in zip(SPLITS, folders, strict=True):
+        for label in ("light", "dark") if split in present else ():
+            write(tmp_path / folder / label, level=LEVELS[split] - 10 * (label == "dark"))
+    module = loaded(tmp_path)
+    for split in SPLITS:
+        level = LEVELS[split if split in present else "train"]
+        found = 255 * module.heldout(split)[:, 0]
+        assert ((found - level).abs() < 10.1).all()
+        assert torch.equal(module.labels(split), (found > level - 0.5).long())
+    assert sum(len(module.labels(split)) for split in SPLITS) == 40 * len(present)
+    line = capsys.readouterr().out
+    assert line.count("\n") == 1
+    assert line.startswith(f"{tmp_path}: {module.counts}; folders ")
+    assert line.endswith("; classes dark, light\n")
+
+
+def test_validation_images_of_their_own_leave_no_choice(tmp_path: Path) -> None:
+    for folder in ("train", "val"):
+        write(tmp_path / folder)
+    assert len(loaded(tmp_path, validation=20).labels("validation")) == 20
+    for other in (0, 5):
+        with pytest.raises(DataError, match=f"its own 20 validation .* instead of {other}"):
+            loaded(tmp_path, validation=other)
+
+
+def test_folders_of_classes(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    for name in ("train_station", "devils", "beach"):
+        write(tmp_path / "places" / name)
+    loaded(tmp_path)
+    assert capsys.readouterr().out.endswith("; classes beach, devils, train_station\n")
+    write(tmp_path, 10)
+    (tmp_path / "notes.txt").touch()
+    module = loaded(tmp_path)
+    counts = torch.cat([module.labels(split) for split in SPLITS]).bincount()
+    assert counts.tolist() == [10, 60]
+    assert capsys.readouterr().out.endswith("; classes (none), places; other files left out: 1\n")
+
+
+def test_links_are_followed_and_what_is_hidden_is_not(tmp_path: Path) -> None:
+    images, elsewhere = tmp_path / "images", tmp_path / "elsewhere"
+    for folder in (images / "cats", elsewhere / "dogs", elsewhere / "files"):
+        write(folder)
+    (images / "dogs").symlink_to(elsewhere / "dogs")
+    (images / "dogs" / "again").symlink_to(images)
+    (images / "cats" / "self").symlink_to(".")
+    (images / "cats" / "one.png").symlink_to(elsewhere / "files" / "00.png")
+    for hidden in (".ipynb_checkpoints", "__MACOSX/cats", "cats/.thumbnails", "cats/@eaDir"):
+        write(images / hidden)
+    (images / "cats" / "._00.png").write_bytes(b"what macOS puts beside")
+    module = loaded(images)
+    counts = torch.cat([module.labels(split) for split in SPLITS]).bincount()
+    assert counts.tolist() == [21, 20]
+
+
+def test_photographs_are_turned_as_they_say(tmp_path: Path) -> None:
+    upright = np.arange(0, 240, 10, dtype=np.uint8).reshape(4, 6)
+    rotated = Image.fromarray(np.rot90(upright).copy())
+    exif = Image.Exif()
+    exif[0x0112] = 6  # turn by 90 degrees clockwise
+    for index in range(10):
+        rotated.save(tmp_path / f"{index}.png", exif=exif)
+    module = loaded(tmp_path)
+    assert module.image_shape == (1, 4, 6)
+    assert torch.equal(module.heldout("train")[0], torch.tensor(upright).flatten() / 255)
+
+
+def test_colours_and_previews(tmp_path: Path) -> None:
+    colours = np.zeros((4, 6, 3), np.uint8) + np.array([10, 60, 110], np.uint8)
+    image = Image.fromarray(colours)
+    for index, mode in enumerate(5 * ("RGB", "RGBA", "P")):
+        image.convert(mode, palette=Image.Palette.ADAPTIVE).save(tmp_path / f"{index}.png")
+    module = loaded(tmp_path)
+    assert module.image_shape == (3, 4, 6)
+    expected = torch.tensor(colours).permute(2, 0, 1).flatten() / 255
+    assert (module.heldout("train") == expected).all()
+    for index in range(15):
+        (tmp_path / f"{index}.png").unlink()
+        image.save(tmp_path / f"{index}.jpg", "MPO", save_all=True, append_images=[image])
+    assert (loaded(tmp_path).heldout("train") - expected).abs().max() < 0.05
+
+
+def saved(image: Image.Image, name: str = "05.png", **options: object) -> Callable[[Path], object]:
+    return lambda folder: image.save(folder / "cats" / name, **options)
+
+
+def of_sixteen_bits(folder: Path) -> None:
+    def chunk(kind: bytes, content: bytes) -> bytes:
+        size, check = len(content), zlib.crc32(kind + content)
+        return struct.pack(">I", size) + kind + content + struct.pack(">I", check)
+
+    header, rows = struct.pack(">IIBBBBB", 6, 4, 16, 2, 0, 0, 0), 4 * (b"\0" + 18 * b"\0\1")
+    parts = {b"IHDR": header, b"IDAT": zlib.compress(rows), b"IEND": b""}
+    content = b"\x89PNG\r\n\x1a\n" + b"".join(chunk(*part) for part in parts.items())
+    (folder / "cats" / "05.png").write_bytes(content)
+
+
+FRAMES = [Image.new("L", (6, 4), level) for level in (0, 9)]
+REFUSED: dict[str, tuple[Callable[[Path], object], str]] = {
+    "size": (saved(Image.new("L", (7, 4))), "05.png is 1 x 4 x 7 uint8, .*00.png is 1 x 4 x 6"),
+    "colour": (saved(Image.new("RGB", (6, 4))), "05.png is 3 x 4 x 6 uint8, .*00.png is 1 x 4"),
+    "depth": (saved(Image.new("I;16", (6, 4))), "05.png is 1 x 4 x 6 int32, .*one size and depth"),
+    "transparent": (saved(Image.new("RGBA", (6, 4))), "05.png has pixels of type RGBA; convert it"),
+    "print": (saved(Image.new("CMYK", (6, 4)), "05.jpg"), "05.jpg has pixels of type CMYK"),
+    "16 bits": (of_sixteen_bits, "05.png has 16 bits a colour; convert"),
+    "film": (
+        saved(
+            Image.new("L", (6, 4)),
+            "05.gif",
+            save_all=True,
+            append_images=[Image.new("L", (6, 4), 9)],
+        ),
+        "05.gif holds 2 images; save each in a file",
+    ),
+    "no image": (
+        lambda folder: (folder / "cats/05.png").write_bytes(b"?"),
+        "05.png cannot be read",
+    ),
+    "cut off": (
+        lambda folder: (folder / "cats/05.png").write_bytes(
+            (folder / "cats/05.png").read_bytes()[:40]
+        ),
+        "05.png cannot be read as an image; replace or remove it",
+    ),
+    "broken link": (lambda folder: (folder / "a").symlink_to("nowhere"), "a is a link to nothing"),
+    "twice": (lambda folder: (folder / "test").symlink_to("cats"), "are one folder by a link"),
+    "no images": (
+        lambda folder: (folder / "cats").rename(folder / ".cats"),
+        "holds no image files",
+    ),
+    "empty split": (
+        lambda folder: [(folder / "cats").rename(folder / "train"), (folder / "val").mkdir()],
+        "val holds no image files",
+    ),
+    "split beside classes": (lambda folder: write(folder / "test"), "holds cats/00.png beside the"),
+    "image beside splits": (
+        lambda folder: [(folder / "cats").rename(folder / "train"), write(folder, 1)],
+        "holds 00.png beside the splits train; move",
+    ),
+    "no training": (
+        lambda folder: [(folder / "cats").rename(folder / "val"), write(folder / "test")],
+        "holds test, val without images for training; call",
+    ),
+    "one split twice": (
+        lambda folder: [(folder / "cats").rename(folder / "train"), write(folder / "Training")],
+        "Training, train two name one split; keep one",
+    ),
+    "halves of splits": (
+        lambda folder: [write(folder / name) for name in ("trainA", "trainB", "testA")],
+        "testA, trainA, trainB two name one split",
+    ),
+    "splits of each class": (
+        lambda folder: [write(folder / label / "train") for label in ("cats", "dogs")],
+        "the folder train of a split is inside another; .* as in train/cats",
+    ),
+}
+
+
+@pytest.mark.parametrize(("spoil", "message"), REFUSED.values(), ids=REFUSED.keys())
+def test_folders_that_cannot_be(
+    spoil: Callable[[Path], object], message: str, tmp_path: Path
+) -> None:
+    write(tmp_path / "images" / "cats")
+    spoil(tmp_path / "images")
+    with pytest.raises(DataError, match=message) as caught:
+        loaded(tmp_path / "images")
+    assert str(tmp_path / "images") in str(caught.value)
+    assert "\n" not in str(caught.value)
