@@ -18,7 +18,7 @@ from torch import Tensor
 from dglm import DGLM, AISResult, AISSettings, bidirectional_bounds, importance_weighted_bound
 from dglm.ais import chain_gradients, check_counts, gradient_evaluations
 from experiments.shared.checkpoints import load_checkpoint
-from experiments.shared.cli import CommandError, command_parser, counted, parse_options, run_command
+from experiments.shared.cli import command_parser, counted, parse_options, run_command
 from experiments.shared.runs import output_file, remove_partial_files, resumable, write_json
 from experiments.shared.scoring import (
     DataOptions,
@@ -103,6 +103,7 @@ class Evaluate(AISSettings):
             raise ValueError(f"iwae_samples must be 0 or at least 2, got {self.iwae_samples}")
         if self.bdmc:
             check_error_bars(self.bdmc_images, self.num_chains)
+        self.settings()
 
     def settings(self) -> list[AISSettings]:
         """Return the settings of each point of the curve, the most temperatures last."""
@@ -112,8 +113,8 @@ class Evaluate(AISSettings):
         try:
             counts = sorted({int(text) for text in self.curve.split(",")})
         except ValueError as error:
-            raise CommandError(
-                f"--curve takes numbers of temperatures like 100,300,1000, got {self.curve!r}"
+            raise ValueError(
+                f"curve takes numbers of temperatures like 100,300,1000, got {self.curve!r}"
             ) from error
         return [replace(AISSettings(**shared), num_temperatures=count) for count in counts]
 

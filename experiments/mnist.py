@@ -8,15 +8,24 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from lightning.pytorch import Trainer
+from jsonargparse import Namespace
+from lightning.pytorch import Callback, Trainer
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
 from lightning.pytorch.loggers import CSVLogger, TensorBoardLogger
+from lightning.pytorch.strategies.launchers.multiprocessing import _MultiProcessingLauncher
 from lightning.pytorch.utilities.rank_zero import rank_zero_only
 
 from data import ImageDataModule
-from dglm import ReversibilityMonitor
-from experiments.report import Evaluation, report
-from experiments.shared.callbacks import Banner, CompileTraining, ImagesOverTime, TrainingProgress
+from dglm import DGLM, ReversibilityMonitor
+from experiments.report import Evaluation, Trained, report
+from experiments.shared.callbacks import (
+    Banner,
+    CompileTraining,
+    ImagesOverTime,
+    TrainingProgress,
+    images_per_update,
+    logged_metrics,
+)
 from experiments.shared.checkpoints import (
     LastTwo,
     SaveCheckpoints,
@@ -30,6 +39,7 @@ from experiments.shared.cli import (
     ConfigFile,
     Stopped,
     option_value,
+    refused_options,
     resumed_arguments,
     run_command,
     with_switches,
@@ -51,10 +61,21 @@ TRAINER_DEFAULTS: dict[str, Any] = {
 }
 
 
+KEPT_OPTIONS: dict[str, tuple[tuple[Any, ...], str]] = {
+    "default_root_dir": ((None,), "all files of a run are in one folder; choose --output"),
+    "enable_checkpointing": ((None, True), "a run that keeps no checkpoint could not go on"),
+    "use_distributed_sampler": ((False,), "the data module gives each process its own share"),
+    "limit_test_batches": ((None,), "choose --evaluation.num_images"),
+    "overfit_batches": ((0, 0.0), "choose few images of your own with --data.name"),
+}
+"""Values of the Trainer's options that can be, and why there are no others."""
+
+
 class MnistCLI(LightningCLI):
     """LightningCLI with short names for what is used most."""
 
     folder: Path
+    saving: SaveCheckpoints
 
     def init_parser(self, **kwargs: Any) -> LightningArgumentParser:
         """Return a parser whose --config also takes the name of a shipped configuration."""
@@ -108,30 +129,33 @@ class MnistCLI(LightningCLI):
 
     def instantiate_trainer(self, **kwargs: Any) -> Trainer:
         """Return a Trainer that logs and keeps its checkpoints in the run folder, made here."""
+        chosen = self.config_init.trainer
+        check_trainer_options(chosen, self.model)
         if self.config.resume is None:
             self.folder = create_run(self.config.output, "mnist")
             self.save_config()
         else:
             self.folder = Path(self.config.resume)
-        loggers = [
-            CSVLogger(self.folder, name="", version=""),
-            TensorBoardLogger(self.folder, name="", version=""),
-        ]
-        callbacks = [ReversibilityMonitor(), ImagesOverTime(), SaveCheckpoints(self.folder)]
+        self.saving = SaveCheckpoints(self.folder)
+        callbacks: list[Callback] = [ReversibilityMonitor(), ImagesOverTime(), self.saving]
         if self.config.compile:  # before what runs the kernel after an update
             callbacks.insert(0, CompileTraining())
         if not self.config.quiet:
             scoring = self.config_init.evaluation
-            callbacks += [
-                Banner(self.config.compile, scoring.settings, scoring.num_images, self.folder),
-                TrainingProgress(),
+            callbacks.append(
+                Banner(self.config.compile, scoring.settings, scoring.num_images, self.folder)
+            )
+            if not chosen.enable_progress_bar:
+                callbacks.append(TrainingProgress())
+        if chosen.logger in (None, True):
+            kwargs["logger"] = [
+                CSVLogger(self.folder, name="", version=""),
+                TensorBoardLogger(self.folder, name="", version=""),
             ]
         if self.config.data.validation == 0:
             kwargs["limit_val_batches"] = 0
-        chosen = self.config_init.trainer
         try:
             return super().instantiate_trainer(
-                logger=loggers,
                 callbacks=[*(chosen.callbacks or []), *callbacks],
                 plugins=[*(chosen.plugins or []), LastTwo()],
                 **kwargs,
@@ -153,6 +177,29 @@ class MnistCLI(LightningCLI):
         keep_config(self.folder, self.parser.dump(saved, skip_validation=True))
 
 
+def check_trainer_options(chosen: Namespace, dglm: DGLM) -> None:
+    """Refuse options of the Trainer that the command would ignore.
+
+    Raises:
+        CommandError: There is one; or a callback waits for a metric that nobody logs.
+    """
+    for name, (kept, reason) in KEPT_OPTIONS.items():
+        if getattr(chosen, name) not in kept:
+            raise CommandError(f"--trainer.{name} is not taken: {reason}")
+    metrics = logged_metrics(dglm)
+    for callback in chosen.callbacks or []:
+        monitored = getattr(callback, "monitor", None)
+        # A callback of the user's own may log what another waits for.
+        foreign = not all(
+            type(each).__module__.startswith("lightning.") for each in chosen.callbacks
+        )
+        if monitored is not None and monitored not in metrics and not foreign:
+            raise CommandError(
+                f"{type(callback).__name__} waits for {monitored}, which is not logged: choose "
+                f"one of {', '.join(metrics)}"
+            )
+
+
 def longer_by_epochs(given: list[str]) -> bool:
     """Whether the arguments say how many epochs, and not how many updates."""
     epochs, steps = (
@@ -163,46 +210,61 @@ def longer_by_epochs(given: list[str]) -> bool:
 
 def command_line(arguments: list[str] | None = None) -> MnistCLI:
     """Return the model, the data and the Trainer that the arguments ask for."""
-    return MnistCLI(
-        build_dglm,
-        ImageDataModule,
-        save_config_callback=None,
-        trainer_defaults=TRAINER_DEFAULTS,
-        parser_kwargs={
-            "prog": "python -m experiments.mnist",
-            "description": __doc__,
-            "exit_on_error": False,
-            "allow_abbrev": False,
-        },
-        args=arguments,
-        run=False,
-        auto_configure_optimizers=False,
-        load_from_checkpoint_support=False,
-    )
+    with refused_options():
+        return MnistCLI(
+            build_dglm,
+            ImageDataModule,
+            save_config_callback=None,
+            trainer_defaults=TRAINER_DEFAULTS,
+            parser_kwargs={
+                "prog": "python -m experiments.mnist",
+                "description": __doc__,
+                "exit_on_error": False,
+                "allow_abbrev": False,
+            },
+            args=arguments,
+            run=False,
+            auto_configure_optimizers=False,
+            load_from_checkpoint_support=False,
+        )
 
 
 def main(arguments: list[str] | None = None) -> None:
     """Train, score and draw, as the arguments say; by default those of the command line."""
     cli = command_line(arguments)
     try:
-        train(cli)
+        trained = train(cli)
         options = cli.config_init.evaluation
-        report(cli.model, cli.datamodule, cli.trainer, options, cli.folder, cli.config.quiet)
+        report(trained, cli.datamodule, options, cli.folder, cli.config.quiet)
     except Stopped as stopped:
         if last_checkpoint(cli.folder).exists():
             stopped.hint = f"go on with python -m experiments.mnist --resume {cli.folder}"
         raise
 
 
-def train(cli: MnistCLI) -> None:
+def train(cli: MnistCLI) -> Trained:
     """Fit the model, or go on with it."""
     checkpoint = resumed_checkpoint(cli) if cli.config.resume is not None else None
     try:
         cli.trainer.fit(cli.model, cli.datamodule, ckpt_path=checkpoint, weights_only=True)
-    except (Exception, Stopped):
+    except (Exception, Stopped) as error:
         if cli.trainer.global_step == 0:
             cli.remove_unused_folder()
+        if isinstance(error, ValueError) and not cli.saving.began:
+            # Lightning asks the model whether it can be trained like this only now.
+            raise CommandError(str(error)) from error
         raise
+    images = images_per_update(cli.trainer, cli.datamodule)
+    if not isinstance(cli.trainer.strategy.launcher, _MultiProcessingLauncher):
+        return Trained(cli.model, cli.trainer, cli.trainer.global_step, images)
+    # What spawned processes have trained is in their checkpoint; the rest is done in this one.
+    content = read_checkpoint(last_checkpoint(cli.folder))
+    cli.model.load_state_dict(content["state_dict"])
+    cli.model.safeguard.load_state_dict(content["callbacks"]["Safeguard"])
+    cli.datamodule.setup()
+    accelerator = cli.config.trainer.accelerator
+    trainer = Trainer(accelerator=accelerator, devices=1, logger=False, enable_progress_bar=False)
+    return Trained(cli.model, trainer, content["global_step"], images)
 
 
 def resumed_checkpoint(cli: MnistCLI) -> Path:

@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass, fields
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from lightning.pytorch import Trainer
@@ -21,7 +21,6 @@ from dglm.callbacks import (
     exactness_warning,
 )
 from dglm.posterior import long_chain_log_joint
-from experiments.shared.callbacks import images_per_update
 from experiments.shared.models import model_name
 from experiments.shared.pictures import given_pixels, save_inpainting, save_rows, save_samples
 from experiments.shared.runs import write_json
@@ -72,21 +71,28 @@ class Evaluation(AISSettings):
         )
 
 
+class Trained(NamedTuple):
+    """A trained model, and what its training took."""
+
+    dglm: DGLM
+    trainer: Trainer
+    """What the model is scored with."""
+    updates: int
+    images_each: int
+    """Of one update."""
+
+
 def report(
-    dglm: DGLM,
-    data: ImageDataModule,
-    trainer: Trainer,
-    options: Evaluation,
-    folder: Path,
-    quiet: bool,
+    trained: Trained, data: ImageDataModule, options: Evaluation, folder: Path, quiet: bool
 ) -> None:
     """Write summary.json and the pictures of a trained model into its run folder; print both."""
-    updates, images_each = trainer.global_step, images_per_update(trainer, data)
+    dglm, trainer, updates, images_each = trained
     images = data.heldout("test")[: options.num_images]
     result = score(trainer, dglm, images, options.settings, _BATCH_SIZE, quiet)
     if not trainer.is_global_zero:
         return
-    dglm, images = dglm.to(trainer.strategy.root_device).eval(), images.to(dglm.device)
+    dglm = dglm.to(trainer.strategy.root_device).eval()
+    images = images.to(next(dglm.parameters()))  # which --trainer.precision may have made float64
     summary = {
         "kernel": "none" if dglm.kernel is None else type(dglm.kernel).__name__.lower(),
         "seed": dglm.seed,

@@ -13,7 +13,6 @@ from dglm import AISSettings
 from dglm.ais import check_counts
 from experiments.evaluate import Evaluate, TrainerOptions, evaluate
 from experiments.mnist import command_line, train
-from experiments.shared.callbacks import images_per_update
 from experiments.shared.checkpoints import last_checkpoint
 from experiments.shared.models import KernelName
 from experiments.shared.runs import write_json
@@ -172,11 +171,9 @@ def train_model(options: LikelihoodCurve, model: Model, folder: Path) -> None:
         shutil.rmtree(folder, ignore_errors=True)  # of a run that was killed before it saved any
         arguments = options.training_arguments(model, folder)
     cli = command_line(arguments)
-    train(cli)
-    dglm, data = cli.model, cli.datamodule
-    updates, images = cli.trainer.global_step, images_per_update(cli.trainer, data)
+    dglm, _, updates, images = train(cli)
     figures = {
-        "training_images": len(data.labels("train")),
+        "training_images": len(cli.datamodule.labels("train")),
         "epochs": options.num_epochs,
         "updates": updates,
         "gradients_per_update": dglm.gradients_per_update,

@@ -10,6 +10,7 @@ from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.loggers import TensorBoardLogger
 from lightning.pytorch.trainer.states import TrainerFn
 from rich.console import Console
+from rich.progress import Progress
 from rich.table import Table
 from torch import Tensor, nn
 
@@ -40,6 +41,16 @@ def training_gradients(trainer: Trainer, dglm: DGLM) -> float:
     data = cast(ImageDataModule, trainer.datamodule)  # type: ignore[attr-defined]
     images = trainer.estimated_stepping_batches * images_per_update(trainer, data)
     return images * dglm.gradients_per_update
+
+
+def logged_metrics(dglm: DGLM) -> list[str]:
+    """Return the names of all metrics that a training logs."""
+    train, validation = ["log_elbo"], ["log_elbo", "log_joint_q"]
+    if dglm.kernel is not None:
+        shared = ["log_joint", "acceptance", "divergence"]
+        train += [*shared, "sampler_loss", "jump", "step_size"]
+        validation += shared
+    return [f"train/{name}" for name in train] + [f"validation/{name}" for name in validation]
 
 
 class CompileTraining(Callback):
@@ -86,12 +97,13 @@ class TrainingProgress(Callback):
     Lightning's own bar starts anew each epoch, so that it cannot tell when training ends.
     """
 
-    def __init__(self) -> None:
-        self.progress = progress_columns()
+    progress: Progress | None = None
+    """Made where training starts: it cannot be sent to another process."""
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Show the bar, from the step where training starts."""
         if trainer.is_global_zero:
+            self.progress = progress_columns()
             self.progress.start()
             total = trainer.estimated_stepping_batches
             self.task = self.progress.add_task(
@@ -103,7 +115,7 @@ class TrainingProgress(Callback):
 
     def on_train_batch_end(self, trainer: Trainer, *arguments: Any) -> None:
         """Advance the bar by one update."""
-        if not trainer.is_global_zero:
+        if self.progress is None:
             return
         status = ""
         if trainer.global_step % _STATUS_EVERY == 0:
@@ -115,11 +127,13 @@ class TrainingProgress(Callback):
 
     def teardown(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         """Take the bar off the terminal."""
-        self.progress.stop()
+        if self.progress is not None:
+            self.progress.stop()
 
     def on_exception(self, *arguments: Any) -> None:
         """Take the bar off the terminal after an error, which skips the teardown."""
-        self.progress.stop()
+        if self.progress is not None:
+            self.progress.stop()
 
 
 class Banner(Callback):

@@ -64,6 +64,8 @@ class SaveCheckpoints(Checkpoint):
 
     def __init__(self, run: Path) -> None:
         self.path = run / "checkpoints" / "last.ckpt"
+        self.began = False
+        """Whether training has begun, after all that could be refused."""
         self._signal = 0
         self._saved_at = 0.0
         self._saved_step = 0
@@ -74,6 +76,7 @@ class SaveCheckpoints(Checkpoint):
         self._last_step = trainer.estimated_stepping_batches
         for number in STOP_SIGNALS:
             signal.signal(number, self._notice)
+        self.began = True
 
     def on_train_batch_end(
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int

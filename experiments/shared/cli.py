@@ -1,5 +1,6 @@
 """Command lines: options, configurations, progress bars, signals and one-line errors."""
 
+import errno
 import itertools
 import logging
 import signal
@@ -30,6 +31,9 @@ from dglm import TrainingFailed
 CONFIGS = Path(__file__).parents[1] / "configs"
 STOP_SIGNALS = (signal.SIGINT, signal.SIGTERM)
 _SWITCHES = ("--quiet", "--compile", "--bdmc", "--dry_run", "--brief", "--speed")
+_OF_THE_SYSTEM = {errno.EACCES, errno.EDQUOT, errno.EIO, errno.ENOSPC, errno.EPERM, errno.EROFS}
+"""Errors of files that no command can foresee: not permitted, no space, broken."""
+
 Options = TypeVar("Options")
 
 
@@ -90,9 +94,24 @@ def parse_options(
     """Return a dataclass of options, all but those present already added to the parser."""
     parser.add_class_arguments(options, skip=set(present))
     given = sys.argv[1:] if arguments is None else arguments
-    parsed = parser.instantiate(parser.parse_args(with_switches(given))).as_dict()
-    del parsed["config"]
-    return options(**parsed)
+    with refused_options():
+        parsed = parser.instantiate(parser.parse_args(with_switches(given))).as_dict()
+        del parsed["config"]
+        return options(**parsed)
+
+
+@contextmanager
+def refused_options() -> Iterator[None]:
+    """Turn what a constructor finds wrong with options into CommandError.
+
+    Anywhere else a ValueError is a fault in the code, and keeps its traceback.
+    """
+    try:
+        yield
+    except DataError:
+        raise
+    except ValueError as error:
+        raise CommandError(str(error)) from error
 
 
 def with_switches(arguments: list[str]) -> list[str]:
@@ -106,7 +125,8 @@ def with_switches(arguments: list[str]) -> list[str]:
 def run_command(main: Callable[[], None]) -> None:
     """Run a command; turn what the user can put right into one line and exit status 1.
 
-    SIGINT and SIGTERM end it with one line, too, and with 130 and 143.
+    SIGINT and SIGTERM end it with one line, too, and with 130 and 143. Any other exception is a
+    fault in the code, and keeps its traceback.
     """
     for name in ("lightning.pytorch", "lightning.fabric"):
         logging.getLogger(name).setLevel(logging.WARNING)
@@ -122,14 +142,16 @@ def run_command(main: Callable[[], None]) -> None:
         if rank_zero_only.rank == 0:  # type: ignore[attr-defined]
             print(f"{signal.Signals(stopped.number).name}: {stopped.hint}", file=sys.stderr)
         raise
+    except OSError as error:
+        if error.errno not in _OF_THE_SYSTEM:
+            raise
+        sys.exit(f"error: {error}")
     except (
         ArgumentError,
         CommandError,
         DataError,
         MisconfigurationException,
-        OSError,
         TrainingFailed,
-        ValueError,
     ) as error:
         sys.exit(f"error: {' '.join(str(error).split())}")
 

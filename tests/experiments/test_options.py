@@ -1,0 +1,105 @@
+"""Options of the Trainer are obeyed or refused in one line; a fault in the code is not hidden."""
+
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+
+from dglm import DGLM
+from experiments.mnist import command_line, main, train
+from experiments.shared.callbacks import logged_metrics
+from experiments.shared.cli import run_command
+
+Arguments = Callable[..., list[str]]
+EARLY_STOPPING = '[{"class_path": "EarlyStopping", "init_args": {"monitor": "%s"}}]'
+
+
+@pytest.mark.parametrize(
+    ("option", "value", "told"),
+    [
+        ("default_root_dir", "elsewhere", "choose --output"),
+        ("enable_checkpointing", "false", "could not go on"),
+        ("use_distributed_sampler", "true", "its own share"),
+        ("limit_test_batches", "1", "choose --evaluation.num_images"),
+        ("overfit_batches", "2", "few images of your own"),
+        ("gradient_clip_val", "1", "would be ignored"),
+        ("precision", "bf16-true", "too low for exact chains"),
+        ("callbacks", EARLY_STOPPING % "val_loss", "waits for val_loss, which is not logged"),
+    ],
+)
+def test_what_would_be_ignored_is_refused_before_training(
+    option: str, value: str, told: str, small: Arguments, tmp_path: Path
+) -> None:
+    given = [*small(tmp_path / "run"), f"--trainer.{option}={value}"]
+    with pytest.raises(SystemExit, match=f"error: .*{told}") as ended:
+        run_command(lambda: main(given))
+    assert "\n" not in str(ended.value.code)
+    assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize("kernel", ["none", "l2hmc"])
+def test_the_metrics_that_a_callback_may_wait_for_are_those_that_are_logged(
+    kernel: str, small: Arguments, tmp_path: Path
+) -> None:
+    cli = command_line(
+        [
+            *small(tmp_path / "run", kernel=kernel),
+            f"--trainer.callbacks={EARLY_STOPPING % 'validation/log_elbo'}",
+        ]
+    )
+    train(cli)
+    assert set(logged_metrics(cli.model)) == set(cli.trainer.callback_metrics)
+
+
+def test_own_loggers_take_the_place_of_the_run_s(small: Arguments, tmp_path: Path) -> None:
+    logger = "lightning.pytorch.loggers.CSVLogger"
+    own = [f"--trainer.logger={logger}", f"--trainer.logger.save_dir={tmp_path / 'own'}"]
+    for name, options in (("mine", own), ("none", ["--trainer.logger=false"])):
+        train(command_line([*small(tmp_path / name), *options]))
+        assert not list((tmp_path / name).glob("metrics.csv"))
+        assert not list((tmp_path / name).glob("events*"))
+    assert len(list(tmp_path.rglob("metrics.csv"))) == 1
+
+
+def test_float64_is_trained_and_scored(small: Arguments, tmp_path: Path) -> None:
+    main(small(tmp_path / "run", trainer__precision="64-true"))
+    content = torch.load(tmp_path / "run" / "checkpoints" / "last.ckpt", weights_only=True)
+    assert content["state_dict"]["kernel.log_step_size"].dtype == torch.float64
+    assert (tmp_path / "run" / "summary.json").exists()
+
+
+def test_a_spawned_training_is_scored_and_the_same(small: Arguments, tmp_path: Path) -> None:
+    main(small(tmp_path / "plain"))
+    main([*small(tmp_path / "spawned", quiet="false"), "--trainer.strategy=ddp_spawn"])
+    plain, spawned = (tmp_path / name for name in ("plain", "spawned"))
+    weights = [
+        torch.load(run / "checkpoints" / "last.ckpt", weights_only=True)["state_dict"]
+        for run in (plain, spawned)
+    ]
+    assert all(torch.equal(value, weights[1][name]) for name, value in weights[0].items())
+    assert (spawned / "summary.json").read_text() == (plain / "summary.json").read_text()
+
+
+def test_a_fault_in_the_code_keeps_its_traceback(
+    small: Arguments, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def faulty(module: DGLM, x: torch.Tensor, index: int) -> torch.Tensor:
+        raise ValueError("a fault")
+
+    monkeypatch.setattr(DGLM, "training_step", faulty)
+    with pytest.raises(ValueError, match="a fault"):
+        run_command(lambda: main(small(tmp_path / "run")))
+
+
+@pytest.mark.parametrize("content", [[], ["data/__init__.py", "samplers/__init__.py"]])
+def test_folders_of_the_user_s_hide_no_package(content: list[str], tmp_path: Path) -> None:
+    for name in ("data", "experiments", "samplers"):
+        (tmp_path / name).mkdir()
+    for name in content:
+        (tmp_path / name).touch()
+    command = [sys.executable, "-m", "experiments.samples", "--checkpoints", "no_such.ckpt"]
+    finished = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=False)
+    assert finished.stderr == "error: there is no checkpoint no_such.ckpt\n"
