@@ -1,6 +1,14 @@
 """Markov chain Monte Carlo on any differentiable energy: HMC and the learned L2HMC."""
 
-from samplers.adaptation import Adapted, DualAveraging, Mass, adapt, settle, track_acceptance
+from samplers.adaptation import (
+    Adapted,
+    DualAveraging,
+    Mass,
+    Moments,
+    adapt,
+    settle,
+    track_acceptance,
+)
 from samplers.chains import Chains, Snapshot, sample, sample_chunks
 from samplers.densities import GaussianMixture, GaussianTarget, Target
 from samplers.diagnostics import (
@@ -22,7 +30,6 @@ from samplers.independence import Independence
 from samplers.kernel import Info, Kernel, Noise
 from samplers.l2hmc import L2HMC
 from samplers.learn import Learned, learn
-from samplers.moments import Moments
 from samplers.objective import reciprocal_jump_loss, squared_jump
 from samplers.preconditioned import Preconditioned
 from samplers.random import mixed_seed, seeded_generator

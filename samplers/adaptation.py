@@ -10,7 +10,6 @@ from torch import Tensor
 from samplers.energy import Energy, State
 from samplers.hmc import HMC
 from samplers.kernel import Context, Kernel, finite_start
-from samplers.moments import Moments
 from samplers.preconditioned import Preconditioned
 from samplers.random import seeded_generator
 
@@ -35,6 +34,34 @@ class Adapted(NamedTuple):
     """Frozen; wrapped in :class:`samplers.Preconditioned` where its mass was adapted."""
     position: Tensor
     """Where the chains are, (B, D)."""
+
+
+class Moments(NamedTuple):
+    """Mean and covariance of the draws so far."""
+
+    mean: Tensor
+    """(D,)."""
+    covariance: Tensor
+    """(D, D)."""
+
+    @classmethod
+    def of(cls, draws: Tensor) -> "Moments":
+        """Return the moments of draws (B, D), the covariance with denominator B."""
+        mean = draws.mean(dim=0)
+        centred = draws - mean
+        return cls(mean, centred.T @ centred / len(draws))
+
+    def mixed(self, other: "Moments", weight: float) -> "Moments":
+        r"""Return the moments of the mixture (1 - w) · self + w · other.
+
+        .. math:: Σ' = (1 - w) Σ_1 + w Σ_2 + w (1 - w) (μ_2 - μ_1)(μ_2 - μ_1)^\top
+
+        With w = 1/n at the n-th of equally large batches these are the moments of all of them.
+        """
+        step = other.mean - self.mean
+        between = weight * (1 - weight) * torch.outer(step, step)
+        covariance = torch.lerp(self.covariance, other.covariance, weight) + between
+        return Moments(self.mean + weight * step, covariance)
 
 
 @torch.no_grad()

@@ -10,11 +10,10 @@ from typing import Literal, NamedTuple, get_args
 import torch
 from torch import Tensor
 
-from samplers.adaptation import Mass, mass_factor
+from samplers.adaptation import Mass, Moments, mass_factor
 from samplers.energy import Energy, Smoothed, State, Tempered, fresh_leaf
 from samplers.io import load_plain, save_whole
 from samplers.kernel import Info, Kernel, finite_start
-from samplers.moments import Moments
 from samplers.objective import Objective, RunningMeans, jumps, reciprocal, siblings
 from samplers.preconditioned import Preconditioned, Transformed
 from samplers.random import seeded_generator

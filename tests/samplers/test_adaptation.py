@@ -18,8 +18,7 @@ from samplers import (
     strongly_correlated_gaussian,
     track_acceptance,
 )
-from samplers.adaptation import TARGET_ACCEPTANCE, mass_factor
-from samplers.moments import Moments
+from samplers.adaptation import TARGET_ACCEPTANCE, Moments, mass_factor
 
 
 def gaussian(position: Tensor) -> Tensor:
