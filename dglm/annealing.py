@@ -146,7 +146,7 @@ def anneal(
         log_weight += changes[index] * energy.slope(state)
         state = energy.at(beta, state)
         kernel.log_step_size.copy_(log_step_sizes[index])
-        [(state, info)] = kernel(state, energy, [kernel.noise(state, generator)])
+        state, info = kernel.step(state, energy, kernel.noise(state, generator))
         acceptance += info.acceptance
         progress(kernel.num_leapfrogs)
     log_weight += changes[-1] * energy.slope(state)

@@ -8,7 +8,7 @@ from lightning.pytorch.utilities.rank_zero import rank_zero_warn
 from torch import Tensor
 
 from dglm.precision import full_precision
-from samplers import round_trip, seeded_generator
+from samplers import seeded_generator
 
 if TYPE_CHECKING:
     from dglm.module import DGLM
@@ -193,7 +193,7 @@ def exactness_errors(module: "DGLM", x: Tensor, step: int) -> Tensor:
     state = kernel.init(q.sample(generator), energy)
     noise = kernel.noise(state, generator)
     accepted = kernel.step(state, energy, noise, context)[1].accepted
-    trip = round_trip(kernel, state.position, energy, noise, context)
+    trip = kernel.round_trip(state.position, energy, noise, context)
     distance = torch.cat([trip.position * (-q.log_std).exp(), trip.momentum], dim=-1)
     errors = torch.stack([distance.abs().amax(dim=-1), trip.log_det.abs()])
     return torch.where(accepted, errors, 0.0).amax(dim=-1)

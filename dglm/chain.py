@@ -65,7 +65,7 @@ def run_chain(
         for _ in range(num_mh_steps):
             origin = state.position
             noise = kernel.noise(state, generator)
-            [(state, info)] = kernel(state, energy, [noise], context)
+            state, info = kernel.step(state, energy, noise, context)
             energies.append(state.energy)
             infos.append(info)
             jumps.append(squared_jump(origin, info, variance))

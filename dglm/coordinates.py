@@ -1,8 +1,7 @@
 """Coordinates for each observation, learned, in which a kernel finds posteriors alike."""
 
 from collections.abc import Sequence
-from copy import copy
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -99,14 +98,10 @@ class AmortizedPreconditioned(Kernel):
         mean, factor = self.network(observations)
         return Coordinates(DenseGaussian(mean, factor), self.kernel.embed(observations))
 
-    def compile_leapfrog(self, options: dict[str, Any]) -> bool:
-        """Compile that of the kernel inside; the way into its coordinates and back stays eager."""
-        return self.kernel.compile_leapfrog(options)
-
-    def __getstate__(self) -> dict[str, Any]:
-        """Have copies hold a copy of the kernel inside, or they would be compiled together."""
-        modules = {"kernel": copy(self.kernel), "network": self.network}
-        return {**super().__getstate__(), "_modules": modules}
+    @property
+    def step_is_one_region(self) -> bool:  # type: ignore[override]
+        """As of the kernel inside; else the way into its coordinates and back stays eager."""
+        return self.kernel.step_is_one_region
 
     def integrate(
         self,

@@ -8,7 +8,7 @@ from dglm.gaussian import gaussian_log_prob
 from dglm.likelihoods import Bernoulli, Likelihood
 from dglm.networks import Decoder
 from samplers import State, value_and_gradient
-from samplers.products import detached_linear
+from samplers.compiling import detached_linear
 
 
 class NegativeLogLikelihood:

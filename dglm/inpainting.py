@@ -125,7 +125,7 @@ def _move(
     kernel, energy = posterior.kernel, model.energy(x)
     context, state = kernel.embed(x), kernel.init(z, energy)
     for _ in range(posterior.steps):
-        [(state, _)] = kernel(state, energy, [kernel.noise(state, generator)], context)
+        state, _ = kernel.step(state, energy, kernel.noise(state, generator), context)
     return state.position
 
 

@@ -261,10 +261,10 @@ def long_chain_log_joint(
     state = kernel.init(start, energy)
     warm_up = num_steps // 2
     for _ in range(warm_up):
-        [(state, info)] = kernel(state, energy, [kernel.noise(state, generator)])
+        state, info = kernel.step(state, energy, kernel.noise(state, generator))
         track_acceptance(kernel, info.acceptance)
     total = torch.zeros_like(state.energy)
     for _ in range(num_steps - warm_up):
-        [(state, _)] = kernel(state, energy, [kernel.noise(state, generator)])
+        state, _ = kernel.step(state, energy, kernel.noise(state, generator))
         total = total - state.energy
     return total / (num_steps - warm_up)

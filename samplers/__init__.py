@@ -23,7 +23,6 @@ from samplers.diagnostics import (
 )
 from samplers.distributions import DistributionEnergy
 from samplers.energy import Energy, EnergyWithGradient, State, fresh_leaf, value_and_gradient
-from samplers.exactness import RoundTrip, round_trip
 from samplers.flows import Flow
 from samplers.hmc import HMC
 from samplers.independence import Independence
@@ -72,7 +71,6 @@ __all__ = [
     "Noise",
     "Preconditioned",
     "RoughWell",
-    "RoundTrip",
     "Snapshot",
     "State",
     "Summary",
@@ -90,7 +88,6 @@ __all__ = [
     "mixed_seed",
     "parallel_tempering",
     "reciprocal_jump_loss",
-    "round_trip",
     "sample",
     "sample_chunks",
     "seeded_generator",

@@ -223,7 +223,7 @@ def _window(
     """Adapt the step size for some steps; return the moments of their draws."""
     moments = Moments.of(state.position)
     for count in range(1, num_steps + 1):
-        [(state, info)] = kernel(state, energy, [kernel.noise(state, generator)], context)
+        state, info = kernel.step(state, energy, kernel.noise(state, generator), context)
         kernel.log_step_size.copy_(averaging.update(info.acceptance))
         moments = moments.mixed(Moments.of(state.position), 1 / count)
     kernel.log_step_size.copy_(averaging.average)

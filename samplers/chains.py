@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from samplers.energy import Energy, State
-from samplers.kernel import Context, Info, Kernel, finite_start
+from samplers.kernel import Context, Info, Kernel, Noise, finite_start, transition
 from samplers.random import seeded_generator
 
 CHUNK_SIZE = 100
@@ -126,9 +126,6 @@ def sample_chunks(
             total += chunk.draws.sum(dim=1)
             torch.save(snapshot, path)
 
-    Calls of a kernel that was compiled for several steps end with the chunks: its draws depend on
-    ``chunk_size``, and are repeated by one of the same number of steps.
-
     Arguments:
         kernel: HMC, L2HMC or another kernel; it is not adapted.
         energy: U, from (chain, dim) to (chain,).
@@ -208,10 +205,26 @@ def _steps(
     So a kernel is compiled for two numbers of steps at most.
     """
     together = kernel.steps_per_call
-    for steps in [together] * (count // together) + [1] * (count % together):
-        done = kernel(state, energy, kernel.noises(state, steps, generator), context)
+    whole_calls = count // together if together > 1 else 0
+    for _ in range(whole_calls):
+        noises = [kernel.noise(state, generator) for _ in range(together)]
+        done = kernel.compiled(_several)(kernel, state, energy, noises, context)
         yield from done
         state, _ = done[-1]
+    for _ in range(count - together * whole_calls):
+        state, info = kernel.step(state, energy, kernel.noise(state, generator), context)
+        yield state, info
+
+
+def _several(
+    kernel: Kernel, state: State, energy: Energy, noises: list[Noise], context: Context
+) -> list[tuple[State, Info]]:
+    """Take a step for each noise."""
+    done = []
+    for noise in noises:
+        state, info = transition(kernel, state, energy, noise, context)
+        done.append((state, info))
+    return done
 
 
 def _room(part: Tensor, num_draws: int) -> Tensor:

@@ -82,11 +82,6 @@ class Flow(Transformed):
         """Log ε, in the coordinates w."""
         return self.kernel.log_step_size
 
-    @property
-    def step_is_one_region(self) -> bool:
-        """Never: the flow stays eager."""
-        return False
-
     def coordinates(self, energy: Energy) -> "FlowCoordinates":
         """Return the energy as a function of w."""
         return FlowCoordinates(energy, self)
@@ -124,6 +119,9 @@ class Flow(Transformed):
 
 class FlowCoordinates(Coordinates):
     """U(x(w)) - log|∂x/∂w|; beside it, in ``extra``, the state at x and log|∂x/∂w|."""
+
+    step_is_one_region = False
+    """The flow stays eager."""
 
     def __init__(self, energy: Energy, flow: Flow) -> None:
         self.energy = energy

@@ -1,14 +1,12 @@
 """Hamiltonian Monte Carlo."""
 
 import math
-from collections.abc import Callable
-from typing import Any
 
 import torch
 from torch import Tensor
 
 from samplers.energy import Energy, State
-from samplers.kernel import Context, Kernel, compiled
+from samplers.kernel import Context, Kernel
 from samplers.leapfrog import leapfrogs
 
 _ONE_REGION = 20
@@ -50,18 +48,11 @@ class HMC(Kernel):
         super().__init__()
         self.num_leapfrogs = num_leapfrogs
         self.register_buffer("log_step_size", initial_log_step_size(num_leapfrogs, step_size))
-        self._leapfrogs: Callable[..., tuple[State, Tensor]] = leapfrogs
 
-    def compile_leapfrog(self, options: dict[str, Any]) -> bool:
-        """Compile ten leapfrogs where there are more than twenty, which take turns of ten then."""
-        if self.num_leapfrogs <= _ONE_REGION:
-            return super().compile_leapfrog(options)
-        self._leapfrogs = compiled(leapfrogs, options)
-        return True
-
-    def __getstate__(self) -> dict[str, Any]:
-        """Leave out the compiled code, which cannot be pickled, as torch does of other modules."""
-        return {**super().__getstate__(), "_leapfrogs": leapfrogs}
+    @property
+    def step_is_one_region(self) -> bool:  # type: ignore[override]
+        """Not with more than twenty leapfrogs, which are compiled in turns of ten then."""
+        return self.num_leapfrogs <= _ONE_REGION
 
     def integrate(
         self,
@@ -73,10 +64,12 @@ class HMC(Kernel):
     ) -> tuple[State, Tensor, Tensor]:
         """Take ``num_leapfrogs`` leapfrogs, which preserve volume: log|det J| = 0."""
         step_size = direction[:, None] * self.step_size.to(momentum.dtype)
-        piece = self.num_leapfrogs if self._leapfrogs is leapfrogs else _PIECE
+        take, piece = leapfrogs, self.num_leapfrogs
+        if not self.step_is_one_region and self.is_compiled:
+            take, piece = self.compiled(leapfrogs), _PIECE
         for done in range(0, self.num_leapfrogs, piece):
             count = min(piece, self.num_leapfrogs - done)
-            state, momentum = self._leapfrogs(state, momentum, energy, step_size, count)
+            state, momentum = take(state, momentum, energy, step_size, count)
         return state, momentum, torch.zeros_like(state.energy)
 
 

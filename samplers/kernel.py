@@ -2,47 +2,19 @@
 
 import warnings
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Sequence
-from functools import cache
+from collections.abc import Callable
+from copy import copy
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
 
+from samplers.compiling import Function, compiler, compiler_works
 from samplers.energy import Energy, State, finite_gradient, value_and_gradient
-from samplers.products import onednn_is_faster
+from samplers.random import standard_normal
 
 DIVERGENCE_THRESHOLD = 1000.0
 """A rise of the energy beyond this many nats is a failed integration, not a bad proposal."""
-
-_INDUCTOR = {"realize_reads_threshold": 1, "realize_opcount_threshold": 4}
-# Otherwise the compiler inlines the recurrence of elementwise energies, and takes minutes.
-_COMPILATIONS = 256
-# Of a function that the compiler keeps: its own 8 are soon spent on batch sizes and kernels.
-
-
-@cache
-def compiler_works(device: str) -> bool:
-    """Try whether ``torch.compile`` works on a type of device; it takes seconds the first time."""
-    try:
-        torch.compile(torch.exp, fullgraph=True)(torch.zeros(8, device=device))
-    except Exception:  # what is missing decides what is raised: compiler, headers, Triton
-        return False
-    return True
-
-
-def compiled(function: Callable[..., Any], options: dict[str, Any]) -> Callable[..., Any]:
-    """Return a function compiled by ``torch.compile``, for 256 shapes and kernels rather than 8."""
-    with_room = torch._dynamo.config.patch(recompile_limit=_COMPILATIONS)
-    return with_room(torch.compile(function, **options))
-
-
-def _inductor_options(device: str) -> dict[str, Any]:
-    if not onednn_is_faster(device):
-        return _INDUCTOR
-    from samplers.graph_pass import PRODUCTS_BY_ONEDNN  # which loads the compiler
-
-    return {**_INDUCTOR, "post_grad_custom_pre_pass": PRODUCTS_BY_ONEDNN}
 
 
 Context = Any
@@ -73,6 +45,17 @@ class Info(NamedTuple):
     """Whether the integration failed, (B,), boolean."""
 
 
+class RoundTrip(NamedTuple):
+    """What a trajectory and its way back leave, of which exact arithmetic would leave nothing."""
+
+    position: Tensor
+    """Where the way back ends minus where the trajectory began, (B, D)."""
+    momentum: Tensor
+    """The same of the momentum, (B, D)."""
+    log_det: Tensor
+    """Sum of the log-determinants of both ways, (B,) nats."""
+
+
 class Kernel(nn.Module, ABC):
     """A Metropolis-Hastings transition that leaves exp(-U) invariant for any energy U.
 
@@ -85,8 +68,13 @@ class Kernel(nn.Module, ABC):
     log_step_size: Tensor
     """log ε: a parameter where it is learned, a buffer where it is adapted."""
 
+    step_is_one_region: bool = True
+    """Whether :meth:`compile` compiles a step as a whole, or what its leapfrogs share."""
+
     steps_per_call: int = 1
     """Steps that :func:`samplers.sample` takes in a call; :meth:`compile` sets it."""
+
+    _compiler: Callable[[Function], Function] | None = None
 
     @property
     def step_size(self) -> Tensor:
@@ -114,53 +102,28 @@ class Kernel(nn.Module, ABC):
 
     def noise(self, state: State, generator: torch.Generator | None = None) -> Noise:
         """Draw the randomness of one step."""
-        return _drawn(state.position, state.position.shape, generator)
-
-    def noises(
-        self, state: State, count: int, generator: torch.Generator | None = None
-    ) -> list[Noise]:
-        """Draw the randomness of several steps together, faster than that of one after another.
-
-        They are other numbers than :meth:`noise` would draw: all momenta come first.
-        """
-        drawn = _drawn(state.position, (count, *state.position.shape), generator)
-        return [Noise(*parts) for parts in zip(*(field.unbind() for field in drawn), strict=True)]
-
-    def forward(
-        self,
-        state: State,
-        energy: Energy,
-        noises: Sequence[Noise],
-        context: Context = None,
-    ) -> list[tuple[State, Info]]:
-        """Take one :meth:`step` for each noise, in one call that :meth:`compile` can speed up.
-
-        Returns:
-            What each step returned: the last one's state is where the chains are.
-        """
-        steps = []
-        for noise in noises:
-            state, info = self.step(state, energy, noise, context)
-            steps.append((state, info))
-        return steps
+        like = state.position
+        momentum = standard_normal(like, generator)
+        coin, uniform = torch.rand(
+            (2, len(like)), generator=generator, dtype=like.dtype, device=like.device
+        )
+        return Noise(momentum, torch.copysign(torch.ones_like(coin), coin - 0.5), uniform)
 
     def compile(self, steps: int = 1, **options: Any) -> None:
-        """Compile the kernel at its next call, which takes a while, by ``torch.compile``.
+        """Compile the kernel at its next step, which takes a while, by ``torch.compile``.
 
-        One compiled region is :meth:`forward`, or what :meth:`compile_leapfrog` compiles instead: a
-        leapfrog with networks, ten of a long trajectory without. Calls of one shape, number of
-        steps and class of energy share a compilation; numbers that the energy holds must be
-        tensors to change without a new one. A process keeps 256, and the next one raises;
-        ``torch.compiler.reset()`` forgets them all.
-        Parameters and ``state_dict`` stay as they are.
+        One compiled region is a step; of a kernel with networks it is a leapfrog, of a long
+        trajectory without them ten. Steps of one shape and class of energy share a compilation;
+        numbers that the energy holds must be tensors to change without a new one. A process keeps
+        256, and the next one raises; ``torch.compiler.reset()`` forgets them all.
+        Parameters, ``state_dict`` and draws stay as they are.
 
         Where the compiler does not work, the kernel stays as it is and a warning says so.
 
         Arguments:
-            steps: That :func:`samplers.sample` takes in one call from now on. On a small target,
-                where calls take longer than the work, five or ten are faster than one, but as many
-                times longer to compile, unless it is a leapfrog that is compiled. The draws depend
-                on it: it changes the order of the noise.
+            steps: That :func:`samplers.sample` compiles as one region where a step is one. On a
+                small target, where calls take longer than the work, five or ten are faster than
+                one, but as many times longer to compile.
             options: Of ``torch.compile``.
 
         Raises:
@@ -168,7 +131,6 @@ class Kernel(nn.Module, ABC):
         """
         if steps < 1:
             raise ValueError(f"steps must be at least 1, got {steps}")
-        self.steps_per_call = steps
         device = self.log_step_size.device.type
         if not ("backend" in options or compiler_works(device)):
             warnings.warn(
@@ -176,18 +138,29 @@ class Kernel(nn.Module, ABC):
                 stacklevel=2,
             )
             return
-        if not options.keys() & {"backend", "mode", "options"}:
-            options["options"] = _inductor_options(device)
-        options = {"fullgraph": True, "dynamic": False} | options
-        if not self.compile_leapfrog(options):
-            self._compiled_call_impl = compiled(self._call_impl, options)
+        compile_ = compiler(device, options)
+        for each in self.modules():
+            if isinstance(each, Kernel):
+                each._compiler = compile_
+        self.steps_per_call = steps if self.step_is_one_region else 1
 
-    def compile_leapfrog(self, options: dict[str, Any]) -> bool:
-        """Compile what leapfrogs share, with options of ``torch.compile``; say whether it was.
+    @property
+    def is_compiled(self) -> bool:
+        """Whether :meth:`compile` was called, of this kernel and not of one it is a copy of."""
+        return self._compiler is not None
 
-        Not so here: a leapfrog without networks is little, and those of a step are faster as one.
+    def compiled(self, function: Function) -> Function:
+        """Return a function as compiled code, if the kernel is compiled, else as it is."""
+        return function if self._compiler is None else self._compiler(function)
+
+    def __getstate__(self) -> dict[str, Any]:
+        """Leave out the compiled code, which neither can be pickled nor is a copy's.
+
+        A copy holds copies of the kernels inside, or they would be compiled together.
         """
-        return False
+        modules = {name: _apart(module) for name, module in self._modules.items()}
+        state = {**super().__getstate__(), "_modules": modules, "_compiler": None}
+        return {**state, "steps_per_call": 1}
 
     def step(
         self, state: State, energy: Energy, noise: Noise, context: Context = None
@@ -211,31 +184,8 @@ class Kernel(nn.Module, ABC):
             Generalizing Hamiltonian Monte Carlo with Neural Networks (Levy, Hoffman and
             Sohl-Dickstein, 2018), Equation 5.
         """
-        start = State(
-            finite_gradient(state.position),
-            finite_gradient(state.energy),
-            finite_gradient(state.gradient),
-            state.extra,
-        )
-        end, momentum, log_determinant = self.integrate(
-            start, noise.momentum, noise.direction, energy, context
-        )
-        # Zero times a finite number is 0, else NaN: one sum over coordinates, where a conjunction
-        # of booleans would take as long as the trajectory of a small target.
-        zero_if_finite = 0.0 * end.position.detach() + 0.0 * end.gradient.detach()
-        kinetic = 0.5 * (noise.momentum.square() - momentum.square()) + zero_if_finite
-        log_ratio = start.energy - end.energy + kinetic.sum(dim=-1) + log_determinant
-        diverging = ~log_ratio.isfinite() | (log_ratio < -DIVERGENCE_THRESHOLD)
-        acceptance = torch.where(diverging, -torch.inf, log_ratio).clamp(max=0.0).exp()
-        accepted = noise.uniform < acceptance
-        proposal = torch.where(diverging[:, None], start.position, end.position)
-        kept = State(
-            torch.where(accepted[:, None], end.position, state.position),
-            torch.where(accepted, end.energy, state.energy),
-            torch.where(accepted[:, None], end.gradient, state.gradient),
-            tuple(_choose(accepted, *pair) for pair in zip(end.extra, state.extra, strict=True)),
-        )
-        return kept, Info(proposal, acceptance, accepted, diverging)
+        run = self.compiled(transition) if self.step_is_one_region else transition
+        return run(self, state, energy, noise, context)
 
     def trajectory(
         self,
@@ -253,6 +203,67 @@ class Kernel(nn.Module, ABC):
         end, momentum, log_determinant = self.integrate(state, momentum, direction, energy, context)
         return end.position, momentum, log_determinant
 
+    @torch.no_grad()
+    def round_trip(
+        self, position: Tensor, energy: Energy, noise: Noise, context: Context = None
+    ) -> RoundTrip:
+        """Follow a trajectory and then, in the opposite direction, its way back.
+
+        Detailed balance rests on both being inverse; a learned kernel whose scales have grown
+        large can lose that to rounding.
+
+        Arguments:
+            position: Where the chains are, (B, D).
+            energy: U, from (B, D) to (B,).
+            noise: As drawn by :meth:`noise`.
+            context: As returned by :meth:`embed`, where it returns one.
+        """
+        direction = noise.direction
+        end, momentum, there = self.trajectory(position, noise.momentum, direction, energy, context)
+        back, momentum, again = self.trajectory(end, momentum, -direction, energy, context)
+        return RoundTrip(back - position, momentum - noise.momentum, there + again)
+
+
+def _apart(module: nn.Module | None) -> nn.Module | None:
+    """Return a module that shares everything but the kernels inside it, which are copies."""
+    if module is None or not any(isinstance(each, Kernel) for each in module.modules()):
+        return module
+    alike = copy(module)
+    if not isinstance(module, Kernel):
+        alike._modules = {name: _apart(inside) for name, inside in module._modules.items()}
+    return alike
+
+
+def transition(
+    kernel: Kernel, state: State, energy: Energy, noise: Noise, context: Context
+) -> tuple[State, Info]:
+    """Take a :meth:`Kernel.step`: a function of the kernel, which copies of it can share."""
+    start = State(
+        finite_gradient(state.position),
+        finite_gradient(state.energy),
+        finite_gradient(state.gradient),
+        state.extra,
+    )
+    end, momentum, log_determinant = kernel.integrate(
+        start, noise.momentum, noise.direction, energy, context
+    )
+    # Zero times a finite number is 0, else NaN: one sum over coordinates, where a conjunction
+    # of booleans would take as long as the trajectory of a small target.
+    zero_if_finite = 0.0 * end.position.detach() + 0.0 * end.gradient.detach()
+    kinetic = 0.5 * (noise.momentum.square() - momentum.square()) + zero_if_finite
+    log_ratio = start.energy - end.energy + kinetic.sum(dim=-1) + log_determinant
+    diverging = ~log_ratio.isfinite() | (log_ratio < -DIVERGENCE_THRESHOLD)
+    acceptance = torch.where(diverging, -torch.inf, log_ratio).clamp(max=0.0).exp()
+    accepted = noise.uniform < acceptance
+    proposal = torch.where(diverging[:, None], start.position, end.position)
+    kept = State(
+        torch.where(accepted[:, None], end.position, state.position),
+        torch.where(accepted, end.energy, state.energy),
+        torch.where(accepted[:, None], end.gradient, state.gradient),
+        tuple(_choose(accepted, *pair) for pair in zip(end.extra, state.extra, strict=True)),
+    )
+    return kept, Info(proposal, acceptance, accepted, diverging)
+
 
 @torch.no_grad()
 def finite_start(kernel: Kernel, energy: Energy, position: Tensor) -> State:
@@ -269,15 +280,6 @@ def finite_start(kernel: Kernel, energy: Energy, position: Tensor) -> State:
             f"{int((~finite).sum())} of the chains"
         )
     return state
-
-
-def _drawn(like: Tensor, shape: Sequence[int], generator: torch.Generator | None) -> Noise:
-    """Return noise of momenta of a shape (…, B, D), of the type and on the device of a tensor."""
-    momentum = torch.randn(shape, generator=generator, dtype=like.dtype, device=like.device)
-    coin, uniform = torch.rand(
-        (2, *shape[:-1]), generator=generator, dtype=like.dtype, device=like.device
-    )
-    return Noise(momentum, torch.copysign(torch.ones_like(coin), coin - 0.5), uniform)
 
 
 def _choose(accepted: Tensor, new: Tensor, old: Tensor) -> Tensor:

@@ -1,15 +1,14 @@
 """Learned Hamiltonian Monte Carlo (L2HMC)."""
 
 import math
-from collections.abc import Callable, Sequence
-from typing import Any
+from collections.abc import Sequence
 
 import torch
 from torch import Tensor, nn
 
 from samplers.energy import Energy, State, finite_gradient
 from samplers.hmc import initial_log_step_size
-from samplers.kernel import Context, Kernel, compiled
+from samplers.kernel import Context, Kernel
 from samplers.leapfrog import Update, augmented_leapfrog
 from samplers.networks import UpdateNetwork, embedding_network
 
@@ -59,6 +58,9 @@ class L2HMC(Kernel):
         torch.Size([4])
     """
 
+    step_is_one_region = False
+    """All leapfrogs share one: a step as one region takes M times as long to compile."""
+
     mask: Tensor
     times: Tensor
 
@@ -93,18 +95,8 @@ class L2HMC(Kernel):
         )
         self.register_buffer("mask", random_halves(num_leapfrogs, dim))
         self.register_buffer("times", time_encoding(num_leapfrogs), persistent=False)
-        self._leapfrog: Callable[..., tuple[State, Tensor, Tensor]] = _leapfrog
 
-    def compile_leapfrog(self, options: dict[str, Any]) -> bool:
-        """Compile one leapfrog, which all share: a trajectory of M takes M times as long to."""
-        self._leapfrog = compiled(_leapfrog, options)
-        return True
-
-    def __getstate__(self) -> dict[str, Any]:
-        """Leave out the compiled code, which cannot be pickled, as torch does of other modules."""
-        return {**super().__getstate__(), "_leapfrog": _leapfrog}
-
-    def embed(self, observations: Tensor) -> Tensor | None:
+    def embed(self, observations: Tensor) -> Context:
         """Return the embedding (B, hidden) of observations (B, N); None without an embedding."""
         return None if self.embedding is None else self.embedding(observations)
 
@@ -128,7 +120,7 @@ class L2HMC(Kernel):
             )
         if context is not None and self.embedding is None:
             raise ValueError("this kernel was built without observation_dim and takes no context")
-        if self._leapfrog is not _leapfrog:
+        if self.is_compiled:
             # As those of the later leapfrogs are, or the compiler would compile them apart.
             state = state._replace(position=state.position.contiguous())
             if not momentum.requires_grad:
@@ -141,7 +133,7 @@ class L2HMC(Kernel):
             reverse = self.num_leapfrogs - 1 - step
             time = torch.where(forward, self.times[step], self.times[reverse]).to(momentum)
             mask = torch.where(forward, self.mask[step], ~self.mask[reverse])
-            state, momentum, change = self._leapfrog(
+            state, momentum, change = self.compiled(_leapfrog)(
                 self, state, momentum, direction, energy, step_size, mask, time, context
             )
             log_determinant = log_determinant + change
@@ -157,7 +149,7 @@ def _leapfrog(
     step_size: Tensor,
     mask: Tensor,
     time: Tensor,
-    context: Tensor | None,
+    context: Context,
 ) -> tuple[State, Tensor, Tensor]:
     # A function of the kernel, not a bound method: a copied kernel must not use the original's
     # networks once this is compiled.

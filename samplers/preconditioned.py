@@ -1,8 +1,6 @@
 """A kernel in whitened coordinates: diagonal or dense mass for HMC, and the same for L2HMC."""
 
 from abc import ABC, abstractmethod
-from copy import copy
-from typing import Any
 
 import torch
 from torch import Tensor
@@ -92,17 +90,14 @@ class Preconditioned(Transformed):
         """Log ε, in the coordinates w."""
         return self.kernel.log_step_size
 
+    @property
+    def step_is_one_region(self) -> bool:  # type: ignore[override]
+        """As of the kernel inside; else the way into its coordinates and back stays eager."""
+        return self.kernel.step_is_one_region
+
     def embed(self, observations: Tensor) -> Context:
         """Return the context of the kernel inside."""
         return self.kernel.embed(observations)
-
-    def compile_leapfrog(self, options: dict[str, Any]) -> bool:
-        """Compile that of the kernel inside; the way into its coordinates and back stays eager."""
-        return self.kernel.compile_leapfrog(options)
-
-    def __getstate__(self) -> dict[str, Any]:
-        """Have copies hold a copy of the kernel inside, or they would be compiled together."""
-        return {**super().__getstate__(), "_modules": {"kernel": copy(self.kernel)}}
 
     def integrate(
         self,

@@ -62,7 +62,7 @@ def parallel_tempering(
     inverse, column = (1 / temperatures).to(position), torch.arange(chains, device=position.device)
     kept = []
     for draw in range(num_draws):
-        [(state, info)] = kernel(state, tempered, [kernel.noise(state, generator)])
+        state, info = kernel.step(state, tempered, kernel.noise(state, generator))
         potential = (temperature * state.energy).view(count, chains)
         order = _exchange(potential, inverse, draw % 2, generator)
         state = _moved(state, temperature, (chains * order + column).flatten())

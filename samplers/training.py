@@ -263,7 +263,7 @@ class _Training:
             position, potential, gradient = (torch.cat([each, each]) for each in state[:3])
             state = State(position, potential, gradient)
         state = fresh_leaf(state)
-        [(after, info)] = self.inner(state, self.energy, [self.inner.noise(state, generator)])
+        after, info = self.inner.step(state, self.energy, self.inner.noise(state, generator))
         first, second = _rows(info, slice(count)), _rows(info, slice(count, None))
         if settings.objective == "siblings":
             return after, info, siblings(start, first, second, self.running)

@@ -22,6 +22,9 @@ class Turns(Kernel):
         ValueError: There are none.
     """
 
+    step_is_one_region = False
+    """Each kernel has regions of its own."""
+
     def __init__(self, kernels: Sequence[Kernel]) -> None:
         super().__init__()
         if not kernels:
@@ -38,12 +41,6 @@ class Turns(Kernel):
         """Draw the randomness of one step: with a leading dimension, one of each kernel."""
         drawn = [kernel.noise(state, generator) for kernel in self._each()]
         return Noise(*(torch.stack(field) for field in zip(*drawn, strict=True)))
-
-    def noises(
-        self, state: State, count: int, generator: torch.Generator | None = None
-    ) -> list[Noise]:
-        """Draw the randomness of several steps."""
-        return [self.noise(state, generator) for _ in range(count)]
 
     def step(
         self, state: State, energy: Energy, noise: Noise, context: Context | None = None

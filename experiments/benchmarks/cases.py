@@ -14,7 +14,7 @@ from dglm.annealing import anneal, temperatures
 from dglm.chain import run_chain
 from dglm.starts import annealed_path
 from samplers import L2HMC, seeded_generator
-from samplers.products import onednn_is_faster, product
+from samplers.compiling import onednn_is_faster, product
 
 _PIXELS = 784
 PRODUCTS = "matrix products alone"

@@ -13,7 +13,7 @@ from dglm import (
     estimate_log_likelihood,
 )
 from dglm.chain import run_chain
-from samplers import HMC, L2HMC, Kernel, round_trip, seeded_generator, value_and_gradient
+from samplers import HMC, L2HMC, Kernel, seeded_generator, value_and_gradient
 from samplers.io import build, describe
 
 SHAPE, PIXELS, LATENT = (2, 8, 4), 64, 3
@@ -126,7 +126,7 @@ def test_training_reaches_each_part_through_any_decoder(make: type[nn.Module]) -
 def test_kernels_are_exact_on_a_convolutional_posterior(kernel: Kernel) -> None:
     energy = GenerativeModel(decoder(), LATENT).energy(torch.rand(5, PIXELS).round())
     kernel, z = kernel.to(torch.get_default_dtype()), torch.randn(5, LATENT)
-    errors = round_trip(kernel, z, energy, kernel.noise(kernel.init(z, energy)))
+    errors = kernel.round_trip(z, energy, kernel.noise(kernel.init(z, energy)))
     assert max(error.abs().max() for error in errors) < 1e-9
 
 

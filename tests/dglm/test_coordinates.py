@@ -130,7 +130,7 @@ def test_a_compiled_copy_is_the_eager_kernel(
     noise = kernel.noise(state, seeded_generator("cpu", 1))
 
     def results(kernel: Kernel) -> list[Tensor]:
-        [(after, info)] = kernel(state, energy, [noise], kernel.embed(images))
+        after, info = kernel.step(state, energy, noise, kernel.embed(images))
         loss = info.proposal.square().sum() + info.acceptance.sum()
         parameters = list(kernel.kernel.parameters())  # type: ignore[union-attr]
         return [*after[:3], *info, *(torch.autograd.grad(loss, parameters) if parameters else ())]

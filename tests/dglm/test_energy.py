@@ -42,7 +42,7 @@ def test_the_gradient_by_hand_is_that_of_autograd(deep: GenerativeModel, distanc
 def test_the_gradient_by_hand_is_that_of_autograd_with_products_by_onednn(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr("samplers.products.onednn_is_faster", lambda device: True)
+    monkeypatch.setattr("samplers.compiling.onednn_is_faster", lambda device: True)
     model = GenerativeModel(Decoder(3, 220, (200, 210)), 3).float()
     z, misfit = (
         torch.randn(128, 3).float(),

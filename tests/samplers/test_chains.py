@@ -1,5 +1,4 @@
 from collections.abc import Callable
-from copy import copy
 from typing import NamedTuple
 
 import numpy as np
@@ -15,6 +14,7 @@ from samplers import (
     Energy,
     Kernel,
     sample,
+    sample_chunks,
     seeded_generator,
 )
 
@@ -60,25 +60,33 @@ def test_thinning_keeps_every_so_many_steps(kernel: HMC, energy: Energy) -> None
 
 @pytest.mark.filterwarnings("ignore:The .grad attribute of a Tensor:UserWarning")
 @torch.no_grad()
-def test_a_compiled_kernel_takes_several_steps_in_a_call(kernel: HMC, energy: Energy) -> None:
+@pytest.mark.parametrize("thin", [1, 2])
+def test_compiling_several_steps_together_changes_no_draw(
+    kernel: HMC, energy: Energy, thin: int
+) -> None:
     if not torch._dynamo.is_dynamo_supported():
         pytest.skip("torch.compile does not run here")
     torch.compiler.reset()
-    generator, graphs = seeded_generator("cpu", 4), []
-    eager, state = copy(kernel), kernel.init(torch.zeros(5, 3), energy)
-    kernel.compile(steps=3, backend=lambda graph, inputs: graphs.append(graph) or graph)
-    chains = sample(kernel, energy, torch.zeros(5, 3), 4, thin=2, generator=copy(generator))
-    assert len(graphs) == 2  # of three steps and, for the last two, of one
+    graphs: list[torch.fx.GraphModule] = []
 
-    steps = []
-    for count in (3, 3, 1, 1):
-        for noise in eager.noises(state, count, generator):
-            state, info = eager.step(state, energy, noise)
-            steps.append((state, info))
-    for draw, ((_, first), (state, second)) in enumerate(zip(steps[::2], steps[1::2], strict=True)):
-        torch.testing.assert_close(chains.draws[:, draw], state.position)
-        acceptance = (first.acceptance + second.acceptance) / 2
-        torch.testing.assert_close(chains.acceptance[:, draw], acceptance)
+    def draws(chunk_size: int = 100) -> list[Tensor]:
+        chunks = sample_chunks(
+            kernel,
+            energy,
+            torch.zeros(5, 3),
+            8,
+            chunk_size=chunk_size,
+            thin=thin,
+            generator=seeded_generator("cpu", 4),
+        )
+        fields = zip(*(chunk for chunk, _ in chunks), strict=True)
+        return [torch.cat(parts, dim=1) for parts in fields]
+
+    expected = draws()
+    kernel.compile(steps=3, backend=lambda graph, inputs: graphs.append(graph) or graph)
+    torch.testing.assert_close(draws(), expected)
+    assert len(graphs) == 2  # of three steps and, for what is left, of one
+    torch.testing.assert_close(draws(chunk_size=5), expected)
 
 
 def test_thinning_hides_no_divergence(energy: Energy, plant: Callable[..., Energy]) -> None:

@@ -136,8 +136,8 @@ def test_long_trajectories_are_compiled_in_pieces_that_they_share(energy: Callab
     def steps(kernel: HMC, chains: int) -> object:
         state = kernel.init(torch.ones(chains, 2), energy)
         noise = kernel.noise(state, seeded_generator("cpu", 0))
-        [(after, _)] = kernel(state, energy, [noise])
-        return kernel(after, energy, [noise])
+        after, _ = kernel.step(state, energy, noise)
+        return kernel.step(after, energy, noise)
 
     for count, compiled in ((20, 1), (30, 2), (100, 2), (34, 3)):
         kernel = HMC(count, step_size=0.05)

@@ -21,6 +21,7 @@ from samplers import (
     seeded_generator,
     value_and_gradient,
 )
+from samplers.kernel import RoundTrip
 
 CHAINS = 6
 Build = Callable[..., Kernel]
@@ -193,7 +194,8 @@ def test_noise_has_the_distributions_it_promises() -> None:
     kernel, count = HMC(), 100_000
     state = State(torch.zeros(count, 2), torch.zeros(count), torch.zeros(count, 2))
     columns: list[Tensor] = []
-    for momentum, direction, uniform in kernel.noises(state, 2, seeded_generator("cpu", 0)):
+    generator = seeded_generator("cpu", 0)
+    for momentum, direction, uniform in (kernel.noise(state, generator) for _ in range(2)):
         assert set(direction.tolist()) == {-1.0, 1.0}
         assert uniform.min() >= 0
         assert uniform.max() < 1
@@ -202,11 +204,6 @@ def test_noise_has_the_distributions_it_promises() -> None:
     assert (table.mean(dim=-1).abs() < 5 / count**0.5).all()
     # var(v²) = 2 is the largest, and no pair of columns is correlated, of one step or of both.
     assert ((table @ table.mT / count - torch.eye(8)).abs() < 5 * (2 / count) ** 0.5).all()
-
-
-def test_the_noise_of_one_step_is_that_of_several_for_one(run: Run) -> None:
-    [drawn] = run.kernel.noises(run.state, 1, seeded_generator("cpu", 1))
-    assert all(map(torch.equal, drawn, run.noise))
 
 
 def test_noise_takes_the_type_of_the_positions(build: Build) -> None:
@@ -401,27 +398,15 @@ def test_without_a_compiler_a_kernel_stays_as_it_is(monkeypatch: pytest.MonkeyPa
     kernel, energy = HMC(2), standard_normal_energy
     state = kernel.init(torch.zeros(3, 2), energy)
     noise = kernel.noise(state, seeded_generator("cpu", 0))
-    [(before, _)] = kernel(state, energy, [noise])
+    before, _ = kernel.step(state, energy, noise)
     with pytest.warns(UserWarning, match="run eagerly"):
         kernel.compile()
-    [(after, _)] = kernel(state, energy, [noise])
+    after, _ = kernel.step(state, energy, noise)
     assert torch.equal(after.position, before.position)
 
 
 def standard_normal_energy(x: Tensor) -> Tensor:
     return 0.5 * x.square().sum(dim=-1)
-
-
-@torch.no_grad()
-def test_forward_is_repeated_steps_bit_for_bit(run: Run) -> None:
-    noises = [run.kernel.noise(run.state, seeded_generator("cpu", seed)) for seed in range(4)]
-    found = run.kernel(run.state, run.energy, noises, run.context)
-    assert len(found) == 4
-    state = run.state
-    for noise, (after, info) in zip(noises, found, strict=True):
-        state, expected = run.kernel.step(state, run.energy, noise, run.context)
-        assert all(map(torch.equal, after[:3], state[:3]))
-        assert all(map(torch.equal, info, expected))
 
 
 class Scaled(torch.nn.Module):
@@ -452,7 +437,7 @@ def test_compiled_kernel_is_the_eager_one_and_follows_a_changed_tensor(
         scaled.factor.fill_(factor)
         state = fresh_leaf(kernel.init(position, scaled))
         noise = kernel.noise(state, seeded_generator("cpu", 0))
-        [(end, info)] = kernel(state, scaled, [noise], kernel.embed(observations))
+        end, info = kernel.step(state, scaled, noise, kernel.embed(observations))
         loss = info.acceptance.sum() + info.proposal.square().sum()
         gradients = torch.autograd.grad(loss, list(kernel.parameters()) or state[:1])
         return [*end[:3], *info, *gradients]
@@ -482,10 +467,10 @@ def test_copies_of_a_compiled_kernel_are_not_compiled(build: Build, energy: Plai
     kernel.compile(backend=backend)
     for other in (copy(kernel), deepcopy(kernel), pickle.loads(pickle.dumps(kernel))):
         state = other.init(position, energy)
-        other(state, energy, [other.noise(state)], other.embed(observations))
+        other.step(state, energy, other.noise(state), other.embed(observations))
     assert not compiled
     state = kernel.init(position, energy)
-    kernel(state, energy, [kernel.noise(state)], kernel.embed(observations))
+    kernel.step(state, energy, kernel.noise(state), kernel.embed(observations))
     assert compiled
 
 
@@ -503,7 +488,9 @@ def test_options_of_the_compiler_do_not_meet_others(
     passed: dict[str, Any] = {}
     monkeypatch.setattr(torch, "compile", lambda function, **options: passed.update(options))
     monkeypatch.setattr("samplers.kernel.compiler_works", lambda device: True)
-    build(num_leapfrogs=2).compile(**given)
+    kernel = build(num_leapfrogs=2)
+    kernel.compile(**given)
+    kernel.compiled(max)
     assert ("options" in passed) == (not given)
     assert given.items() <= passed.items()
 
@@ -521,5 +508,49 @@ def test_more_shapes_than_the_compilers_own_limit_are_compiled(
     with torch._dynamo.config.patch(recompile_limit=1):
         for count in (4, 5):
             state = kernel.init(torch.zeros(count, 3), energy)
-            noises = [kernel.noise(state)]
-            kernel(state, energy, noises, kernel.embed(torch.zeros(count, 4)))
+            kernel.step(state, energy, kernel.noise(state), kernel.embed(torch.zeros(count, 4)))
+
+
+def noise(dtype: torch.dtype = torch.float64) -> Noise:
+    generator = seeded_generator("cpu", 0)
+    momentum = torch.randn(40, 5, generator=generator, dtype=dtype)
+    direction = torch.where(torch.rand(40, generator=generator) < 0.5, -1.0, 1.0).to(dtype)
+    return Noise(momentum, direction, torch.rand(40, generator=generator, dtype=dtype))
+
+
+def largest(trip: RoundTrip) -> float:
+    return max(float(part.abs().max()) for part in trip)
+
+
+def test_round_trips_leave_rounding_errors_alone(
+    random_l2hmc: Callable[..., L2HMC], energy: Energy
+) -> None:
+    for kernel in (HMC(3, 0.4), random_l2hmc(5)):
+        assert largest(kernel.round_trip(torch.zeros(40, 5), energy, noise())) < 1e-11
+
+
+def test_errors_are_those_of_the_precision(
+    random_l2hmc: Callable[..., L2HMC], energy: Energy
+) -> None:
+    kernel = random_l2hmc(5).float()
+    position = torch.zeros(40, 5, dtype=torch.float32)
+    assert 1e-8 < largest(kernel.round_trip(position, energy, noise(torch.float32))) < 1e-3
+
+
+class OneWay(HMC):
+    """Wrong: both directions move forward, and each claims to change the volume."""
+
+    def integrate(self, state, momentum, direction, energy, context=None):  # type: ignore  # noqa: ANN001, ANN201
+        end, momentum, log_det = super().integrate(
+            state, momentum, torch.ones_like(direction), energy, context
+        )
+        return end, momentum, log_det + 0.25
+
+
+def test_a_kernel_that_does_not_come_back_is_measured(energy: Energy) -> None:
+    position, kernel, draw = torch.full((40, 5), 0.1), OneWay(3, 0.2), noise()
+    trip = kernel.round_trip(position, energy, draw)
+    first = HMC(6, 0.2).trajectory(position, draw.momentum, torch.ones(40), energy)
+    torch.testing.assert_close(trip.position, first[0] - position)
+    torch.testing.assert_close(trip.momentum, first[1] - draw.momentum)
+    torch.testing.assert_close(trip.log_det, torch.full((40,), 0.5))

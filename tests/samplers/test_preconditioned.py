@@ -182,7 +182,7 @@ def test_compiled_kernel_is_the_eager_one(random_l2hmc: Build, energy: Energy) -
     state, noise = start(kernel, energy, 6)
 
     def results() -> list[Tensor]:
-        [(after, info)] = kernel(state, energy, [noise])
+        after, info = kernel.step(state, energy, noise)
         loss = info.proposal.square().sum() + info.acceptance.sum()
         gradients = torch.autograd.grad(loss, list(kernel.parameters()))
         return [*after[:3], *info, *gradients]
@@ -210,7 +210,7 @@ def compiled_graphs(inside: Kernel, factor: Tensor, energy: Energy) -> Graphs:
     kernel.compile(backend=graphs)
     state, noise = start(kernel, energy, 6)
     for _ in range(2):
-        [(state, _)] = kernel(state, energy, [noise])
+        state, _ = kernel.step(state, energy, noise)
     return graphs
 
 
@@ -247,9 +247,9 @@ def test_a_copy_shares_the_parameters_and_is_compiled_alone(
     assert all(map(Tensor.is_set_to, shared.state_dict().values(), kernel.state_dict().values()))
     shared.compile(backend=graphs)
     for eager in (kernel, copy(shared), deepcopy(shared), pickle.loads(pickle.dumps(shared))):
-        eager(state, energy, [noise])
+        eager.step(state, energy, noise)
     assert not graphs
-    shared(state, energy, [noise])
+    shared.step(state, energy, noise)
     assert graphs
 
 

@@ -43,12 +43,12 @@ class Recording(L2HMC):
         super().__init__(2, num_leapfrogs=2, step_size=0.3, hidden=4, head_scale=1.0)
         self.steps: list[tuple[State, State, Info]] = []
 
-    def forward(
-        self, state: State, energy: Energy, noises: list[Noise], context: Tensor | None = None
-    ) -> list[tuple[State, Info]]:
-        [(after, info)] = super().forward(state, energy, noises, context)
+    def step(
+        self, state: State, energy: Energy, noise: Noise, context: Tensor | None = None
+    ) -> tuple[State, Info]:
+        after, info = super().step(state, energy, noise, context)
         self.steps.append((state, after, info))
-        return [(after, info)]
+        return after, info
 
 
 class Stopped(Exception):
