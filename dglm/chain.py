@@ -5,7 +5,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from dglm.coordinates import Coordinates, sampler_parameters
+from dglm.coordinates import Coordinates, without_coordinates
 from dglm.gaussian import DiagonalGaussian
 from dglm.model import GenerativeModel
 from samplers import Kernel, State, fresh_leaf, reciprocal_jump_loss, squared_jump
@@ -58,7 +58,8 @@ def run_chain(
     energy, context = model.energy(x), kernel.embed(x)
     coordinates = context.gaussian if isinstance(context, Coordinates) else None
     variance = (coordinates or q).variance().detach()
-    learned = any(parameter.requires_grad for parameter in sampler_parameters(kernel))
+    sampler = without_coordinates(kernel)
+    learned = any(parameter.requires_grad for parameter in sampler.parameters())
     with torch.set_grad_enabled(torch.is_grad_enabled() and learned):
         state = fresh_leaf(kernel.init(start.detach(), energy))
         energies, infos, jumps = [state.energy], [], []

@@ -145,7 +145,6 @@ class _Whitened:
         return state.energy, self.gaussian.pull(state.gradient), (state.gradient, *state.extra)
 
 
-def sampler_parameters(kernel: Kernel) -> list[nn.Parameter]:
-    """Return the parameters that the sampler's loss trains: all but those of its coordinates."""
-    inside = kernel.kernel if isinstance(kernel, AmortizedPreconditioned) else kernel
-    return list(inside.parameters())
+def without_coordinates(kernel: Kernel) -> Kernel:
+    """Return the kernel inside learned coordinates, or the kernel itself where it has none."""
+    return kernel.kernel if isinstance(kernel, AmortizedPreconditioned) else kernel

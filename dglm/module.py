@@ -16,7 +16,7 @@ from torch.optim.lr_scheduler import LambdaLR
 from dglm.ais import AISResult, AISSettings, estimate_log_likelihood, gather
 from dglm.callbacks import Safeguard
 from dglm.chain import Chain, run_chain
-from dglm.coordinates import AmortizedPreconditioned, sampler_parameters
+from dglm.coordinates import AmortizedPreconditioned, without_coordinates
 from dglm.gaussian import DiagonalGaussian
 from dglm.model import GenerativeModel
 from dglm.precision import check_precision, full_precision
@@ -137,9 +137,9 @@ class DGLM(LightningModule):
         self.save_hyperparameters(arguments, logger=False)
 
     @property
-    def sampler_parameters(self) -> list[nn.Parameter]:
-        """What of the kernel the sampler's loss trains: all but its coordinates."""
-        return [] if self.kernel is None else sampler_parameters(self.kernel)
+    def sampler(self) -> Kernel | None:
+        """The kernel without its coordinates: what the sampler's loss trains."""
+        return None if self.kernel is None else without_coordinates(self.kernel)
 
     @property
     def coordinates(self) -> nn.Module | None:
@@ -337,13 +337,8 @@ class DGLM(LightningModule):
 
         And the schedule of its learning rate, where that falls.
         """
-        coordinates = self.coordinates or nn.Module()
-        groups = [
-            list(self.encoder.parameters()),
-            list(self.model.parameters()),
-            self.sampler_parameters,
-            list(coordinates.parameters()),
-        ]
+        parts = [self.encoder, self.model, self.sampler, self.coordinates]
+        groups = [list(part.parameters()) for part in parts if part is not None]
         adam = torch.optim.Adam(
             [{"params": group} for group in groups if group], lr=self.learning_rate, fused=True
         )
@@ -356,8 +351,9 @@ class DGLM(LightningModule):
 
     def configure_gradient_clipping(self, *arguments: Any, **options: Any) -> None:
         """Clip the sampler's gradient, whose reciprocal loss has heavy tails; no other."""
-        if self.sampler_parameters:
-            nn.utils.clip_grad_norm_(self.sampler_parameters, SAMPLER_GRADIENT_NORM)
+        learned = [] if self.sampler is None else list(self.sampler.parameters())
+        if learned:
+            nn.utils.clip_grad_norm_(learned, SAMPLER_GRADIENT_NORM)
 
     def _generator(self, stream: Stream, index: int) -> torch.Generator:
         return seeded_generator(self.device, self.seed, stream, index, self.global_rank)

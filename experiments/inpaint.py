@@ -38,6 +38,7 @@ from experiments.shared.cli import (
     parse_options,
     run_command,
 )
+from experiments.shared.models import kernel_name
 from experiments.shared.pictures import MaskName, given_pixels, save_inpainting
 from experiments.shared.runs import output_file, write_json
 from experiments.shared.scoring import DataOptions, check_error_bars, held_out
@@ -191,7 +192,7 @@ def description(
         gradients = num_images * options.num_chains * options.sweeps * per_draw
     return {
         "checkpoint": options.checkpoint,
-        "kernel": "none" if dglm.kernel is None else type(dglm.kernel).__name__.lower(),
+        "kernel": kernel_name(dglm),
         "dataset": data.dataset_name,
         "split": "test",
         "binarization": data.binarization,

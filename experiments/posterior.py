@@ -30,6 +30,7 @@ from experiments.shared.cli import (
     run_command,
     stopped_between,
 )
+from experiments.shared.models import kernel_name
 from experiments.shared.pictures import draw_posterior
 from experiments.shared.runs import (
     output_file,
@@ -142,7 +143,7 @@ def run_into(output: Path, options: Posterior, dglm: DGLM, trained: dict[str, An
         q = dglm.posterior(image[None])
     summary: dict[str, Any] = {
         "checkpoint": options.checkpoint,
-        "kernel": "none" if dglm.kernel is None else type(dglm.kernel).__name__.lower(),
+        "kernel": kernel_name(dglm),
         "dataset": data.dataset_name,
         "split": "test",
         "num_images": 1,

@@ -21,7 +21,7 @@ from dglm.callbacks import (
     exactness_warning,
 )
 from dglm.posterior import long_chain_log_joint
-from experiments.shared.models import model_name
+from experiments.shared.models import kernel_name, model_name
 from experiments.shared.pictures import given_pixels, save_inpainting, save_rows, save_samples
 from experiments.shared.runs import write_json
 from experiments.shared.scoring import check_error_bars, mean_and_error, score, score_summary
@@ -94,7 +94,7 @@ def report(
     dglm = dglm.to(trainer.strategy.root_device).eval()
     images = images.to(next(dglm.parameters()))  # which --trainer.precision may have made float64
     summary = {
-        "kernel": "none" if dglm.kernel is None else type(dglm.kernel).__name__.lower(),
+        "kernel": kernel_name(dglm),
         "seed": dglm.seed,
         "dataset": data.dataset_name,
         "training_images": len(data.labels("train")),

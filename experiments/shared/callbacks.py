@@ -227,11 +227,11 @@ def device(trainer: Trainer) -> str:
 
 def update_cost(dglm: DGLM, images: int) -> str:
     """Return what one update, of so many images, takes, in words."""
-    if dglm.kernel is None:
+    if dglm.sampler is None:
         return f"{images:,} images, no gradients of U"
-    order = "second" if any(True for _ in dglm.kernel.parameters()) else "first"
+    order = "second" if any(True for _ in dglm.sampler.parameters()) else "first"
     return (
-        f"{images:,} images, {dglm.num_mh_steps} MH steps of {dglm.kernel.num_leapfrogs} "
+        f"{images:,} images, {dglm.num_mh_steps} MH steps of {dglm.sampler.num_leapfrogs} "
         f"leapfrogs: {dglm.gradients_per_update} gradients of U each, "
         f"{images * dglm.gradients_per_update:,} in all, to {order} order"
     )
@@ -250,11 +250,11 @@ def training_cost(dglm: DGLM, trainer: Trainer) -> str:
 
 def compilation(wanted: bool, dglm: DGLM, trainer: Trainer) -> str:
     """Return whether the chain is compiled, in words, and whether that would pay."""
-    if dglm.kernel is None:
+    if dglm.sampler is None:
         return "nothing"
     if wanted:
         return "the chain of an update, in the first one: up to a minute"
-    learned = any(True for _ in dglm.kernel.parameters())
+    learned = any(True for _ in dglm.sampler.parameters())
     least = WORTH_COMPILING if learned else 3 * WORTH_COMPILING
     if training_gradients(trainer, dglm) / trainer.world_size < least:
         return "nothing"

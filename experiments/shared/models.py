@@ -16,6 +16,7 @@ from dglm import (
     Gaussian,
     GenerativeModel,
 )
+from dglm.coordinates import AmortizedPreconditioned, GaussianNetwork
 from samplers import HMC, L2HMC, Kernel
 
 KernelName = Literal["none", "hmc", "l2hmc"]
@@ -32,6 +33,7 @@ def build_dglm(
     num_mh_steps: int = 3,
     num_leapfrogs: int = 5,
     step_size: float = 0.1,
+    coordinates: bool = False,
     sampler_hidden: int = 100,
     embedding_hidden: list[int] = [200],  # noqa: B006
     learning_rate: float = 1e-3,
@@ -54,6 +56,8 @@ def build_dglm(
         num_mh_steps: Metropolis-Hastings steps from the encoder's draw to the decoder's.
         num_leapfrogs: Leapfrogs in each of those steps.
         step_size: Step size of the leapfrogs at the start; HMC adapts it, L2HMC learns it.
+        coordinates: Let the kernel move in coordinates of each image's own, which a network learns
+            from the chain's draws.
         sampler_hidden: Units in each hidden layer of the sampler's networks.
         embedding_hidden: Units in the hidden layers of the image embedding that the sampler sees.
         learning_rate: Learning rate of Adam.
@@ -85,12 +89,21 @@ def build_dglm(
             observation_dim=pixels,
             embedding_hidden=embedding_hidden,
         )
+    if sampler is not None and coordinates:
+        sampler = AmortizedPreconditioned(sampler, GaussianNetwork(pixels, latent_dim))
     observed = Bernoulli() if likelihood == "bernoulli" else Gaussian(noise_scale)
     model = GenerativeModel(decoder, latent_dim, observed)
     return DGLM(model, encoder, sampler, num_mh_steps, learning_rate, seed, jump_scale, decay_share)
 
 
+def kernel_name(dglm: DGLM) -> str:
+    """Return the name of a model's kernel as an option says it, with its coordinates."""
+    name = "none" if dglm.sampler is None else type(dglm.sampler).__name__.lower()
+    return name if dglm.coordinates is None else f"{name} in coordinates"
+
+
 def model_name(dglm: DGLM) -> str:
     """Return what the paper calls such a model."""
     names = {HMC: "HMC-DGLM", L2HMC: "L2HMC-DGLM", type(None): "VAE"}
-    return names.get(type(dglm.kernel), "DGLM")
+    name = names.get(type(dglm.sampler), "DGLM")
+    return name if dglm.coordinates is None else f"{name} in coordinates"

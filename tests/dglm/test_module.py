@@ -213,7 +213,8 @@ def test_the_decoder_ascends_the_log_joint_at_the_end_of_the_chain_alone(
 def test_the_sampler_descends_the_sum_of_its_losses_alone(attach: Attach, kind: str) -> None:
     attached = attach(kind)
     loss = torch.stack(by_hand(attached.module, attached.x).sampler_losses).sum(dim=0)
-    assert_trained(attached, loss, attached.module.sampler_parameters)
+    assert attached.module.sampler is not None
+    assert_trained(attached, loss, attached.module.sampler)
 
 
 @pytest.mark.parametrize("kind", ["hmc in coordinates", "l2hmc in coordinates"])
@@ -223,11 +224,12 @@ def test_the_coordinates_ascend_the_likelihood_of_the_end_of_the_chain_alone(
     attached = attach(kind)
     assert attached.module.coordinates is not None
     loss = by_hand(attached.module, attached.x).coordinate_loss
-    assert_trained(attached, loss, list(attached.module.coordinates.parameters()))
+    assert_trained(attached, loss, attached.module.coordinates)
 
 
-def assert_trained(attached: Attached, loss: Tensor, parameters: list[nn.Parameter]) -> None:
-    """Check that a training step has the gradients of this loss in these parameters."""
+def assert_trained(attached: Attached, loss: Tensor, part: nn.Module) -> None:
+    """Check that a training step has the gradients of this loss in the parameters of this part."""
+    parameters = list(part.parameters())
     expected = torch.autograd.grad(loss.mean(), parameters)
     found = torch.autograd.grad(attached.module.training_step(attached.x, 0), parameters)
     torch.testing.assert_close(found, expected)
