@@ -145,13 +145,17 @@ def read_tensor(path: Path) -> Tensor | np.ndarray:
         DataError: The file cannot be read, or holds something else.
     """
     try:
-        if path.suffix == ".npy":
-            return np.load(path, allow_pickle=False)
-        content = torch.load(path, map_location="cpu", weights_only=True)
+        if path.suffix in (".npy", ".npz"):
+            content = np.load(path, allow_pickle=False)
+        else:
+            content = torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:  # which one depends on what the damaged file looks like
         raise DataError(f"{path} cannot be read as a .pt or .npy file of one tensor") from error
-    if not isinstance(content, Tensor):
-        raise DataError(f"{path} holds a {type(content).__name__}, not one tensor; {LAYOUT}")
+    if not isinstance(content, Tensor | np.ndarray):
+        raise DataError(
+            f"{path} holds a {type(content).__name__}, not one tensor; save the images alone: "
+            f"{LAYOUT}"
+        )
     return content
 
 

@@ -40,7 +40,10 @@ def read_folder(folder: Path) -> ImageSplits:
     visible = [path.relative_to(folder).parts for path in _visible_files(folder, {})]
     files = [names for names in visible if names[-1].lower().endswith(_SUFFIXES)]
     if not files:
-        raise DataError(f"{folder} holds no image files ({', '.join(_SUFFIXES)})")
+        raise DataError(
+            f"{folder} holds no image files ({', '.join(_SUFFIXES)}); a .pt or .npy file is named "
+            "itself, and MNIST's files are read by the name mnist, from a root"
+        )
     outer, left_out = folder, len(visible) - len(files)
     while (only := _only_folder(files)) and min(map(len, files)) > 2 and not _names_split(only)[1]:
         outer, files = _inside(only, (outer, files))

@@ -89,7 +89,7 @@ def splits_of_tensors(
     for split, images in given.items():
         if images is not None:
             tensor = _tensor(name, images)
-            parts[split] = tensor, torch.zeros(len(tensor), dtype=torch.int64)
+            parts[split] = tensor, torch.zeros(tensor.shape[:1], dtype=torch.int64)
     return assemble(name, parts)
 
 
@@ -159,7 +159,7 @@ def described(images: Tensor) -> str:
 def _tensor(name: str, images: Tensor | np.ndarray) -> Tensor:
     """Return a tensor, or what an array holds, on the CPU."""
     if isinstance(images, Tensor):
-        return images.detach().cpu()
+        return images.detach().cpu().to_dense()
     try:
         # A copy, since torch knows no other order of bytes and no negative strides.
         return torch.from_numpy(images.astype(images.dtype.newbyteorder("="), order="C"))
@@ -223,6 +223,8 @@ def _levels(name: str, images: dict[Split, Tensor]) -> dict[Split, Tensor]:
         )
     white = max(whites.values())
     _check_white(name, high, white)
+    for split, each in integers.items():
+        _check_one_white(name, each, highs[split])
     if white > 255:
         return images | {split: each / whites[split] for split, each in integers.items()}
     scaled = {split: each * (255 // whites[split]) for split, each in integers.items()}
@@ -234,4 +236,15 @@ def _check_white(name: str, high: float, white: int) -> None:
         raise DataError(
             f"{name}: the brightest pixel is {high:.4g} where white is {white}, so that all images "
             f"would be nearly black; multiply them by {white} / {high:.4g}"
+        )
+
+
+def _check_one_white(name: str, images: Tensor, high: int) -> None:
+    """Raise DataError where one half of the images are zeros and ones, as masks beside pictures."""
+    brightest = images.flatten(1).amax(dim=1)
+    ones = int((brightest == 1).sum())
+    if high > 1 and ones > 1 and ones >= int((brightest > 1).sum()):
+        raise DataError(
+            f"{name}: {ones} images are zeros and ones, others have levels to {high}; give all the "
+            "same white, or leave out what is no image"
         )

@@ -79,7 +79,7 @@ class ImageDataModule(LightningDataModule):
         binarize: bool = True,
     ) -> None:
         super().__init__()
-        check_name(str(name))
+        check_name(name)
         _check_count("the batch size", batch_size, 1)
         _check_count("the seed", seed, 0)
         if validation is not None:

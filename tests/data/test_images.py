@@ -86,6 +86,11 @@ def with_nan(images: Tensor) -> Tensor:
         (grey().int() * 2000, "got 0 to 78000"),
         (grey(16), r"the brightest pixel is 15 where white is 255, .* by 255 / 15"),
         (grey().int() * 100, r"the brightest pixel is 3900 where white is 65535"),
+        (
+            torch.cat([grey(), grey().clamp(max=1)]),
+            "40 images are zeros and ones, others have levels to 39; give",
+        ),
+        (torch.tensor(3), r"1 or 3 channels, got \(\)"),
         (grey() / 255**2, r"the brightest pixel is 0.0005998 where white is 1,"),
         (
             [grey()],

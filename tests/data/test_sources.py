@@ -254,7 +254,9 @@ def test_digits_seen_in_training_are_not_held_out() -> None:
     check_heldout("kmnist", "mnist-5k")
 
 
-def test_a_name_or_path_that_is_not_there() -> None:
-    for name in ("imagenet", "no/such/folder"):
+def test_what_is_no_data_set() -> None:
+    for name in ("imagenet", "no/such/folder", "", "~/no/such/folder", 300 * "x"):
         with pytest.raises(DataError, match=f"{', '.join(NAMES)}, or name a folder of images"):
             ImageDataModule(name)
+    with pytest.raises(DataError, match="not a ndarray; images in memory are for"):
+        ImageDataModule(GREY)  # type: ignore[arg-type]
