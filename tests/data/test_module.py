@@ -14,7 +14,7 @@ from lightning.pytorch.trainer.states import TrainerFn
 from lightning.pytorch.utilities.warnings import PossibleUserWarning
 from torch import Tensor
 
-from data import DataError, ImageDataModule, Split
+from data import DataError, ImageDataModule, Split, check_heldout
 
 MakeRoot = Callable[..., Path]
 Attach = Callable[..., ImageDataModule]
@@ -90,37 +90,26 @@ def test_splits_and_their_one_binarization(make_root: MakeRoot) -> None:
 
 
 @pytest.mark.parametrize("use_distributed_sampler", [True, False])
-def test_a_trainer_sees_each_training_image_once_an_epoch(
-    make_root: MakeRoot, use_distributed_sampler: bool
+@pytest.mark.parametrize("validation", [20, 0])
+def test_a_trainer_sees_each_image_once_an_epoch(
+    make_root: MakeRoot, use_distributed_sampler: bool, validation: int
 ) -> None:
-    recorder, images = Recorder(), module(make_root())
-    trainer = make_trainer(max_epochs=3, use_distributed_sampler=use_distributed_sampler)
+    recorder, images = Recorder(), module(make_root(), validation=validation)
+    options = {"use_distributed_sampler": use_distributed_sampler, "precision": "64-true"}
+    trainer = make_trainer(max_epochs=3, limit_val_batches=1.0 if validation else 0, **options)
     trainer.fit(recorder, images)
+    make_trainer(**options).test(recorder, images, verbose=False)
 
-    batches = recorder.batches["train"]
-    assert {(batch.shape, batch.dtype) for batch in batches} == {((10, 784), torch.float32)}
-    epochs = [indices_of(torch.cat(batches[start : start + 4])) for start in (0, 4, 8)]
+    batches, an_epoch = recorder.batches["train"], (60 - validation) // 10
+    assert {(batch.shape, batch.dtype) for batch in batches} == {((10, 784), torch.float64)}
+    epochs = [indices_of(torch.cat(batches[e * an_epoch :][:an_epoch])) for e in range(3)]
     assert all(sorted(epoch) == sorted(indices_of(images.heldout("train"))) for epoch in epochs)
     assert len({tuple(epoch) for epoch in epochs}) == 3
     assert set(torch.cat(batches).unique().tolist()) == {0.0, 1.0}
-
-
-def test_a_trainer_sees_the_fixed_binarization_of_held_out_images(make_root: MakeRoot) -> None:
-    recorder, images = Recorder(), module(make_root(), batch_size=15)
-    make_trainer(max_epochs=1).fit(recorder, images)
-    make_trainer().test(recorder, images, verbose=False)
-
-    splits: tuple[Split, ...] = ("validation", "test")
-    for split in splits:
-        assert [len(batch) for batch in recorder.batches[split]] == [15, 5]
-        assert torch.equal(torch.cat(recorder.batches[split]), images.heldout(split))
-
-
-def test_training_on_everything(make_root: MakeRoot) -> None:
-    recorder, images = Recorder(), module(make_root(), validation=0)
-    make_trainer(max_epochs=1, limit_val_batches=0).fit(recorder, images)
-    assert sorted(indices_of(torch.cat(recorder.batches["train"]))) == list(range(60))
-    assert images.heldout("validation").shape == (0, 784)
+    assert torch.equal(torch.cat(recorder.batches["test"]), images.heldout("test").double())
+    if validation:
+        seen = torch.cat(recorder.batches["validation"]).split(20)
+        assert all(torch.equal(each, images.heldout("validation").double()) for each in seen)
 
 
 @pytest.mark.parametrize("step", [1, 4, 6])
@@ -157,6 +146,9 @@ def test_dynamic_binarization_is_a_function_of_seed_step_and_rank(
         images = attach(module(root, seed=seed), global_step=step, global_rank=rank)
         return images.on_after_batch_transfer(batch, 0)
 
+    assert module(root).on_after_batch_transfer(batch, 0) is batch
+    images = attach(module(root), training=False)
+    assert images.on_after_batch_transfer(batch, 0) is batch
     draws = [draw(), draw(seed=1), draw(step=1), draw(rank=1)]
     assert torch.equal(draw(), draws[0])
     for index, one in enumerate(draws):
@@ -172,13 +164,6 @@ def test_batches_that_one_update_accumulates_are_binarized_apart() -> None:
     assert len(batches) == 8
     for index, one in enumerate(batches):
         assert not any(torch.equal(one, other) for other in batches[:index])
-
-
-def test_only_training_batches_are_binarized(make_root: MakeRoot, attach: Attach) -> None:
-    batch = torch.full((10, 784), 128, dtype=torch.uint8)
-    images = module(make_root())
-    assert images.on_after_batch_transfer(batch, 0) is batch
-    assert attach(images, training=False).on_after_batch_transfer(batch, 0) is batch
 
 
 @pytest.mark.parametrize("world_size", [1, 2, 3])
@@ -201,13 +186,6 @@ def test_processes_have_disjoint_shares(
     assert len(shares["train"]) == len(set(shares["train"])) == 10 * whole_batches
     assert sorted(shares["validation"]) == sorted(indices_of(images.heldout("validation")))
     assert sorted(shares["test"]) == list(range(20))
-
-
-def test_double_precision(make_root: MakeRoot) -> None:
-    recorder = Recorder()
-    make_trainer(max_epochs=1, precision="64-true").fit(recorder, module(make_root()))
-    for split in ("train", "validation"):
-        assert {batch.dtype for batch in recorder.batches[split]} == {torch.float64}
 
 
 def test_mnist_5k_takes_the_place_of_mnist(
@@ -273,10 +251,13 @@ def test_a_run_goes_on_with_its_own_data_only(
 
 
 def test_a_model_of_mnist_is_not_scored_on_mnist_5k() -> None:
-    images = ImageDataModule(name="mnist-5k")
+    images = ImageDataModule("mnist-5k")
     images.setup()
     with pytest.raises(DataError, match="training images of mnist"):
         images.load_state_dict({"dataset_name": "mnist", "validation": 5000})
+    images.load_state_dict({"dataset_name": "kmnist", "validation": 5000})
+    check_heldout("mnist-5k", "mnist")
+    check_heldout("mnist", "mnist")
 
 
 @pytest.mark.parametrize(
@@ -294,11 +275,9 @@ def test_arguments_out_of_range(arguments: dict[str, Any], message: str) -> None
         ImageDataModule(**arguments)
 
 
-def test_no_images_left_for_training(make_root: MakeRoot) -> None:
-    with pytest.raises(DataError, match="leave none of the 60 images"):
-        module(make_root(), validation=None).setup()
-
-
-def test_setup_comes_first(tmp_path: Path) -> None:
+def test_what_comes_too_early_or_leaves_nothing(make_root: MakeRoot) -> None:
+    images = module(make_root(), validation=None)
     with pytest.raises(DataError, match="call setup"):
-        module(tmp_path).heldout("test")
+        images.heldout("test")
+    with pytest.raises(DataError, match="leave none of the 60 images"):
+        images.setup()

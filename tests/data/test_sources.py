@@ -12,7 +12,7 @@ from PIL import Image
 from torch import Tensor
 from torchvision import datasets
 
-from data import DataError, ImageDataModule, Split, check_heldout, load_images
+from data import DataError, ImageDataModule, Split, load_images
 from data.images import DataUnavailable, grey_levels
 from data.sources import NAMES, download_images
 
@@ -243,15 +243,6 @@ def test_mnist_5k_and_its_split_never_change() -> None:
     assert both.unique(dim=0).shape == (5000, 784)
     weights = torch.arange(1, 501)
     assert (splits.test_images.sum(dim=1) * weights).sum() == 3344520866
-
-
-def test_digits_seen_in_training_are_not_held_out() -> None:
-    with pytest.raises(DataError, match="training images of mnist"):
-        check_heldout("mnist", "mnist-5k")
-    for name in NAMES:
-        check_heldout(name, name)
-    check_heldout("mnist-5k", "mnist")
-    check_heldout("kmnist", "mnist-5k")
 
 
 def test_what_is_no_data_set() -> None:

@@ -1,12 +1,7 @@
 import pytest
 import torch
 
-from data.splits import (
-    binarize,
-    binarize_fixed,
-    split_validation,
-    stratified_order,
-)
+from data.splits import binarize, binarize_fixed, split_validation, stratified_order
 
 LABELS = torch.arange(1000) % 10
 
@@ -52,23 +47,19 @@ def test_pixels_are_one_with_probability_of_their_level(dtype: torch.dtype, fixe
         assert abs(binary.double().mean().item() - probability) <= 5 * error
 
 
-def test_fixed_binarization_of_an_image_depends_on_its_place_alone() -> None:
+def test_fixed_binarization_is_fixed_and_depends_on_the_place_of_an_image_alone() -> None:
     images = torch.full((100, 784), 128, dtype=torch.uint8)
     binary = binarize_fixed(images, stream=0)
+    assert binary[0, :12].tolist() == [0, 0, 1, 1, 1, 1, 0, 0, 0, 1, 0, 0]
     torch.manual_seed(5)
     assert torch.equal(binarize_fixed(images[:7], stream=0), binary[:7])
     assert not torch.equal(binarize_fixed(images, stream=1), binary)
     assert not torch.equal(binary[0], binary[1])
 
 
-def test_fixed_binarization_is_fixed() -> None:
-    images = torch.full((1, 784), 128, dtype=torch.uint8)
-    assert binarize_fixed(images, stream=0)[0, :12].tolist() == [0, 0, 1, 1, 1, 1, 0, 0, 0, 1, 0, 0]
-
-
 def test_dynamic_binarization_follows_its_generator() -> None:
     images = torch.full((2, 784), 128, dtype=torch.uint8)
-    first = binarize(images, torch.Generator().manual_seed(0))
-    assert first.dtype == torch.float32
-    assert torch.equal(binarize(images, torch.Generator().manual_seed(0)), first)
-    assert not torch.equal(binarize(images, torch.Generator().manual_seed(1)), first)
+    draws = [binarize(images, torch.Generator().manual_seed(seed)) for seed in (0, 0, 1)]
+    assert draws[0].dtype == torch.float32
+    assert torch.equal(draws[0], draws[1])
+    assert not torch.equal(draws[0], draws[2])
