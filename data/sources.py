@@ -63,9 +63,9 @@ def load_images(name: str | Path, root: str | Path = "datasets") -> ImageSplits:
     download_images(name, root)
     if name not in NAMES:
         path = Path(name).expanduser().resolve()
-        return (
-            read_folder(path) if path.is_dir() else splits_of_tensors(str(path), read_tensor(path))
-        )
+        if path.is_dir():
+            return read_folder(path)
+        return splits_of_tensors(str(path), read_tensor(path))._replace(contents="no classes")
     return _mnist_5k() if name == "mnist-5k" else _read_splits(name, root)
 
 

