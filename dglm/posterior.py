@@ -3,7 +3,7 @@
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -21,7 +21,7 @@ from samplers import (
     sample_chunks,
     track_acceptance,
 )
-from samplers.io import load_plain, save_whole
+from samplers.io import Resumable
 from samplers.kernel import Context
 
 _CHUNK_SIZE = 50
@@ -77,8 +77,9 @@ def long_chains(
             checkpoint is damaged or of another run.
     """
     run = _LongRun(position, num_steps, axes, generator)
-    if checkpoint is not None and checkpoint.exists():
-        run.load(checkpoint)
+    saved = Resumable(checkpoint, run.start)
+    if (content := saved.load()) is not None:
+        run.resume(content)
         progress(run.done)
     saved_at = time.monotonic()
     for chunk, snapshot in run.rest(kernel, energy, generator, context):
@@ -90,8 +91,8 @@ def long_chains(
             due = True
             raise
         finally:
-            if checkpoint is not None and due:
-                run.save(checkpoint)
+            if due:
+                saved.save(run.state())
                 saved_at = time.monotonic()
     generator.set_state(run.end["generator"].cpu())  # that of a snapshot is another one
     gradients = len(position) * (num_steps * kernel.num_leapfrogs + 1)
@@ -117,8 +118,8 @@ class _LongRun:
         self.start = {
             "position": position.cpu(),
             "generator": generator.get_state(),
-            "num_steps": torch.tensor(num_steps),
-            **axes._asdict(),
+            "num_steps": num_steps,
+            "axes": axes._asdict(),
         }
         self.thin = -(-num_steps // _KEPT_DRAWS)
         self.done = 0
@@ -155,26 +156,18 @@ class _LongRun:
         self.rates = torch.lerp(self.rates, rates, size / self.done)
         self.end = snapshot
 
-    def save(self, path: Path) -> None:
-        """Write all that the rest of the run depends on."""
-        content = {
-            "start": self.start,
+    def state(self) -> dict[str, Any]:
+        """Return all that the rest of the run depends on."""
+        return {
             "end": self.end,
             "done": self.done,
             "means": tuple(self.means),
             "rates": self.rates,
             "kept": self.kept,
         }
-        save_whole(content, path)
 
-    def load(self, path: Path) -> None:
-        """Go on from a file that :meth:`save` wrote."""
-        content = load_plain(path)
-        start = content.get("start", {})
-        if start.keys() != self.start.keys() or not all(
-            torch.equal(start[name], value) for name, value in self.start.items()
-        ):
-            raise ValueError(f"{path} is of other chains; remove it or save into another file")
+    def resume(self, content: dict[str, Any]) -> None:
+        """Go on from a state."""
         end, device = content["end"], self.position.device
         self.end = Snapshot(
             position=end["position"].to(device),

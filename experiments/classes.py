@@ -195,7 +195,7 @@ def class_distances(
     """
     first = round(_BURN_IN * hidden.sweeps)
     images = len(hidden.images)
-    number = int(hidden.classifier.network.classes_.max()) + 1
+    number = 1 + max(int(found.max()) for found in [reference, *classes.values()])
     posterior = class_frequencies(reference, images, number)
     distances = {
         name: total_variation(class_frequencies(found[first:], images, number), posterior)

@@ -11,6 +11,7 @@ from typing import Any, Literal
 
 import matplotlib.pyplot as plt
 from lightning.pytorch import Trainer
+from lightning.pytorch.strategies.launchers.multiprocessing import _MultiProcessingLauncher
 from rich.console import Console
 from rich.table import Table
 from torch import Tensor
@@ -18,8 +19,15 @@ from torch import Tensor
 from dglm import DGLM, AISResult, AISSettings, bidirectional_bounds, importance_weighted_bound
 from dglm.ais import chain_gradients, check_counts, gradient_evaluations
 from experiments.shared.checkpoints import load_checkpoint
-from experiments.shared.cli import command_parser, counted, parse_options, run_command
-from experiments.shared.runs import output_file, remove_partial_files, resumable, write_json
+from experiments.shared.cli import (
+    CommandError,
+    command_parser,
+    counted,
+    parse_options,
+    refused_options,
+    run_command,
+)
+from experiments.shared.runs import output_file, write_json
 from experiments.shared.scoring import (
     DataOptions,
     KeepResults,
@@ -136,7 +144,13 @@ def evaluate_into(output: Path, options: Evaluate, dglm: DGLM, trained: dict[str
     """Estimate, write the results into the output and files beside it, and print them."""
     data = held_out(options.data, trained, options.split)
     images = data.heldout(options.split)[: options.num_images]
-    trainer = Trainer(**asdict(options.trainer), logger=False, enable_progress_bar=False)
+    with refused_options():
+        trainer = Trainer(**asdict(options.trainer), logger=False, enable_progress_bar=False)
+    if isinstance(trainer.strategy.launcher, _MultiProcessingLauncher):
+        raise CommandError(
+            f"--trainer.strategy {options.trainer.strategy} would keep the results in processes of "
+            "its own: choose ddp"
+        )
     identity = {
         **asdict(options),
         "checkpoint": hashlib.sha256(Path(options.checkpoint).read_bytes()).hexdigest(),
@@ -145,15 +159,16 @@ def evaluate_into(output: Path, options: Evaluate, dglm: DGLM, trained: dict[str
         "output": None,
         "quiet": None,
     }
-    with resumable(output, identity):
-        points = [
-            (settings, scored(trainer, dglm, images, settings, options, output))
-            for settings in options.settings()
-        ]
-        settings, result = points[-1]
-        if not trainer.is_global_zero:
-            return
-        bounds = other_bounds(dglm.to(trainer.strategy.root_device), images, settings, options)
+    keep = KeepResults(output, trainer.global_rank, identity)
+    trainer.callbacks.append(keep)  # type: ignore[attr-defined]
+    points = []
+    for settings in options.settings():
+        dglm.test_results = keep.results(settings)
+        result = score(trainer, dglm, images, settings, options.batch_size, options.quiet)
+        points.append((settings, result))
+    if not trainer.is_global_zero:
+        return
+    bounds = other_bounds(dglm.to(trainer.strategy.root_device), images, settings, options)
     summary: dict[str, Any] = {
         "checkpoint": options.checkpoint,
         "dataset": data.dataset_name,
@@ -167,25 +182,7 @@ def evaluate_into(output: Path, options: Evaluate, dglm: DGLM, trained: dict[str
         draw_curve(summary["curve"], output.with_suffix(".png"))
     write_scores(output.with_suffix(".csv"), result)
     write_json(summary | bounds, output)
-    remove_partial_files(output)
     print_table(summary | bounds, output)
-
-
-def scored(
-    trainer: Trainer,
-    dglm: DGLM,
-    images: Tensor,
-    settings: AISSettings,
-    options: Evaluate,
-    output: Path,
-) -> AISResult:
-    """Score the images, going on from what an interrupted evaluation has left."""
-    keep = KeepResults(output, settings.num_temperatures, trainer.global_rank)
-    dglm.test_results = keep.load()
-    trainer.callbacks.append(keep)  # type: ignore[attr-defined]
-    result = score(trainer, dglm, images, settings, options.batch_size, options.quiet)
-    trainer.callbacks.remove(keep)  # type: ignore[attr-defined]
-    return result
 
 
 def other_bounds(

@@ -45,7 +45,7 @@ from experiments.shared.cli import (
     with_switches,
 )
 from experiments.shared.models import KernelName, build_dglm
-from experiments.shared.runs import create_run, keep_config, keep_metrics
+from experiments.shared.runs import create_run, held, keep_config, keep_metrics
 
 TRAINER_DEFAULTS: dict[str, Any] = {
     "max_epochs": -1,
@@ -232,17 +232,24 @@ def command_line(arguments: list[str] | None = None) -> MnistCLI:
 def main(arguments: list[str] | None = None) -> None:
     """Train, score and draw, as the arguments say; by default those of the command line."""
     cli = command_line(arguments)
-    try:
-        trained = train(cli)
-        options = cli.config_init.evaluation
-        report(trained, cli.datamodule, options, cli.folder, cli.config.quiet)
-    except Stopped as stopped:
-        if last_checkpoint(cli.folder).exists():
-            stopped.hint = f"go on with python -m experiments.mnist --resume {cli.folder}"
-        raise
+    with held(cli.folder):
+        try:
+            trained = train(cli)
+            options = cli.config_init.evaluation
+            report(trained, cli.datamodule, options, cli.folder, cli.config.quiet)
+        except Stopped as stopped:
+            if last_checkpoint(cli.folder).exists():
+                stopped.hint = f"go on with python -m experiments.mnist --resume {cli.folder}"
+            raise
 
 
 def train(cli: MnistCLI) -> Trained:
+    """Fit the model, or go on with it, where no other process does."""
+    with held(cli.folder):
+        return fit(cli)
+
+
+def fit(cli: MnistCLI) -> Trained:
     """Fit the model, or go on with it."""
     checkpoint = resumed_checkpoint(cli) if cli.config.resume is not None else None
     try:

@@ -7,9 +7,8 @@ its first principal axis. All standard errors come from the spread between the c
 independent of each other, however slowly each of them mixes.
 """
 
-import hashlib
 from collections.abc import Callable
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, NamedTuple, cast
 
@@ -35,8 +34,6 @@ from experiments.shared.pictures import draw_posterior
 from experiments.shared.runs import (
     output_file,
     partial_file,
-    remove_partial_files,
-    resumable,
     write_json,
 )
 from experiments.shared.scoring import DataOptions, held_out, mean_and_error
@@ -135,10 +132,7 @@ def run_into(output: Path, options: Posterior, dglm: DGLM, trained: dict[str, An
     dglm = dglm.to(choose_device(options.accelerator))
     index, searched = chosen_image(dglm, images, options)
     image = images[index].to(dglm.device)
-    weights = hashlib.sha256(Path(options.checkpoint).read_bytes()).hexdigest()
-    identity = {**asdict(options), "checkpoint": weights, "output": None, "quiet": None}
-    with resumable(output, identity):
-        axes, found = run_chains(dglm, image, options, output)
+    axes, found = run_chains(dglm, image, options, output)
     with torch.no_grad():
         q = dglm.posterior(image[None])
     summary: dict[str, Any] = {
@@ -162,7 +156,6 @@ def run_into(output: Path, options: Posterior, dglm: DGLM, trained: dict[str, An
     draw_posterior(picture, image, data.image_shape, axes, shown, q)
     write_json(summary, output.with_suffix(".json"))
     picture.replace(output)
-    remove_partial_files(output)
     print_table(summary, output)
 
 

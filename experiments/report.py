@@ -23,7 +23,7 @@ from dglm.callbacks import (
 from dglm.posterior import long_chain_log_joint
 from experiments.shared.models import kernel_name, model_name
 from experiments.shared.pictures import given_pixels, save_inpainting, save_rows, save_samples
-from experiments.shared.runs import write_json
+from experiments.shared.runs import print_files, write_json
 from experiments.shared.scoring import check_error_bars, mean_and_error, score, score_summary
 from samplers import seeded_generator
 
@@ -220,8 +220,7 @@ def print_summary(title: str, summary: dict[str, Any], folder: Path) -> None:
     for warning in warnings(summary):
         console.print(f"warning: {warning}", highlight=False)
     console.print(f"{summary['num_images']} test images of {summary['dataset']}", highlight=False)
-    for path in sorted(folder.iterdir()):
-        console.print(f"  {path}", highlight=False, soft_wrap=True)
+    print_files(folder)
 
 
 def warnings(summary: dict[str, Any]) -> list[str]:

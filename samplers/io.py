@@ -4,6 +4,7 @@ import inspect
 import os
 import pickle
 from collections import OrderedDict
+from collections.abc import Iterator
 from importlib import import_module
 from pathlib import Path
 from typing import Any
@@ -40,11 +41,53 @@ def write_whole(text: str, path: Path) -> None:
     temporary.replace(path)
 
 
+class ResumeError(ValueError):
+    """What an interrupted run has left cannot be gone on from: damaged, or of another run."""
+
+
+class Resumable:
+    """The file from which an interrupted run goes on: written whole, taken by its own run alone.
+
+    Arguments:
+        path: The file; None keeps nothing.
+        identity: Tells one run from another: nested dictionaries and lists of plain data and
+            tensors. Numbers in tensors may differ by rounding.
+    """
+
+    def __init__(self, path: Path | None, identity: dict[str, Any]) -> None:
+        self.path = path
+        self.identity = identity
+
+    def load(self) -> dict[str, Any] | None:
+        """Return what was saved last, on the CPU; None where nothing was.
+
+        Raises:
+            ResumeError: The file is damaged or of another run.
+        """
+        if self.path is None or not self.path.exists():
+            return None
+        content = load_plain(self.path)
+        for name, before, now in differences(content.pop("identity", {}), self.identity):
+            was = f"{name} was {before}, is now {now}"
+            if isinstance(before, Tensor) or isinstance(now, Tensor):
+                was = f"another {name}"
+            raise ResumeError(
+                f"{self.path} is of another run ({was}): remove it, or choose another place"
+            )
+        return content
+
+    def save(self, content: dict[str, Any]) -> None:
+        """Write all that the rest of the run depends on."""
+        if self.path is not None:
+            self.path.parent.mkdir(parents=True, exist_ok=True)
+            save_whole({"identity": self.identity, **content}, self.path)
+
+
 def load_plain(path: Path) -> dict[str, Any]:
     """Return what :func:`save_whole` wrote, on the CPU; nothing in the file is executed.
 
     Raises:
-        ValueError: The file is damaged or holds something else.
+        ResumeError: The file is damaged or holds something else.
     """
     try:
         content = torch.load(path, map_location="cpu", weights_only=True)
@@ -55,8 +98,40 @@ def load_plain(path: Path) -> dict[str, Any]:
     return content
 
 
-def _unreadable(path: Path, reason: str) -> ValueError:
-    return ValueError(f"{path} cannot be gone on from ({reason}): remove it to start again")
+def _unreadable(path: Path, reason: str) -> ResumeError:
+    return ResumeError(f"{path} cannot be gone on from ({reason}): remove it to start again")
+
+
+def differences(before: Any, now: Any) -> Iterator[tuple[str, Any, Any]]:
+    """Yield the path in nested dictionaries and lists where leaves differ, and both leaves.
+
+    Tensors of floating point differ where their numbers do by more than rounding.
+    """
+    first, second = dict(_leaves(before)), dict(_leaves(now))
+    for name in first | second:
+        one, other = first.get(name), second.get(name)
+        if not _same(one, other):
+            yield name, one, other
+
+
+def _leaves(value: Any, name: str = "") -> Iterator[tuple[str, Any]]:
+    if isinstance(value, (list, tuple)):
+        value = dict(enumerate(value))
+    if isinstance(value, dict):
+        for key, item in value.items():
+            yield from _leaves(item, f"{name}.{key}" if name else str(key))
+    else:
+        yield name, value
+
+
+def _same(one: Any, other: Any) -> bool:
+    if not (isinstance(one, Tensor) and isinstance(other, Tensor)):
+        return not isinstance(one, Tensor) and not isinstance(other, Tensor) and one == other
+    if one.shape != other.shape or one.dtype != other.dtype:
+        return False
+    tolerance = 1e-4 if one.is_floating_point() else 0
+    one, other = one.cpu(), other.cpu()
+    return torch.allclose(one, other, rtol=tolerance, atol=tolerance, equal_nan=True)
 
 
 def checked_description(module: nn.Module) -> Description:

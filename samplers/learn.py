@@ -17,7 +17,7 @@ from samplers.energy import Counted, Energy
 from samplers.flows import Flow, fit_flow
 from samplers.hmc import HMC
 from samplers.independence import Independence
-from samplers.io import build, checked_description, load_plain, save_whole
+from samplers.io import Resumable, build, checked_description, load_plain, save_whole
 from samplers.kernel import Kernel
 from samplers.l2hmc import L2HMC
 from samplers.preconditioned import Preconditioned, Transformed
@@ -157,14 +157,13 @@ class _Learning:
         self.start = position.repeat(repeats, 1)[:_CHAINS].detach()
         self.dim = position.shape[1]
         self.folder = folder
-        self.done: dict[str, Any] = {}
-        # U where the chains start tells targets apart.
         values = HMC().to(self.start).init(self.start[:8], energy).energy
-        identity = {"seed": seed, "share": share, "U": [float(f"{u:.5g}") for u in values]}
-        if folder is not None:
-            folder.mkdir(parents=True, exist_ok=True)
-            self._resume(folder / "stages.pt", identity)
-        self.done.setdefault("identity", identity)
+        identity = {"seed": seed, "share of the budget": share, "target, by U": values}
+        self.kept = Resumable(None if folder is None else folder / "stages.pt", identity)
+        self.done = self.kept.load() or {}
+        for stage in self.done.values():
+            if "position" in stage:
+                stage["position"] = stage["position"].to(self.start)
 
     def run(self) -> Learned:
         """Go through all stages."""
@@ -297,24 +296,9 @@ class _Learning:
         self.named(name)
         if name not in self.done:
             self.done[name] = {**work(), "gradients": self.energy.count}
-            if self.folder is not None:
-                save_whole(self.done, self.folder / "stages.pt")
+            self.kept.save(self.done)
         self.energy.count = self.done[name]["gradients"]
         return self.done[name]
-
-    def _resume(self, path: Path, identity: dict[str, Any]) -> None:
-        if not path.exists():
-            return
-        done = load_plain(path)
-        if str(done.get("identity")) != str(identity):
-            raise ValueError(
-                f"{path} is of another target, start, seed or budget: remove it or name another "
-                "folder"
-            )
-        for stage in done.values():
-            if "position" in stage:
-                stage["position"] = stage["position"].to(self.start)
-        self.done = done
 
 
 def _learned(

@@ -5,14 +5,14 @@ import time
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Literal, NamedTuple, get_args
+from typing import Any, Literal, NamedTuple, get_args
 
 import torch
 from torch import Tensor
 
 from samplers.adaptation import Mass, Moments, mass_factor
 from samplers.energy import Energy, Smoothed, State, Tempered, fresh_leaf
-from samplers.io import load_plain, save_whole
+from samplers.io import Resumable
 from samplers.kernel import Info, Kernel, finite_start
 from samplers.objective import Objective, RunningMeans, jumps, reciprocal, siblings
 from samplers.preconditioned import Preconditioned, Transformed
@@ -181,10 +181,9 @@ def train_sampler(
         torch.Size([3])
     """
     training = _Training(kernel, energy, initial, settings or TrainingSettings())
-    if checkpoint is not None:
-        checkpoint.parent.mkdir(parents=True, exist_ok=True)
-    if checkpoint is not None and checkpoint.exists():
-        training.load(checkpoint)
+    kept = Resumable(checkpoint, training.identity)
+    if (content := kept.load()) is not None:
+        training.resume(content)
     progress(len(training.history))
     while len(training.history) < training.settings.num_iterations:
         training.iterate()
@@ -196,8 +195,8 @@ def train_sampler(
             due = True
             raise
         finally:
-            if checkpoint is not None and due:
-                training.save(checkpoint)
+            if due:
+                kept.save(training.state())
     return TrainingHistory(*torch.stack(training.history).T)
 
 
@@ -309,11 +308,14 @@ class _Training:
         self.position = self.coordinates.into(x)
         self.running.restart()
 
-    def save(self, path: Path) -> None:
-        """Write all that the rest of the training depends on."""
-        content = {
-            "settings": asdict(self.settings),
-            "start_energy": self.start_energy,
+    @property
+    def identity(self) -> dict[str, Any]:
+        """What tells this training from another."""
+        return {"settings": asdict(self.settings), "target, by U at the start": self.start_energy}
+
+    def state(self) -> dict[str, Any]:
+        """Return all that the rest of the training depends on."""
+        return {
             "kernel": self.kernel.state_dict(),
             "optimizer": self.optimizer.state_dict(),
             "position": self.position,
@@ -321,22 +323,9 @@ class _Training:
             "moments": self.moments and (self.moments[0], tuple(self.moments[1])),
             "history": torch.stack(self.history),
         }
-        save_whole(content, path)
 
-    def load(self, path: Path) -> None:
-        """Go on from a file that :meth:`save` wrote."""
-        content = load_plain(path)
-        if content.get("settings") != asdict(self.settings):
-            raise ValueError(
-                f"{path} is of a training with other settings, {content.get('settings')}; remove "
-                "it or train into another file"
-            )
-        start_energy = content["start_energy"].to(self.start_energy)
-        if not torch.allclose(start_energy, self.start_energy, rtol=1e-4, atol=1e-4):
-            raise ValueError(
-                f"{path} is of a training of another target, where U differs at the start; remove "
-                "it or train into another file"
-            )
+    def resume(self, content: dict[str, Any]) -> None:
+        """Go on from a state."""
         self.kernel.load_state_dict(content["kernel"])
         self.optimizer.load_state_dict(content["optimizer"])
         self.position = content["position"].to(self.device)

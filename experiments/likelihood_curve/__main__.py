@@ -27,7 +27,14 @@ from experiments.shared.cli import (
     resumed_arguments,
     run_command,
 )
-from experiments.shared.runs import check_same_options, create_run, keep_config, write_json
+from experiments.shared.runs import (
+    check_same_options,
+    create_run,
+    held,
+    keep_config,
+    print_files,
+    write_json,
+)
 
 _GROWING = ("num_mh_steps", "seeds", "splits")
 """Options of which a run that is gone on with may have more."""
@@ -56,22 +63,27 @@ def draw(options: LikelihoodCurve) -> None:
     else:
         folder = Path(options.resume)
         options = gone_on_with(folder, options)
-    saved = {**asdict(options), "output": None, "resume": None}
-    keep_config(folder, yaml.safe_dump(saved, sort_keys=False))
-    console = Console()
     try:
-        for number, model in enumerate(options.models(), 1):
-            console.print(f"{number} of {len(options.models())}: {model.name}", highlight=False)
-            train_model(options, model, folder / model.name)
-            for split in options.splits:
-                score_model(options, folder / model.name, split)
-            write_results(options, folder)
+        with held(folder):
+            draw_into(folder, options)
     except Stopped as stopped:
         stopped.hint = f"go on with python -m experiments.likelihood_curve --resume {folder}"
         raise
+
+
+def draw_into(folder: Path, options: LikelihoodCurve) -> None:
+    """Train and score what is not there yet, and write the results."""
+    saved = {**asdict(options), "output": None, "resume": None}
+    keep_config(folder, yaml.safe_dump(saved, sort_keys=False))
+    console = Console()
+    for number, model in enumerate(options.models(), 1):
+        console.print(f"{number} of {len(options.models())}: {model.name}", highlight=False)
+        train_model(options, model, folder / model.name)
+        for split in options.splits:
+            score_model(options, folder / model.name, split)
+        write_results(options, folder)
     console.print((folder / "table.md").read_text(), highlight=False, soft_wrap=True)
-    for path in sorted(folder.iterdir()):
-        console.print(f"  {path}", highlight=False, soft_wrap=True)
+    print_files(folder)
 
 
 def gone_on_with(folder: Path, options: LikelihoodCurve) -> LikelihoodCurve:

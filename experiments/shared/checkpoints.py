@@ -15,7 +15,7 @@ from lightning.pytorch.trainer.states import TrainerFn
 
 from dglm import DGLM, TrainingFailed
 from experiments.shared.cli import STOP_SIGNALS, CommandError, Stopped, stop
-from samplers.io import write_beside
+from samplers.io import differences, write_beside
 
 _SAVE_SECONDS = 300.0
 _AGREE_EVERY = 10
@@ -176,30 +176,15 @@ def read_checkpoint(path: str | Path) -> dict[str, Any]:
 
 def check_same_model(folder: Path, trained: dict[str, Any], present: dict[str, Any]) -> None:
     """Raise CommandError where a run would go on with other hyper-parameters than its own."""
-    before, now = _flat(trained), _flat(present)
-    for name in sorted(before | now):
-        if before.get(name) != now.get(name):
-            raise CommandError(
-                f"{folder} was trained with another model ({name} was {before.get(name)}, is now "
-                f"{now.get(name)}); resume it with the options of its config.yaml"
-            )
+    for name, before, now in differences(trained, present):
+        raise CommandError(
+            f"{folder} was trained with another model ({name} was {before}, is now {now}); resume "
+            "it with the options of its config.yaml"
+        )
 
 
 def _finite(value: torch.Tensor) -> bool:
     return bool(value.isfinite().all())
-
-
-def _flat(value: Any, name: str = "") -> dict[str, Any]:
-    """Return the leaves of nested dictionaries and lists by their path."""
-    if isinstance(value, (list, tuple)):
-        value = dict(enumerate(value))
-    if not isinstance(value, dict):
-        return {name.removeprefix("."): value}
-    return {
-        path: leaf
-        for key, item in value.items()
-        for path, leaf in _flat(item, f"{name}.{key}").items()
-    }
 
 
 def _not_a_checkpoint(path: str | Path, error: Exception) -> CommandError:

@@ -27,6 +27,7 @@ from rich.progress import (
 
 from data import DataError
 from dglm import TrainingFailed
+from samplers.io import ResumeError
 
 CONFIGS = Path(__file__).parents[1] / "configs"
 STOP_SIGNALS = (signal.SIGINT, signal.SIGTERM)
@@ -151,6 +152,7 @@ def run_command(main: Callable[[], None]) -> None:
         CommandError,
         DataError,
         MisconfigurationException,
+        ResumeError,
         TrainingFailed,
     ) as error:
         sys.exit(f"error: {' '.join(str(error).split())}")

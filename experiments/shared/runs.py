@@ -6,12 +6,13 @@ import json
 import math
 import os
 from collections.abc import Collection, Iterator, Sequence
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
-from filelock import FileLock, Timeout
+from filelock import BaseFileLock, FileLock, Timeout
 from lightning.pytorch.utilities.rank_zero import rank_zero_only
+from rich.console import Console
 
 from experiments.shared.cli import CommandError, Stopped
 from samplers.io import write_whole
@@ -34,7 +35,7 @@ def create_run(output: str | None, prefix: str) -> Path:
             raise CommandError("choose --output where you start several processes yourself")
         return Path(name)
     try:
-        folder = first_free(Path("runs"), prefix) if output is None else Path(output)
+        folder = _new_folder(Path("runs"), prefix) if output is None else Path(output)
         if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
             raise CommandError(
                 f"{folder} exists already; choose another --output, or --resume {folder}"
@@ -53,7 +54,8 @@ def output_file(output: str | None, checkpoint: str, name: str, *suffixes: str) 
     """Yield the first of the files that a command will write, which differ in their suffix.
 
     Until the command ends, no other one takes the same. Processes that this one starts find the
-    choice in the environment.
+    choice in the environment. What is kept beside the output, to go on after an interruption, is
+    removed where the command has succeeded.
 
     Arguments:
         output: As the user chose it; None for the first free name beside the checkpoint's run.
@@ -68,7 +70,7 @@ def output_file(output: str | None, checkpoint: str, name: str, *suffixes: str) 
     """
     folder = Path(checkpoint).parent
     folder = folder.parent if folder.name == "checkpoints" else folder
-    with ExitStack() as held:
+    with ExitStack() as locks:
         if rank_zero_only.rank:  # type: ignore[attr-defined]
             chosen = os.environ.get(_OUTPUT_VARIABLE, output)
             path = first_free(folder, name, *suffixes) if chosen is None else Path(chosen)
@@ -77,15 +79,23 @@ def output_file(output: str | None, checkpoint: str, name: str, *suffixes: str) 
                 path
                 for path in _numbered(folder, name, suffixes[0])
                 if not _finished_files(path, suffixes)
-                and held.enter_context(_claimed(path))
+                and locks.enter_context(_claimed_output(path))
                 and not _finished_files(path, suffixes)
             )
         else:
             path = _checked(Path(output), suffixes)
-            if not held.enter_context(_claimed(path)):
+            if not locks.enter_context(_claimed_output(path)):
                 raise CommandError(f"another command is to write {path}; choose another --output")
         os.environ[_OUTPUT_VARIABLE] = str(path)
-        yield path
+        try:
+            yield path
+        except Stopped as stopped:
+            if partial_files(path):
+                stopped.hint = GO_ON
+            raise
+        if not rank_zero_only.rank:  # type: ignore[attr-defined]
+            for partial in partial_files(path):
+                partial.unlink()
 
 
 def _checked(path: Path, suffixes: Sequence[str]) -> Path:
@@ -97,14 +107,39 @@ def _checked(path: Path, suffixes: Sequence[str]) -> Path:
 
 
 @contextmanager
-def _claimed(path: Path) -> Iterator[bool]:
-    """Hold the name of an output; yield whether no other command does.
+def held(folder: Path) -> Iterator[None]:
+    """Hold a run folder; the system lets go of it when the process dies, however it does.
 
-    The system lets go of it when a process dies.
+    A command may hold what another, in the same process, holds already. Processes that this one
+    starts leave it to it.
+
+    Raises:
+        CommandError: Another process is working there.
     """
+    if rank_zero_only.rank:  # type: ignore[attr-defined]
+        yield
+        return
+    # It stays, as a file that is removed could be locked anew by somebody who has opened it before.
+    with _claimed(folder, FileLock(folder / ".lock", is_singleton=True)) as alone:
+        if not alone:
+            raise CommandError(f"another command is working in {folder}; wait until it has ended")
+        yield
+
+
+@contextmanager
+def _claimed_output(path: Path) -> Iterator[bool]:
+    """Hold the name of an output; yield whether no other command does."""
     lock = FileLock(path.with_name(f".{path.name}.lock"))
+    with _claimed(path, lock) as alone:
+        yield alone
+        if alone:
+            Path(lock.lock_file).unlink(missing_ok=True)
+
+
+@contextmanager
+def _claimed(path: Path, lock: BaseFileLock) -> Iterator[bool]:
     try:
-        path.parent.mkdir(parents=True, exist_ok=True)
+        Path(lock.lock_file).parent.mkdir(parents=True, exist_ok=True)
         lock.acquire(timeout=0)
     except Timeout:
         yield False
@@ -114,8 +149,16 @@ def _claimed(path: Path) -> Iterator[bool]:
     try:
         yield True
     finally:
-        Path(lock.lock_file).unlink(missing_ok=True)
         lock.release()
+
+
+def _new_folder(parent: Path, prefix: str) -> Path:
+    """Create the first of the numbered folders that is not there, and that nobody else creates."""
+    for folder in _numbered(parent, prefix, ""):
+        with suppress(FileExistsError):
+            folder.mkdir(parents=True)
+            return folder
+    raise AssertionError("numbers do not end")
 
 
 def first_free(parent: Path, prefix: str, *suffixes: str) -> Path:
@@ -139,6 +182,12 @@ def _finished_files(path: Path, suffixes: Sequence[str]) -> list[Path]:
         return []
     files = [path, *(path.with_suffix(suffix) for suffix in suffixes[1:])]
     return [file for file in files if file.exists()]
+
+
+def print_files(folder: Path) -> None:
+    """Print where the files of a run are."""
+    for path in sorted(folder.glob("[!.]*")):
+        Console().print(f"  {path}", highlight=False, soft_wrap=True)
 
 
 @rank_zero_only
@@ -179,50 +228,6 @@ def check_same_options(
 def partial_file(output: Path, name: str) -> Path:
     """Return where a command keeps something until ``output`` is written."""
     return output.with_name(f"{output.stem}.partial-{name}")
-
-
-def remove_partial_files(output: Path) -> None:
-    """Remove what a finished command no longer needs."""
-    for path in partial_files(output):
-        path.unlink()
-
-
-@contextmanager
-def resumable(output: Path, identity: dict[str, Any]) -> Iterator[None]:
-    """Let partial files be gone on from by the command that has left them, and no other.
-
-    Processes that this one starts share the files, and leave the look at them to it.
-
-    Arguments:
-        output: What is written in the end.
-        identity: What must be equal for the files to be used again.
-
-    Raises:
-        CommandError: The files are of another command.
-    """
-    if rank_zero_only.rank:  # type: ignore[attr-defined]
-        yield
-        return
-    marker, text = partial_file(output, "options.json"), json.dumps(identity, indent=2)
-
-    def kept() -> bool:
-        return any(not path.name.startswith(marker.name) for path in partial_files(output))
-
-    if kept() and not (marker.exists() and marker.read_text() == text):
-        raise CommandError(
-            f"{marker} is of another command, not finished; remove it and what begins like it, or "
-            "choose another --output"
-        )
-    write_whole(text, marker)
-    try:
-        yield
-    except Stopped as stopped:
-        if kept():
-            stopped.hint = GO_ON
-        raise
-    finally:
-        if not kept():
-            marker.unlink(missing_ok=True)
 
 
 def write_json(content: Any, path: Path) -> None:

@@ -14,7 +14,7 @@ from dglm import DGLM, AISResult, AISSettings
 from dglm.ais import gradient_evaluations
 from experiments.shared.cli import counted
 from experiments.shared.runs import partial_file
-from samplers.io import load_plain, save_whole
+from samplers.io import Resumable
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -108,33 +108,36 @@ def scoring_gradients(batches: Sequence[Sized], settings: AISSettings) -> list[i
 
 
 class KeepResults(Callback):
-    """Keep the results of finished batches in a file, so that nothing is computed twice.
+    """Keeps the results of finished batches in a file, so that nothing is computed twice.
 
     Arguments:
         output: The file that the finished evaluation will write; this one lies beside it.
-        num_temperatures: Which point of a curve is scored.
         rank: Which process this is.
+        identity: What tells this evaluation from another.
+
+    Raises:
+        ResumeError: What an interrupted evaluation has left is damaged or of another one.
     """
 
-    def __init__(self, output: Path, num_temperatures: int, rank: int) -> None:
-        self.path = partial_file(output, f"{num_temperatures}-{rank}.pt")
+    def __init__(self, output: Path, rank: int, identity: dict[str, Any]) -> None:
+        self._file = Resumable(partial_file(output, f"{rank}.pt"), identity)
+        self._points: dict[str, Any] = self._file.load() or {}
 
-    def load(self) -> dict[int, AISResult]:
-        """Return the results of an interrupted evaluation, by batch.
-
-        Raises:
-            ValueError: The file is damaged.
-        """
-        if not self.path.exists():
-            return {}
-        results = load_plain(self.path)["results"]
-        return {index: AISResult(*parts) for index, parts in results.items()}
+    def results(self, settings: AISSettings) -> dict[int, AISResult]:
+        """Return what is there already for one point of a curve, by batch."""
+        found = self._points.get(_point(settings), {})
+        return {index: AISResult(*parts) for index, parts in found.items()}
 
     def on_test_batch_end(self, trainer: Trainer, pl_module: LightningModule, *rest: Any) -> None:
         """Write all results so far."""
-        results = cast(DGLM, pl_module).test_results
-        plain = {index: tuple(result) for index, result in results.items()}
-        save_whole({"results": plain}, self.path)
+        dglm = cast(DGLM, pl_module)
+        plain = {index: tuple(result) for index, result in dglm.test_results.items()}
+        self._points[_point(dglm.ais)] = plain
+        self._file.save(self._points)
+
+
+def _point(settings: AISSettings) -> str:
+    return f"{settings.num_temperatures} temperatures"
 
 
 def score_summary(result: AISResult, settings: AISSettings) -> dict[str, Any]:

@@ -257,7 +257,7 @@ def test_a_run_is_saved_now_and_then_and_by_others_refused(
     run(120, seed=0)
     assert saved == [False, True, True]
     for num_steps, seed in ((121, 0), (120, 1)):
-        with pytest.raises(ValueError, match=r"chains\.pt is of other chains"):
+        with pytest.raises(ValueError, match=r"chains\.pt is of another run"):
             run(num_steps, seed)
     path.write_bytes(path.read_bytes()[:1000])
     with pytest.raises(ValueError, match=r"chains\.pt cannot be gone on from"):

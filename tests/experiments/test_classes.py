@@ -1,5 +1,6 @@
 """Classes of filled-in images, on a model of which they are known by quadrature."""
 
+import math
 from typing import Any
 
 import pytest
@@ -10,8 +11,10 @@ from dglm import DGLM, GenerativeModel, KernelSteps
 from dglm.energy import NegativeLogLikelihood
 from experiments.classes import (
     InpaintingTask,
+    class_distances,
     class_frequencies,
     fill_in,
+    movement,
     posterior_classes,
     reference_gradients,
     total_variation,
@@ -111,3 +114,24 @@ def test_frequencies_and_their_distance_by_hand() -> None:
     assert torch.equal(found, expected)
     assert total_variation(found, found).tolist() == [0, 0]
     assert total_variation(found[0], found[1]).item() == 0.75
+
+
+def test_visits_and_switches_by_hand() -> None:
+    classes = torch.tensor([[0, 2], [0, 2], [1, 2], [1, 2], [0, 2]])
+    found = movement(classes)
+    assert found["classes"].tolist() == [2, 1]
+    assert found["switches"].tolist() == [50, 0]  # two of the four steps
+    # The entropy of (3/5, 2/5).
+    entropy = -(0.6 * math.log(0.6) + 0.4 * math.log(0.4))
+    assert found["effective_classes"].tolist() == pytest.approx([math.exp(entropy), 1])
+
+
+def test_frequencies_leave_the_first_fifth_of_the_sweeps_out(hidden: InpaintingTask) -> None:
+    short = hidden._replace(num_chains=2, sweeps=5)
+    reference = torch.zeros(5, 4, dtype=torch.long)
+    found, late = reference.clone(), reference.clone()
+    found[0], late[1] = 1, 1
+    distances = class_distances(short, {"first": found, "second": late}, reference)
+    assert distances["first"].tolist() == [0, 0]
+    assert distances["second"].tolist() == [0.25, 0.25]
+    assert distances["reference"].tolist() == [0, 0]

@@ -130,22 +130,42 @@ def test_an_interrupted_evaluation_goes_on_where_it_was(
     assert results(tmp_path / "halves.json") == results(tmp_path / "whole.json")
 
 
-@pytest.mark.parametrize("change", ["--num_images=7", "--num_temperatures=3", "--curve=3,10"])
 def test_what_is_kept_of_an_evaluation_is_left_alone_by_another(
-    change: str, checkpoint: Path, root: Path, tmp_path: Path
+    checkpoint: Path, root: Path, tmp_path: Path
 ) -> None:
     run = tmp_path / "run"
     shutil.copytree(checkpoint.parents[1], run)
-    given = arguments(run / "checkpoints" / "last.ckpt", root, Path("null"))
+    last = run / "checkpoints" / "last.ckpt"
+    given = arguments(last, root, Path("null"))
     interrupt(given)
     kept = {path: path.read_bytes() for path in run.glob("evaluation-001*")}
-    assert "of another command, not finished" in refusal([*given, change])
+    for change in ("--num_images=7", "--num_temperatures=3", "--curve=3,10"):
+        assert "evaluation-001.partial-0.pt is of another run" in refusal([*given, change])
+    own = last.read_bytes()
+    content = torch.load(last, weights_only=True)
+    content["state_dict"]["model.decoder.output.bias"] += 1
+    torch.save(content, last)
+    assert "is of another run (checkpoint was" in refusal(given)
     assert {path: path.read_bytes() for path in run.glob("evaluation-*")} == kept
+    last.write_bytes(own)
     main(given)
     assert sorted(path.name for path in run.glob("evaluation-*")) == [
         "evaluation-001.csv",
         "evaluation-001.json",
     ]
+
+
+def test_points_of_a_curve_are_the_estimates_of_their_own_temperatures(
+    checkpoint: Path, root: Path, tmp_path: Path
+) -> None:
+    curve = arguments(checkpoint, root, tmp_path / "curve.json", curve="3,10")
+    interrupt(curve)
+    main(curve)
+    for point, count in zip(results(tmp_path / "curve.json")["curve"], (3, 10), strict=True):
+        alone = tmp_path / f"{count}.json"
+        main(arguments(checkpoint, root, alone, num_temperatures=count))
+        assert point["log_likelihood"] == results(alone)["log_likelihood"]
+        assert point["gradient_evaluations"] == results(alone)["gradient_evaluations"]
 
 
 def test_one_image_has_no_error_bar() -> None:

@@ -3,20 +3,26 @@
 import math
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
-from experiments.shared.cli import CommandError
+from experiments import mnist
+from experiments.shared.cli import CommandError, run_command
 from experiments.shared.runs import check_same_options, output_file, read_json, write_json
 
 SUFFIXES = (".png", ".json")
 
 HOLDER = """
 import sys, time
-from experiments.shared.runs import output_file
+from pathlib import Path
+from experiments.shared.runs import held, output_file
 
-with output_file(sys.argv[1], "", "", ".png", ".json"):
+claim = held(Path(sys.argv[2])) if sys.argv[1] == "folder" else output_file(
+    sys.argv[2], "", "", ".png", ".json"
+)
+with claim:
     print("held", flush=True)
     time.sleep(600)
 """
@@ -41,7 +47,7 @@ def test_an_output_that_another_process_is_to_write_is_refused_until_that_is_dea
 ) -> None:
     output = str(tmp_path / "some" / "result.png")
     process = subprocess.Popen(
-        [sys.executable, "-c", HOLDER, output], stdout=subprocess.PIPE, text=True
+        [sys.executable, "-c", HOLDER, "output", output], stdout=subprocess.PIPE, text=True
     )
     assert process.stdout is not None
     assert process.stdout.readline() == "held\n"
@@ -56,6 +62,28 @@ def test_an_output_that_another_process_is_to_write_is_refused_until_that_is_dea
     with output_file(output, "", "", *SUFFIXES) as path:
         assert str(path) == output
     assert not list(path.parent.iterdir())
+
+
+def test_two_live_runs_never_share_a_folder_and_a_dead_one_holds_nothing(
+    small: Callable[..., list[str]], tmp_path: Path
+) -> None:
+    run = tmp_path / "run"
+    mnist.main(small(run, kernel="none", trainer__max_steps=1))
+    before = {path: path.read_bytes() for path in run.rglob("*") if path.is_file()}
+    resumed = ["--resume", str(run), "--trainer.max_steps=2"]
+    process = subprocess.Popen(
+        [sys.executable, "-c", HOLDER, "folder", str(run)], stdout=subprocess.PIPE, text=True
+    )
+    assert process.stdout is not None
+    assert process.stdout.readline() == "held\n"
+    with pytest.raises(SystemExit, match=r"another command is working in .*run; wait until it"):
+        run_command(lambda: mnist.main(resumed))
+    assert {path: path.read_bytes() for path in run.rglob("*") if path.is_file()} == before
+    process.kill()
+    process.wait()
+    process.stdout.close()
+    mnist.main(resumed)
+    assert read_json(run / "summary.json")["updates"] == 2
 
 
 def test_a_run_is_gone_on_with_by_its_own_options_alone() -> None:

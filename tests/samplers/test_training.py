@@ -156,7 +156,7 @@ def test_checkpoint_of_other_settings_is_refused(random_l2hmc: Build, tmp_path: 
     first = TrainingSettings(num_iterations=1, num_chains=5)
     train_sampler(random_l2hmc(2), TARGET, initial, first, checkpoint=path)
     other = TrainingSettings(num_iterations=1, num_chains=5, jump_scale=2.0)
-    with pytest.raises(ValueError, match=r"training\.pt is of .* other settings") as error:
+    with pytest.raises(ValueError, match=r"training.pt .*jump_scale was 1.0, is now 2.0") as error:
         train_sampler(random_l2hmc(2), TARGET, initial, other, checkpoint=path)
     assert "\n" not in str(error.value)
 
@@ -166,7 +166,7 @@ def test_checkpoint_of_another_target_is_refused(random_l2hmc: Build, tmp_path: 
     train_sampler(random_l2hmc(2), TARGET, initial, settings, checkpoint=path)
     other, kernel = GaussianTarget(CENTRE, 1.01 * SCALES @ SCALES.T), random_l2hmc(2, seed=1)
     before = {key: value.clone() for key, value in kernel.state_dict().items()}
-    with pytest.raises(ValueError, match=r"training\.pt is of .* another target") as error:
+    with pytest.raises(ValueError, match=r"training.pt .*another target") as error:
         train_sampler(kernel, other, initial, settings, checkpoint=path)
     assert "\n" not in str(error.value)
     assert all(torch.equal(value, before[key]) for key, value in kernel.state_dict().items())
