@@ -92,7 +92,8 @@ def run(
     """Return the posterior by each sampler; the last one is the reference."""
     energy = LogisticRegression()
     start = torch.randn(num_chains, energy.dim, generator=seeded_generator("cpu", seed, 0))
-    warm = adapt(HMC(10, 0.01), energy, start, num_warmup, mass="dense")
+    generator = seeded_generator("cpu", seed, "warm-up")
+    warm = adapt(HMC(10, 0.01), energy, start, num_warmup, mass="dense", generator=generator)
     assert isinstance(warm.kernel, Preconditioned)
     warm_up = 10 * num_warmup * num_chains
     step_size = float(warm.kernel.step_size)

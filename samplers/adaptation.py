@@ -11,7 +11,6 @@ from samplers.energy import Energy, State
 from samplers.hmc import HMC
 from samplers.kernel import Context, Kernel, finite_start
 from samplers.preconditioned import Preconditioned
-from samplers.random import seeded_generator
 
 Mass = Literal["unit", "diagonal", "dense"]
 
@@ -170,7 +169,7 @@ def adapt(
         mass: "unit", "diagonal" or "dense": the inverse of the draws' variances or covariance.
         target: Acceptance probability to reach.
         context: As returned by ``kernel.embed``.
-        generator: Of the noise; without one, seed 0.
+        generator: Of the noise; without one, torch's global generator.
 
     Raises:
         ValueError: An argument is out of range, or the energy or its gradient is not finite where
@@ -194,7 +193,6 @@ def adapt(
         raise ValueError(f"mass must be 'unit', 'diagonal' or 'dense', got {mass!r}")
     if not 0 < target < 1:
         raise ValueError(f"target must lie between 0 and 1, got {target}")
-    generator = generator or seeded_generator(position.device, 0)
     state = finite_start(kernel, energy, position)
     moving: Kernel = kernel
     averaging = DualAveraging(kernel.log_step_size, target)
@@ -218,7 +216,7 @@ def _window(
     num_steps: int,
     averaging: DualAveraging,
     context: Context,
-    generator: torch.Generator,
+    generator: torch.Generator | None,
 ) -> tuple[State, Moments]:
     """Adapt the step size for some steps; return the moments of their draws."""
     moments = Moments.of(state.position)

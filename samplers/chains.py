@@ -9,7 +9,7 @@ from torch import Tensor
 
 from samplers.energy import Energy, State
 from samplers.kernel import Context, Info, Kernel, Noise, finite_start, transition
-from samplers.random import seeded_generator
+from samplers.random import random_state
 
 CHUNK_SIZE = 100
 """Draws that wait on the device until they move to the CPU together."""
@@ -51,7 +51,7 @@ class Snapshot(TypedDict):
     extra: tuple[Tensor, ...]
     """As in :class:`samplers.State`, which these four are."""
     generator: Tensor
-    """The state of the generator of the noise."""
+    """The state of the generator of the noise, torch's global one too."""
 
 
 def sample(
@@ -74,7 +74,7 @@ def sample(
         num_draws: Draws to keep of each chain.
         thin: Steps from one kept draw to the next.
         context: As returned by ``kernel.embed``.
-        generator: Of the noise; without one, a fixed stream of its own.
+        generator: Of the noise; without one, torch's global generator.
         progress: Called now and then with the number of draws made so far.
 
     Raises:
@@ -134,7 +134,7 @@ def sample_chunks(
         chunk_size: Draws of each chain in a chunk; fewer in the last one.
         thin: Steps from one kept draw to the next.
         context: As returned by ``kernel.embed``.
-        generator: Of the noise; without one, a fixed stream. A snapshot brings its own.
+        generator: Of the noise; without one, torch's global generator. A snapshot brings its own.
 
     Raises:
         ValueError: A count is below 1, the energy or its gradient is not finite where a chain
@@ -146,8 +146,6 @@ def sample_chunks(
         raise ValueError(f"chunk_size must be at least 1, got {chunk_size}")
     if isinstance(start, Tensor):
         state = finite_start(kernel, energy, start)
-        # The empty key: no seed that the start may have been drawn with gives this stream.
-        generator = generator or seeded_generator(start.device)
     elif generator is None:
         state = State(start["position"], start["energy"], start["gradient"], start["extra"])
         generator = torch.Generator(state.position.device)
@@ -167,7 +165,7 @@ def _chunks(
     sizes: list[int],
     thin: int,
     context: Context,
-    generator: torch.Generator,
+    generator: torch.Generator | None,
 ) -> Iterator[tuple[Chains, Snapshot]]:
     for size in sizes:
         kept, every = [], []
@@ -187,7 +185,7 @@ def _chunks(
                 energy=state.energy,
                 gradient=state.gradient,
                 extra=state.extra,
-                generator=generator.get_state(),
+                generator=random_state(generator, state.position.device),
             ),
         )
 
@@ -198,7 +196,7 @@ def _steps(
     state: State,
     count: int,
     context: Context,
-    generator: torch.Generator,
+    generator: torch.Generator | None,
 ) -> Iterator[tuple[State, Info]]:
     """Yield what so many steps return; those that do not fill a call are taken one by one.
 

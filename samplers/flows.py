@@ -42,6 +42,9 @@ class Flow(Transformed):
         Sountsov, Dillon, Langmore, Tran and Vasudevan, 2019).
     """
 
+    step_is_one_region = False
+    """The flow stays eager."""
+
     location: Tensor
     factor: Tensor
 
@@ -119,9 +122,6 @@ class Flow(Transformed):
 
 class FlowCoordinates(Coordinates):
     """U(x(w)) - log|∂x/∂w|; beside it, in ``extra``, the state at x and log|∂x/∂w|."""
-
-    step_is_one_region = False
-    """The flow stays eager."""
 
     def __init__(self, energy: Energy, flow: Flow) -> None:
         self.energy = energy

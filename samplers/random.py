@@ -44,6 +44,15 @@ def _number(name: str) -> int:
     return int.from_bytes(hashlib.sha256(name.encode()).digest()[:16])
 
 
+def random_state(generator: torch.Generator | None, device: torch.device) -> Tensor:
+    """Return the state of a generator; without one, of torch's global generator of the device."""
+    if generator is not None:
+        return generator.get_state()
+    if device.type == "cpu":
+        return torch.get_rng_state()
+    return torch.get_device_module(device).get_rng_state(device)
+
+
 def standard_normal(like: Tensor, generator: torch.Generator | None = None) -> Tensor:
     """Draw N(0, 1) numbers of the shape, type and device of ``like``."""
     return torch.randn(like.shape, generator=generator, dtype=like.dtype, device=like.device)

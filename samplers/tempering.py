@@ -7,7 +7,6 @@ from samplers.chains import Chains
 from samplers.energy import Energy, State, Tempered
 from samplers.hmc import HMC
 from samplers.kernel import finite_start
-from samplers.random import seeded_generator
 
 
 @torch.no_grad()
@@ -37,7 +36,7 @@ def parallel_tempering(
         temperatures: T, increasing from 1, (K,).
         num_leapfrogs: Leapfrogs a step.
         step_size: ε at T₁.
-        generator: Of the noise; without one, seed 0.
+        generator: Of the noise; without one, torch's global generator.
 
     Raises:
         ValueError: The temperatures do not increase from 1, there are no draws to make, or the
@@ -51,7 +50,6 @@ def parallel_tempering(
     ladder = temperatures.dim() == 1 and bool(temperatures.isfinite().all())
     if not (ladder and temperatures[:1].eq(1).any() and (temperatures.diff() > 0).all()):
         raise ValueError(f"temperatures must increase from 1, got {temperatures.tolist()}")
-    generator = generator or seeded_generator(position.device, 0)
     count, chains = len(temperatures), len(position)
     kernel = HMC(num_leapfrogs, step_size).to(position.device)
     finite_start(kernel, energy, position)
@@ -79,7 +77,9 @@ def _moved(state: State, temperature: Tensor, rows: Tensor) -> State:
     return State(position, scale * energy, scale[:, None] * gradient, extra)
 
 
-def _exchange(energy: Tensor, inverse: Tensor, first: int, generator: torch.Generator) -> Tensor:
+def _exchange(
+    energy: Tensor, inverse: Tensor, first: int, generator: torch.Generator | None
+) -> Tensor:
     """Return which replica's position each replica gets, (K, B)."""
     count, chains = energy.shape
     order = torch.arange(count, device=energy.device)[:, None].repeat(1, chains)

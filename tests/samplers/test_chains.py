@@ -1,4 +1,5 @@
 from collections.abc import Callable
+from copy import deepcopy
 from typing import NamedTuple
 
 import numpy as np
@@ -13,6 +14,8 @@ from samplers import (
     Chains,
     Energy,
     Kernel,
+    adapt,
+    parallel_tempering,
     sample,
     sample_chunks,
     seeded_generator,
@@ -51,8 +54,12 @@ def test_draws_are_those_of_single_steps(kernel: HMC, energy: Energy) -> None:
 
 
 def test_thinning_keeps_every_so_many_steps(kernel: HMC, energy: Energy) -> None:
-    every = sample(kernel, energy, torch.zeros(5, 3), 12)
-    third = sample(kernel, energy, torch.zeros(5, 3), 4, thin=3)
+    every, third = (
+        sample(
+            kernel, energy, torch.zeros(5, 3), count, thin=thin, generator=seeded_generator("cpu")
+        )
+        for count, thin in ((12, 1), (4, 3))
+    )
     assert torch.equal(every.draws[:, 2::3], third.draws)
     assert torch.equal(every.energy[:, 2::3], third.energy)
     torch.testing.assert_close(every.acceptance.unflatten(1, (4, 3)).mean(dim=2), third.acceptance)
@@ -98,23 +105,31 @@ def test_thinning_hides_no_divergence(energy: Energy, plant: Callable[..., Energ
     assert chains.draws.isfinite().all()
 
 
-def test_generator_determines_the_draws(kernel: HMC, energy: Energy) -> None:
-    def draws(generator: torch.Generator | None) -> Tensor:
-        torch.rand(1)  # The global generator plays no part.
-        return sample(kernel, energy, torch.zeros(5, 3), 4, generator=generator).draws
+@pytest.mark.parametrize(
+    "draw",
+    [
+        lambda kernel, energy, start, **noise: sample(kernel, energy, start, 4, **noise).draws,
+        lambda kernel, energy, start, **noise: adapt(kernel, energy, start, 20, **noise).position,
+        lambda kernel, energy, start, **noise: (
+            parallel_tempering(energy, start, 3, torch.tensor([1.0, 2.0]), **noise).draws
+        ),
+    ],
+    ids=["sample", "adapt", "parallel_tempering"],
+)
+def test_noise_is_the_generator_s_or_torch_s_own(
+    draw: Callable[..., Tensor], kernel: HMC, energy: Energy
+) -> None:
+    def draws(generator: torch.Generator | None = None, seed: int | None = None) -> Tensor:
+        if seed is not None:
+            torch.manual_seed(seed)
+        return draw(deepcopy(kernel), energy, torch.zeros(5, 3), generator=generator)
 
-    assert torch.equal(draws(None), draws(None))
-    assert torch.equal(draws(seeded_generator("cpu", 1)), draws(seeded_generator("cpu", 1)))
-    assert not torch.equal(draws(None), draws(seeded_generator("cpu", 1)))
-
-
-def test_default_noise_is_not_what_a_seeded_start_was_drawn_from(kernel: HMC) -> None:
-    """Momenta equal to the standardized positions would bias the draws."""
-    generator = seeded_generator("cpu", 0)
-    start = torch.randn(20_000, 2, generator=generator)
-    chains = sample(kernel, lambda x: 0.5 * x.square().sum(dim=-1), start, 1)
-    squared = chains.draws[:, 0].square() - 1
-    assert (squared.mean(dim=0).abs() < 5 * squared.std(dim=0) / 20_000**0.5).all()
+    first, again = draws(seed=3), draws(seed=3)
+    assert torch.equal(first, again)
+    assert not torch.equal(draws(), again)  # going on is new noise
+    before = torch.get_rng_state()
+    assert torch.equal(draws(torch.Generator().manual_seed(3)), first)
+    assert torch.equal(torch.get_rng_state(), before)
 
 
 def test_one_generator_goes_on_where_it_stopped(kernel: HMC, energy: Energy) -> None:

@@ -33,7 +33,9 @@ def test_chunks_are_the_draws_of_sample(
 ) -> None:
     kernel, context = conditioned
     options = {"thin": 2, "context": context}
+    torch.manual_seed(1)
     whole = sample(kernel, energy, torch.zeros(5, 3), 7, **options)
+    torch.manual_seed(1)
     chunks = [
         chunk
         for chunk, _ in sample_chunks(
@@ -49,18 +51,20 @@ def test_chunks_are_the_draws_of_sample(
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
 @pytest.mark.parametrize("interrupted_at", [1, 2])
+@pytest.mark.parametrize("own", [False, True], ids=["global generator", "own generator"])
 def test_resumed_run_is_the_uninterrupted_one_bit_for_bit(
     conditioned: tuple[Kernel, Tensor | None],
     energy: Energy,
     tmp_path: Path,
     interrupted_at: int,
+    own: bool,
     dtype: torch.dtype,
 ) -> None:
     kernel, context = conditioned
     kernel, context = kernel.to(dtype), None if context is None else context.to(dtype)
     options = {"chunk_size": 3, "thin": 2, "context": context}
     start = torch.full((5, 3), 0.1, dtype=dtype)
-    generator = seeded_generator("cpu", 7)
+    generator = seeded_generator("cpu", 7) if own else None
     first = sample_chunks(kernel, energy, start, 11, generator=generator, **options)
     for _ in range(interrupted_at):
         _, snapshot = next(first)
@@ -68,7 +72,7 @@ def test_resumed_run_is_the_uninterrupted_one_bit_for_bit(
     uninterrupted = list(first)
 
     loaded = torch.load(tmp_path / "chains.pt", weights_only=True)
-    torch.rand(3)  # The global generator plays no part.
+    torch.rand(3)  # A snapshot brings the state of its generator.
     left = 11 - 3 * interrupted_at
     resumed = list(sample_chunks(kernel, energy, loaded, left, **options))
     assert len(resumed) == len(uninterrupted) > 0

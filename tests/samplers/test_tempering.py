@@ -94,15 +94,6 @@ def test_exchange_swaps_neighbours_of_one_chain_with_the_probability_of_the_rati
         assert abs(swapped.double().mean().item() - probability) <= 5 * error
 
 
-def test_draws_are_a_function_of_the_generator() -> None:
-    def draws(seed: int | None) -> Tensor:
-        generator = None if seed is None else seeded_generator("cpu", seed)
-        return parallel_tempering(MIXTURE, torch.zeros(3, 2), 5, LADDER, generator=generator).draws
-
-    assert torch.equal(draws(None), draws(0))
-    assert not torch.equal(draws(0), draws(1))
-
-
 @pytest.mark.parametrize(
     "temperatures",
     [[2.0, 4.0], [1.0, 1.0], [1.0, 3.0, 2.0], [1.0, torch.nan], [1.0, torch.inf], [], [[1.0, 2.0]]],
