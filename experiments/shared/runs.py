@@ -131,9 +131,11 @@ def _claimed_output(path: Path) -> Iterator[bool]:
     """Hold the name of an output; yield whether no other command does."""
     lock = FileLock(path.with_name(f".{path.name}.lock"))
     with _claimed(path, lock) as alone:
-        yield alone
-        if alone:
-            Path(lock.lock_file).unlink(missing_ok=True)
+        try:
+            yield alone
+        finally:
+            if alone:
+                Path(lock.lock_file).unlink(missing_ok=True)
 
 
 @contextmanager
