@@ -15,7 +15,6 @@ from dglm import DGLM, KernelSteps, inpaint
 from experiments.shared.scoring import mean_and_error
 from samplers import HMC, adapt, sample, seeded_generator
 
-_FILL_STREAM, _REFERENCE_STREAM = 0x66696C6C, 0x6D617267696E616C
 _REFERENCE_LEAPFROGS, _REFERENCE_WARM_UP, _REFERENCE_THIN = 10, 300, 5
 NAMES = {
     "encoder": "q",
@@ -89,7 +88,7 @@ def fill_in(
     Returns:
         The classes at each sweep, (sweeps, N · chain), and the images, (sweeps, N · chain, D).
     """
-    generator = seeded_generator(hidden.images.device, hidden.seed, _FILL_STREAM)
+    generator = seeded_generator(hidden.images.device, hidden.seed, "inpaint.chains")
     rows, classes = hidden.rows, []
     start = hidden.dglm.posterior_samples(rows, 0, generator)
 
@@ -130,7 +129,7 @@ def posterior_classes(hidden: InpaintingTask, progress: Callable[[int], object])
         progress(draws - done)
         done = draws
 
-    generator = seeded_generator(hidden.images.device, hidden.seed, _REFERENCE_STREAM)
+    generator = seeded_generator(hidden.images.device, hidden.seed, "inpaint.reference")
     model = hidden.dglm.model
     energy = model.marginal(hidden.given).energy(hidden.rows[:, hidden.given])
     start = model.sample(len(hidden.rows), generator)[1]

@@ -44,7 +44,6 @@ from experiments.shared.runs import output_file, write_json
 from experiments.shared.scoring import DataOptions, check_error_bars, held_out
 from samplers import seeded_generator
 
-_MASK_STREAM = 0x696E7061696E74
 _SHOWN_IMAGES = 8
 
 
@@ -118,7 +117,7 @@ def run_into(output: Path, options: Inpaint, dglm: DGLM, trained: dict[str, Any]
     dglm = dglm.to(choose_device(options.accelerator))
     images = data.heldout("test")[: options.num_images].to(dglm.device)
     mask = given_pixels(
-        options.mask, data.image_shape, seeded_generator("cpu", options.seed, _MASK_STREAM)
+        options.mask, data.image_shape, seeded_generator("cpu", options.seed, "inpaint.mask")
     )
     given = mask.to(dglm.device)
     classifier = train_classifier(data, options.seed)

@@ -39,12 +39,10 @@ from experiments.shared.runs import (
 from experiments.shared.scoring import DataOptions, held_out, mean_and_error
 from samplers import HMC, Kernel, Moments, adapt, sample, seeded_generator, summarise
 
-_STREAM = 0x706F73746572
 _NAMES = {"kernel": "the model's kernel", "hmc": "HMC, step size adapted"}
 SEARCH_CHAINS, SEARCH_STEPS = 16, 400
 _IMAGES_AT_ONCE = 100
 _SEARCH_ERRORS = 5
-_SEARCH_STREAM = 0x736561726368
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -185,7 +183,9 @@ def run_chains(
     """
     rows = image.expand(options.num_chains, -1)
     energy, device = dglm.model.energy(rows), image.device
-    start = dglm.posterior_samples(rows, 0, seeded_generator(device, options.seed, _STREAM, 0))
+    start = dglm.posterior_samples(
+        rows, 0, seeded_generator(device, options.seed, "posterior.start")
+    )
     kernels: dict[str, tuple[Kernel, Tensor]] = {}
     if dglm.kernel is not None:
         kernels["kernel"] = dglm.kernel, start
@@ -193,7 +193,7 @@ def run_chains(
     leapfrogs = options.num_leapfrogs or longest
     if options.num_steps * longest < 4 * leapfrogs:
         raise CommandError(f"--num_leapfrogs {leapfrogs} leaves HMC fewer than 4 steps")
-    generator = seeded_generator(device, options.seed, _STREAM, 1)
+    generator = seeded_generator(device, options.seed, "posterior.adaptation")
     hmc = HMC(leapfrogs).to(device)
     kernels["hmc"] = adapt(hmc, energy, start, options.num_warmup, generator=generator)
     steps = {
@@ -207,10 +207,10 @@ def run_chains(
         counted("posterior, steps", total, options.quiet) as shown,
         stopped_between(shown) as progress,
     ):
-        for stream, (name, (kernel, position)) in enumerate(kernels.items()):
+        for name, (kernel, position) in kernels.items():
             with torch.no_grad():
                 context = kernel.embed(rows)
-            generator = seeded_generator(device, options.seed, _STREAM, 2 + stream)
+            generator = seeded_generator(device, options.seed, f"posterior.{name}")
             own, position = principal_axes(
                 kernel, energy, position, options.num_warmup, generator, context, progress
             )
@@ -329,7 +329,7 @@ def search_skewed(
     """
     found = []
     for part, some in enumerate(images.split(_IMAGES_AT_ONCE)):
-        generator = seeded_generator(images.device, seed, _SEARCH_STREAM, part)
+        generator = seeded_generator(images.device, seed, "posterior.search", part)
         rows = some.repeat_interleave(SEARCH_CHAINS, dim=0)
         energy = dglm.model.energy(rows)
         start = dglm.posterior_samples(rows, 0, generator)

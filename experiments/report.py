@@ -27,7 +27,6 @@ from experiments.shared.runs import print_files, write_json
 from experiments.shared.scoring import check_error_bars, mean_and_error, score, score_summary
 from samplers import seeded_generator
 
-_REPORT_STREAM = 0x7265706F7274
 _CHECKED_IMAGES = 100
 _BATCH_SIZE = 128
 _SHOWN_DIGITS = 3
@@ -124,7 +123,7 @@ def training_faults(dglm: DGLM, images_each: int) -> dict[str, float]:
 
 def posterior_figures(dglm: DGLM, images: Tensor) -> dict[str, float]:
     """Measure how far the kernel carries log p(x, z) from q's value toward a long chain's."""
-    generator = seeded_generator(images.device, _REPORT_STREAM, dglm.seed, 0)
+    generator = seeded_generator(images.device, dglm.seed, "report.posterior")
     with torch.no_grad():
         q = dglm.posterior(images)
         z = q.sample(generator)
@@ -156,7 +155,7 @@ def posterior_figures(dglm: DGLM, images: Tensor) -> dict[str, float]:
 
 def draw(dglm: DGLM, images: Tensor, shape: ImageShape, sweeps: int, folder: Path) -> None:
     """Write samples.png, reconstructions.png and inpainting.png."""
-    generator = seeded_generator(images.device, _REPORT_STREAM, dglm.seed, 1)
+    generator = seeded_generator(images.device, dglm.seed, "report.pictures")
     with torch.no_grad():
         z = dglm.model.sample(100, generator)[1]
         samples = dglm.model.likelihood.mean(dglm.model.decoder(z))

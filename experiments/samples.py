@@ -16,8 +16,6 @@ from experiments.shared.pictures import save_samples
 from experiments.shared.runs import output_file
 from samplers import seeded_generator
 
-_STREAM = 0x73616D706C6573
-
 
 @dataclass(frozen=True, kw_only=True)
 class Samples:
@@ -66,7 +64,7 @@ def run(options: Samples) -> None:
     shapes = {tuple(trained.get("image_shape", MNIST_SHAPE)) for _, trained in loaded}
     if len(shapes) > 1:
         raise CommandError(f"the models' images have different shapes, {sorted(shapes)}")
-    generator = seeded_generator("cpu", options.seed, _STREAM)
+    generator = seeded_generator("cpu", options.seed, "samples")
     z = torch.randn(options.num_images, sizes.pop(), generator=generator)
     panels = [
         (f"{model_name(dglm)}, {trained['dataset_name']}\n{path}", expected(dglm, z))

@@ -26,7 +26,6 @@ WORTH_COMPILING = 4e6
 """Gradients of a learned chain whose training compiling shortens by 20 s, as it saves 10 µs on
 each and takes 20 s itself where nothing is cached; HMC's save a third of that."""
 _STATUS_EVERY = 10
-_PICTURES_STREAM = 0x74656E736F72
 _RECONSTRUCTED = 8
 _SAMPLES_A_ROW = 8
 
@@ -309,7 +308,7 @@ def reconstructions(dglm: DGLM, images: Tensor) -> list[Tensor]:
     """Return images (N, D), their reconstructions by q and, if there is one, by the kernel."""
 
     def rebuilt(num_mh_steps: int | None) -> Tensor:
-        generator = seeded_generator(images.device, _PICTURES_STREAM, dglm.seed, 0)
+        generator = seeded_generator(images.device, dglm.seed, "training.reconstructions")
         return dglm.reconstruct(images, num_mh_steps, generator)
 
     return [images, rebuilt(0)] + ([] if dglm.kernel is None else [rebuilt(None)])
@@ -318,6 +317,6 @@ def reconstructions(dglm: DGLM, images: Tensor) -> list[Tensor]:
 @torch.no_grad()
 def samples(dglm: DGLM) -> Tensor:
     """Return means of p(x|z) for z from the prior, (64, D)."""
-    generator = seeded_generator(dglm.device, _PICTURES_STREAM, dglm.seed, 1)
+    generator = seeded_generator(dglm.device, dglm.seed, "training.samples")
     z = dglm.model.sample(_SAMPLES_A_ROW**2, generator)[1]
     return dglm.model.likelihood.mean(dglm.model.decoder(z))
