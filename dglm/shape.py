@@ -1,8 +1,7 @@
 """The shape of a distribution along its first principal axis, from what many chains have in mean.
 
 Chains are independent of each other, so the spread between them gives the standard error of any
-smooth function of their means, however autocorrelated each of them is: by the jackknife that
-leaves out one chain at a time, which takes away the bias of order 1 / chains, too.
+smooth function of their means, however autocorrelated each of them is.
 """
 
 from collections.abc import Callable
@@ -90,27 +89,14 @@ class ChainMeans(NamedTuple):
 
         .. math:: E[(u - \bar u)^3] / σ^3
         """
-        return jackknife(_skewness, self.powers)
+        return between_chains(_skewness, self.powers)
 
     def excess_kurtosis(self) -> Estimate:
         r"""Return the excess kurtosis along the first axis, 0 for a Gaussian.
 
         .. math:: E[(u - \bar u)^4] / σ^4 - 3
         """
-        return jackknife(_excess_kurtosis, self.powers)
-
-    def negentropy(self) -> Estimate:
-        r"""Return how far the distribution of u is from the Gaussian g of its mean and variance.
-
-        .. math:: J = \mathrm{KL}(p ‖ g) = H(g) - H(p)
-
-        in nats, p and g being the probabilities of the bins: a bound from below, less than
-        1e-3 low for densities that are smooth on the scale of a tenth of a standard deviation.
-        The error is up to a third too large where p is Gaussian, so that the estimate may be a
-        little below 0, and too small where tails are much heavier than a Gaussian's, which those
-        of p(z|x) with its Gaussian prior are not.
-        """
-        return jackknife(_negentropy, torch.cat([self.powers[:, :2], self.histogram], dim=1))
+        return between_chains(_excess_kurtosis, self.powers)
 
     def effective_sample_size(self, power: int = 1) -> Estimate:
         r"""Return how many independent draws all chains together are worth, for each coordinate.
@@ -125,70 +111,47 @@ class ChainMeans(NamedTuple):
         """
         mean, square = self.coordinates[:, power - 1], self.coordinates[:, power]
         features = torch.stack([mean, mean.square(), square], dim=1)
-        worth = jackknife(_variance_ratio, features)
-        return Estimate(len(mean) * worth.value, len(mean) * worth.standard_error)
+        worth = between_chains(_variance_ratio, features)
+        chains = len(mean) - 1  # as the variance of their means is taken around their own mean
+        return Estimate(chains * worth.value, chains * worth.standard_error)
 
 
-def jackknife(statistic: Callable[[Tensor], Tensor], features: Tensor) -> Estimate:
-    r"""Estimate a function of expectations from independent chains.
+def between_chains(statistic: Callable[[Tensor], Tensor], features: Tensor) -> Estimate:
+    r"""Estimate a smooth function of expectations from independent chains, by the delta method.
 
     .. math::
-        \hat θ = C θ - (C - 1) \bar θ_{(\cdot)}, \quad
-        \mathrm{SE}^2 = \tfrac{C - 1}{C} \sum_c (θ_{(c)} - \bar θ_{(\cdot)})^2
+        \hat θ = θ(\bar f), \quad
+        \mathrm{SE}^2 = \tfrac{1}{C (C - 1)} \sum_c (∇θ(\bar f) · (f_c - \bar f))^2
 
     Arguments:
-        statistic: θ, from expectations (B, K, …) to (B, …).
-        features: Each chain's estimates of the expectations, (C, K, …).
+        statistic: θ, from expectations (K, …) to (…), each from its own column.
+        features: Each chain's estimates f_c of the expectations, (C, K, …).
 
     Raises:
         ValueError: There are fewer than two chains.
-
-    References:
-        The jackknife, the bootstrap and other resampling plans (Efron, 1982), Chapters 2 and 3.
     """
     count = len(features)
     if count < 2:
         raise ValueError(f"errors from the spread between chains need at least 2, got {count}")
-    mean = features.mean(dim=0, keepdim=True)
-    others = statistic(mean + (mean - features) / (count - 1))
-    centre = others.mean(dim=0)
-    value = count * statistic(mean)[0] - (count - 1) * centre
-    error = ((count - 1) / count * (others - centre).square().sum(dim=0)).sqrt()
-    return Estimate(value, error)
+    mean = features.mean(dim=0)
+    slope = torch.func.grad(lambda expectation: statistic(expectation).sum())(mean)
+    influence = (slope * (features - mean)).sum(dim=1)
+    return Estimate(statistic(mean), influence.std(dim=0) / count**0.5)
 
 
 def _skewness(powers: Tensor) -> Tensor:
-    first, second, third = powers[:, 0], powers[:, 1], powers[:, 2]
+    first, second, third, _ = powers
     variance = second - first.square()
     return (third - 3 * first * second + 2 * first.pow(3)) / variance.pow(1.5)
 
 
 def _excess_kurtosis(powers: Tensor) -> Tensor:
-    first, second, third, fourth = powers.unbind(dim=1)
+    first, second, third, fourth = powers
     variance = second - first.square()
     central = fourth - 4 * first * third + 6 * first.square() * second - 3 * first.pow(4)
     return central / variance.square() - 3
 
 
-def _negentropy(features: Tensor) -> Tensor:
-    first, second = features[:, :1], features[:, 1:2]
-    # A bin that one chain alone has reached is empty without it, but for rounding.
-    observed = features[:, 2:].clamp(min=0)
-    std = (second - first.square()).sqrt()
-    fitted = gaussian_bins(first, std).clamp(min=torch.finfo(torch.float64).tiny)
-    return torch.special.xlogy(observed, observed / fitted).sum(dim=1)
-
-
-def gaussian_bins(mean: Tensor, std: Tensor) -> Tensor:
-    """Return the probabilities of the bins under Gaussians, (B, bin), for (B, 1) each."""
-    ends = (EDGES[1:-1] - mean) / std
-    infinity = torch.full_like(mean, torch.inf)
-    low, high = torch.cat([-infinity, ends], dim=1), torch.cat([ends, infinity], dim=1)
-    # The smaller of both tails, as a difference of numbers near 1 would have no digits left.
-    upper = torch.special.ndtr(-low) - torch.special.ndtr(-high)
-    return torch.where(low > 0, upper, torch.special.ndtr(high) - torch.special.ndtr(low))
-
-
 def _variance_ratio(features: Tensor) -> Tensor:
-    mean, squared_mean, square = features.unbind(dim=1)
+    mean, squared_mean, square = features
     return (square - mean.square()) / (squared_mean - mean.square())

@@ -2,8 +2,8 @@
 
 Chains that were interrupted go on where they were when the same command is started again.
 
-How far it is from a Gaussian, and so from q(z|x): skewness, excess kurtosis and negentropy along
-its first principal axis. All standard errors come from the spread between the chains, which are
+How far it is from a Gaussian, and so from q(z|x): skewness and excess kurtosis along its
+first principal axis. All standard errors come from the spread between the chains, which are
 independent of each other, however slowly each of them mixes.
 """
 
@@ -238,7 +238,6 @@ def figures(sampled: Sampled) -> dict[str, float]:
     measured = {
         "skewness": means.skewness(),
         "excess_kurtosis": means.excess_kurtosis(),
-        "negentropy": means.negentropy(),
         "ess": ess,
         "ess_squares": ess_squares,
         "ess_per_gradient": Estimate(*(part / chains.gradient_evaluations for part in ess)),
@@ -272,7 +271,6 @@ def print_table(summary: dict[str, Any], output: Path) -> None:
     labels = {
         "skewness": "skewness",
         "excess_kurtosis": "excess kurtosis",
-        "negentropy": "negentropy, nats",
         "ess": "effective sample size, worst coordinate",
         "ess_squares": "  of squares",
         "ess_per_gradient": "  per gradient",
