@@ -5,7 +5,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from dglm.coordinates import Coordinates, without_coordinates
+from dglm.coordinates import Coordinates, score_loss, without_coordinates
 from dglm.gaussian import DiagonalGaussian
 from dglm.model import GenerativeModel
 from samplers import Kernel, State, fresh_leaf, reciprocal_jump_loss, squared_jump
@@ -21,7 +21,8 @@ class Chain(NamedTuple):
     loss: Tensor
     """The sampler's loss, summed over the steps, (B,)."""
     coordinate_loss: Tensor
-    """-log N(z_J; μ(x), L(x) L(x)ᵀ), (B,) nats; 0 where the kernel has no learned coordinates."""
+    """Of :func:`dglm.coordinates.score_loss` at z_J, (B,); 0 where the kernel has no learned
+    coordinates."""
     jump: Tensor
     """Mean over the steps of the accepted squared jump, (B,): in units of the variances of q or,
     where the kernel has learned coordinates, of their Gaussian."""
@@ -75,7 +76,7 @@ def run_chain(
         loss = reciprocal_jump_loss(jump, acceptance, jump_scale).sum(dim=0)
     coordinate_loss = torch.zeros_like(loss)
     if coordinates is not None:
-        coordinate_loss = -coordinates.log_prob(state.position.detach())
+        coordinate_loss = score_loss(coordinates, state)
     return Chain(
         state,
         -torch.stack(energies).detach(),

@@ -145,6 +145,35 @@ class _Whitened:
         return state.energy, self.gaussian.pull(state.gradient), (state.gradient, *state.extra)
 
 
+def score_loss(gaussian: DenseGaussian, state: State) -> Tensor:
+    r"""Return the loss that makes posteriors standard normal in the coordinates of a Gaussian.
+
+    .. math:: \tfrac{D}{2} \log\bigl(1 + r / D\bigr), \quad
+        r = |L^{-1} (z - μ) - L^\top ∂U(z)|^2
+
+    In w = L⁻¹(z - μ) the scores of N(0, I) and of p(z|x) are -w and -Lᵀ∂U(z); the mean of r over
+    p(z|x) is their Fisher divergence. For a Gaussian posterior it is 0 at every z: draws of a chain
+    that is still as narrow as q teach the posterior's own width, where their likelihood would
+    teach theirs. The logarithm bounds what a single draw far out can do. The gradient is the
+    chain's and costs nothing.
+
+    Arguments:
+        gaussian: μ and L, one for each row.
+        state: Where the chains are, (B, D); no gradient reaches it.
+
+    Returns:
+        The loss of each chain, (B,).
+
+    References:
+        Preconditioning Hamiltonian Monte Carlo by minimizing Fisher divergence (Seyboldt, Carlson
+        and Carpenter, 2026), without the logarithm.
+    """
+    z, gradient = state.position.detach(), state.gradient.detach()
+    dim = z.shape[1]
+    difference = (gaussian.whiten(z) - gaussian.pull(gradient)).square().sum(dim=-1)
+    return 0.5 * dim * torch.log1p(difference / dim)
+
+
 def without_coordinates(kernel: Kernel) -> Kernel:
     """Return the kernel inside learned coordinates, or the kernel itself where it has none."""
     return kernel.kernel if isinstance(kernel, AmortizedPreconditioned) else kernel

@@ -76,11 +76,6 @@ class DenseGaussian(NamedTuple):
         """Return log |L|, (n,)."""
         return self.factor.diagonal(dim1=1, dim2=2).log().sum(dim=1)
 
-    def log_prob(self, z: Tensor) -> Tensor:
-        """Return the log density at z, (n · C,) nats."""
-        log_determinant = self.log_determinant().repeat_interleave(len(z) // len(self.mean))
-        return gaussian_log_prob(self.whiten(z)) - log_determinant
-
     def variance(self) -> Tensor:
         """Return the variance of each coordinate of z, (n, D)."""
         return self.factor.square().sum(dim=2)

@@ -4,9 +4,11 @@ from copy import copy
 import pytest
 import torch
 from torch import Tensor, nn
+from torch.distributions import MultivariateNormal
 
 from dglm import GenerativeModel, inpaint
-from dglm.coordinates import AmortizedPreconditioned, GaussianNetwork
+from dglm.coordinates import AmortizedPreconditioned, GaussianNetwork, score_loss
+from dglm.gaussian import DenseGaussian
 from samplers import HMC, L2HMC, Kernel, Preconditioned, sample, seeded_generator
 
 PIXELS, LATENT = 6, 3
@@ -93,6 +95,21 @@ def test_the_posterior_of_each_image_is_left_invariant(
             for values in (end**power - expected, end**power - begin**power):
                 error = values.std(dim=0) / chains**0.5
                 assert (values.mean(dim=0).abs() < 5 * error).all()
+
+
+def test_the_score_loss_is_zero_at_a_gaussian_posterior_wherever_the_chain_is(
+    linear_gaussian: Callable[..., GenerativeModel],
+    exact_posterior: Callable[[GenerativeModel, Tensor], MultivariateNormal],
+) -> None:
+    model = linear_gaussian(LATENT)
+    x, _ = model.sample(7)
+    exact = exact_posterior(model, x)
+    factor = exact.scale_tril.expand(7, 3, 3)
+    state = model.energy(x).value_and_gradient(5 * torch.randn(7, 3))
+    found = score_loss(DenseGaussian(exact.mean, factor), state)
+    torch.testing.assert_close(found, torch.zeros(7))
+    for mean, wrong in ((exact.mean, 1.1 * factor), (exact.mean + 0.1, factor)):
+        assert (score_loss(DenseGaussian(mean, wrong), state) > 1e-3).all()
 
 
 class Watched(nn.Module):
