@@ -2,6 +2,7 @@
 
 import re
 from collections.abc import Iterator
+from functools import cache
 from pathlib import Path
 
 import torch
@@ -94,6 +95,7 @@ def _inside(top: str, part: Part) -> Part:
     return folder / top, [names[1:] for names in files if names[0] == top]
 
 
+@cache  # of a few names, asked for with every file
 def _names_split(name: str) -> tuple[Split | None, bool]:
     """Return which split the name of a folder names, and whether it says nothing else."""
     words = [word.lower() for word in re.findall("[A-Z]?[a-z]+|[A-Z]+", name)]

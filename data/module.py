@@ -191,8 +191,8 @@ class ImageDataModule(LightningDataModule):
             return split_validation(splits.train_labels, self._validation_count(splits))
         if self.validation not in (None, named):
             raise DataError(
-                f"{splits.name} has its own {named} validation images; leave validation out, "
-                f"instead of {self.validation}"
+                f"{splits.name} has its own {named} validation images; leave validation out "
+                f"(null), instead of {self.validation}"
             )
         training = len(splits.train_labels) - named
         return torch.arange(training), torch.arange(training, training + named)

@@ -208,10 +208,9 @@ def num_weights(module: nn.Module) -> int:
 
 def data_size(data: ImageDataModule) -> str:
     """Return the data set and the sizes of its splits, in words."""
-    counts = [f"{len(data.labels(split)):,} {split}" for split in ("train", "validation", "test")]
     shape = " x ".join(map(str, data.image_shape))
     kind = "binarized" if data.binarize else "grey levels"
-    return f"{data.dataset_name}: {', '.join(counts)} images, {shape}, {kind}"
+    return f"{data.dataset_name}: {data.counts}, {shape}, {kind}"
 
 
 def device(trainer: Trainer) -> str:

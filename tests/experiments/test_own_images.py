@@ -104,7 +104,6 @@ def test_images_without_classes_cannot_be_counted(
 @pytest.mark.parametrize(
     ("changes", "culprit"),
     [
-        ({"data.name": "no/such/folder"}, "no/such/folder"),
         ({"model.channels": "[4, 4, 4]"}, "multiples of 8"),
         ({"model.channels": "[0]"}, "channels"),
         ({"model.likelihood": "poisson"}, "poisson"),
