@@ -8,7 +8,6 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import torch
-from arviz_stats.base import array_stats
 from rich.box import SIMPLE
 from rich.console import Console
 from rich.table import Table
@@ -148,6 +147,9 @@ def summarise(draws: Tensor) -> Summary:
     """
     values = draws.double().cpu().numpy()
     moves = np.ptp(values, axis=(0, 1)) > 0
+    # Here, as pandas and xarray come with it: half a second that most commands need not wait.
+    from arviz_stats.base import array_stats
+
     axes = {"chain_axis": 0, "draw_axis": 1}
     with np.errstate(divide="ignore", invalid="ignore"):
         found = (
@@ -177,6 +179,8 @@ class Efficiency(NamedTuple):
 
 def efficiency(draws: Tensor) -> Efficiency:
     """Return what a step is worth, and R̂, of draws (chain, draw, D), by ArviZ's formulas."""
+    from arviz_stats.base import array_stats
+
     found = []
     for values in (draws.double().cpu().numpy(), draws.double().square().cpu().numpy()):
         moves = np.ptp(values, axis=(0, 1)) > 0
