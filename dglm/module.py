@@ -263,12 +263,13 @@ class DGLM(LightningModule):
             log_elbo=elbo,
             log_joint=log_joint,
             sampler_loss=chain.loss,
-            coordinate_loss=chain.coordinate_loss,
             acceptance=chain.acceptance,
             divergence=chain.diverging,
             jump=chain.jump,
             step_size=self.kernel.step_size,
         )
+        if self.coordinates is not None:
+            self._log("train", coordinate_loss=chain.coordinate_loss)
         if not isinstance(self.kernel.log_step_size, nn.Parameter):
             acceptance = self.trainer.strategy.reduce(chain.acceptance.mean(), reduce_op="mean")
             track_acceptance(self.kernel, acceptance)

@@ -20,6 +20,7 @@ from dglm import DGLM, ReversibilityMonitor
 from experiments.report import Evaluation, Trained, report
 from experiments.shared.callbacks import (
     Banner,
+    Clock,
     CompileTraining,
     ImagesOverTime,
     TrainingProgress,
@@ -137,7 +138,11 @@ class MnistCLI(LightningCLI):
         else:
             self.folder = Path(self.config.resume)
         self.saving = SaveCheckpoints(self.folder)
-        callbacks: list[Callback] = [ReversibilityMonitor(), ImagesOverTime(), self.saving]
+        self.clock = Clock()
+        callbacks: list[Callback] = [
+            self.clock,  # before what saves it
+            *(ReversibilityMonitor(), ImagesOverTime(), self.saving),
+        ]
         if self.config.compile:  # before what runs the kernel after an update
             callbacks.insert(0, CompileTraining())
         if not self.config.quiet:

@@ -176,6 +176,7 @@ def train_model(options: LikelihoodCurve, model: Model, folder: Path) -> None:
         "training_images": len(cli.datamodule.labels("train")),
         "epochs": options.num_epochs,
         "updates": updates,
+        "training_seconds": cli.clock.seconds,
         "gradients_per_update": dglm.gradients_per_update,
         "training_gradient_evaluations": updates * images * dglm.gradients_per_update,
     }

@@ -91,14 +91,15 @@ def _paired(
 def markdown(rows: list[dict[str, Any]], paired: list[dict[str, Any]]) -> str:
     """Return the scores and the differences as tables."""
     lines = [
-        "| kernel | MH steps | seed | split | log p(x), nats | gradients an update | updates |",
-        "|---|---|---|---|---|---|---|",
+        "| kernel | MH steps | seed | split | log p(x), nats | gradients an update | updates "
+        "| seconds of training |",
+        "|---|---|---|---|---|---|---|---|",
     ]
     for row in rows:
         steps = "" if row["kernel"] == "none" else row["num_mh_steps"]
         score = f"{row['log_likelihood']:.2f} ± {row['standard_error']:.2f}"
         cells = [row["kernel"], steps, row["seed"], row["split"], score]
-        cells += [row["gradients_per_update"], row["updates"]]
+        cells += [row["gradients_per_update"], row["updates"], f"{row['training_seconds']:.0f}"]
         lines.append(f"| {' | '.join(map(str, cells))} |")
     lines += [
         "",
@@ -118,24 +119,27 @@ def markdown(rows: list[dict[str, Any]], paired: list[dict[str, Any]]) -> str:
 def draw_curve(
     options: LikelihoodCurve, rows: list[dict[str, Any]], paired: list[dict[str, Any]], path: Path
 ) -> None:
-    """Draw scores, the paper's beside them, and what L2HMC gains over HMC; a row for each split.
+    """Draw scores over steps and over time, the paper's, and gains of L2HMC; a row for each split.
 
     Means over seeds, ± a standard error over seeds, each seed as a dot; a gain of a single seed ±
     its standard error over images.
     """
     splits, steps = options.splits, sorted(set(options.num_mh_steps))
     figure, axes = plt.subplots(
-        len(splits), 3, figsize=(10.5, 3.3 * len(splits)), layout="constrained", squeeze=False
+        len(splits), 4, figsize=(14, 3.3 * len(splits)), layout="constrained", squeeze=False
     )
-    for (ours, papers, gains), split in zip(axes, splits, strict=True):
-        _draw_ours(ours, [row for row in rows if row["split"] == split], steps)
+    for (ours, times, papers, gains), split in zip(axes, splits, strict=True):
+        own = [row for row in rows if row["split"] == split]
+        _draw_ours(ours, own, steps)
+        _draw_times(times, own)
         ours.set_title(f"{split} images, trained here", fontsize=9)
         _draw_paper(papers, split)
         _draw_gains(gains, [row for row in paired if row["split"] == split], split)
-        for axis in (ours, papers):
+        for axis in (ours, times, papers):
             axis.set_ylabel("log p(x), nats")
         for axis in (ours, papers, gains):
             axis.set_xlabel("MH steps, J")
+        times.set_xlabel("seconds of training")
     for axis in axes[0]:
         if axis.get_legend_handles_labels()[0]:  # the paper has no validation images
             axis.legend(fontsize=8)
@@ -160,6 +164,19 @@ def _draw_ours(axis: plt.Axes, rows: list[dict[str, Any]], all_steps: list[int])
         axis.errorbar(places, means, yerr=errors, color=colour, label=label, capsize=3, marker="_")
         for steps in places:
             axis.plot([steps] * len(scores[steps]), scores[steps], ".", color=colour, alpha=0.6)
+
+
+def _draw_times(axis: plt.Axes, rows: list[dict[str, Any]]) -> None:
+    """Draw each model where its training ended, with its number of steps."""
+    axis.set_title("equal time is what counts", fontsize=9)
+    for kernel, label in _LABELS.items():
+        own = [row for row in rows if row["kernel"] == kernel]
+        places = [row["training_seconds"] for row in own]
+        scores = [row["log_likelihood"] for row in own]
+        axis.plot(places, scores, ".", color=_COLOURS[kernel], label=label if own else None)
+        for row, place in zip(own, zip(places, scores, strict=True), strict=True):
+            text = "" if kernel == "none" else f" J = {row['num_mh_steps']}"
+            axis.annotate(text, place, fontsize=7)
 
 
 def _error(values: list[float]) -> float:

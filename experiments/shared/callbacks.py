@@ -1,6 +1,7 @@
-"""Callbacks of a training: compilation, progress bar, banner and pictures."""
+"""Callbacks of a training: compilation, clock, progress bar, banner and pictures."""
 
 import math
+import time
 from copy import copy
 from pathlib import Path
 from typing import Any, cast
@@ -49,7 +50,32 @@ def logged_metrics(dglm: DGLM) -> list[str]:
         shared = ["log_joint", "acceptance", "divergence"]
         train += [*shared, "sampler_loss", "jump", "step_size"]
         validation += shared
+    if dglm.coordinates is not None:
+        train += ["coordinate_loss"]
     return [f"train/{name}" for name in train] + [f"validation/{name}" for name in validation]
+
+
+class Clock(Callback):
+    """Counts the seconds of a training up to its last update, over all its sittings."""
+
+    def __init__(self) -> None:
+        self.seconds = 0.0
+
+    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Begin, or go on."""
+        self._began = time.monotonic() - self.seconds
+
+    def on_train_batch_end(self, *arguments: Any) -> None:
+        """Look at the clock."""
+        self.seconds = time.monotonic() - self._began
+
+    def state_dict(self) -> dict[str, float]:
+        """Return the seconds, for checkpoints."""
+        return {"seconds": self.seconds}
+
+    def load_state_dict(self, state_dict: dict[str, float]) -> None:
+        """Go on from the seconds of a checkpoint."""
+        self.seconds = state_dict["seconds"]
 
 
 class CompileTraining(Callback):
