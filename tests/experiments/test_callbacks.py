@@ -1,0 +1,282 @@
+"""What a run of the main job leaves, prints and shows while it trains; its compiled chain."""
+
+import io
+import json
+import re
+from collections.abc import Callable
+from contextlib import redirect_stdout
+from pathlib import Path
+from typing import NamedTuple
+
+import matplotlib.pyplot as plt
+import numpy as np
+import pytest
+import torch
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+from dglm import DGLM
+from experiments.mnist import command_line, main, train
+from experiments.shared.callbacks import num_weights, reconstructions
+from samplers import Kernel
+
+Arguments = Callable[..., list[str]]
+FILES = ["config.yaml", "inpainting.png", "metrics.csv", "reconstructions.png", "samples.png"]
+SCORE = ["log_likelihood", "standard_error", "num_images", "num_chains", "num_temperatures"]
+SCORE += ["acceptance", "gradient_evaluations", "dataset", "split", "binarization", "start", "seed"]
+
+
+class Run(NamedTuple):
+    """Of the main job, five updates long."""
+
+    folder: Path
+    printed: str
+
+    @property
+    def summary(self) -> dict[str, float]:
+        return json.loads((self.folder / "summary.json").read_text())
+
+    def pictures(self, tag: str) -> dict[int, np.ndarray]:
+        return {
+            event.step: plt.imread(io.BytesIO(event.encoded_image_string))
+            for event in self.events().Images(tag)
+        }
+
+    def events(self) -> EventAccumulator:
+        found = EventAccumulator(str(self.folder), size_guidance={"images": 0})
+        found.Reload()
+        return found
+
+
+def run(arguments: list[str], folder: Path) -> Run:
+    text = io.StringIO()
+    with pytest.MonkeyPatch.context() as patch, redirect_stdout(text):
+        patch.setenv("COLUMNS", "200")
+        main(arguments)
+    return Run(folder, " ".join(text.getvalue().split()))
+
+
+@pytest.fixture(scope="module", params=["none", "hmc", "l2hmc"])
+def done(
+    request: pytest.FixtureRequest, small: Arguments, tmp_path_factory: pytest.TempPathFactory
+) -> Run:
+    folder = tmp_path_factory.mktemp("done") / request.param
+    changes = {"trainer__max_steps": 5, "model__learning_rate": 0.05, "quiet": "false"}
+    return run(small(folder, kernel=request.param, **changes), folder)
+
+
+def test_all_files_are_there(done: Run) -> None:
+    folder, found, kernel = done.folder, done.summary, done.folder.name
+    assert {path.name for path in folder.iterdir()} >= {*FILES, "checkpoints", "summary.json"}
+    assert found.keys() >= set(SCORE)
+    assert (found["kernel"], found["dataset"], found["updates"]) == (kernel, "mnist", 5)
+    assert ("log_joint_kernel" in found) == (kernel != "none")
+    if kernel != "none":
+        gain = found["log_joint_kernel"] - found["log_joint_q"]
+        assert found["log_joint_gain"] == pytest.approx(gain, abs=1e-4)
+        assert 0 < found["kernel_round_trip_error"] < 1e-3
+        assert found["kernel_log_det_error"] < 1e-3
+    assert all(np.isfinite(value) for value in found.values() if isinstance(value, float))
+    for name in ("samples", "reconstructions", "inpainting"):
+        assert plt.imread(folder / f"{name}.png")[..., :3].std() > 0.05, f"{name}.png is blank"
+
+
+def test_the_banner_says_what_the_run_then_takes(done: Run) -> None:
+    text, summary = done.printed, done.summary
+    dglm = DGLM.load_from_checkpoint(done.folder / "checkpoints" / "last.ckpt")
+    sizes = {"decoder": dglm.model, "encoder": dglm.encoder, "kernel": dglm.kernel}
+    for name, part in sizes.items():
+        if part is not None:
+            values = part.state_dict().values()
+            count = sum(value.numel() for value in values if value.is_floating_point())
+            assert num_weights(part) == count - (summary["kernel"] == "hmc" and name == "kernel")
+            assert f"{name} {num_weights(part):,}" in text
+    assert "mnist: 360 train, 40 validation, 40 test images, 1 x 28 x 28, binarized" in text
+    # Two steps of two leapfrogs and a first gradient, for 20 images an update.
+    shared = "20 images, 2 MH steps of 2 leapfrogs: 5 gradients of U each, 100 in all, to"
+    title, update, gradients = {
+        "none": ("VAE, seed 0", "20 images, no gradients of U", 0),
+        "hmc": ("HMC-DGLM, seed 0", f"{shared} first order", 500),
+        "l2hmc": ("L2HMC-DGLM, seed 0", f"{shared} second order", 500),
+    }[done.folder.name]
+    assert title in text
+    assert update in text
+    assert f"5 updates, 0.3 epochs, {gradients:.2g} gradients" in text
+    assert summary["training_gradient_evaluations"] == gradients
+    scoring = re.search(r"6 test images, 3 chains, 3 temperatures: (\S+) gradients", text)
+    assert scoring is not None
+    assert f"{summary['gradient_evaluations']:.2g}" == scoring[1]
+    assert text.index("updates") < text.index("log p(x), annealed importance sampling")
+    assert "left" in text
+
+
+def test_losses_acceptance_and_images_over_time(done: Run) -> None:
+    kernel = done.folder.name
+    expected = {"train/log_elbo", "validation/log_elbo"}
+    if kernel != "none":
+        expected |= {"train/log_joint", "train/acceptance", "train/divergence", "train/step_size"}
+        expected |= {"train/sampler_loss", "validation/acceptance"}
+    assert expected <= set(done.events().Tags()["scalars"])
+    for tag in ("reconstructions", "samples"):
+        shown = done.pictures(tag)
+        assert sorted(shown) == [0, 2, 4, 5]
+        assert not np.allclose(shown[0], shown[5])
+    # Eight columns and a row for images, for q and for the kernel, each of 28 + 1 pixels.
+    rows = 2 if kernel == "none" else 3
+    assert done.pictures("reconstructions")[0].shape[:2] == (1 + 29 * rows, 1 + 29 * 8)
+    assert done.pictures("samples")[5].shape[:2] == (1 + 29 * 8, 1 + 29 * 8)
+
+
+def test_the_last_picture_is_of_the_trained_model(done: Run) -> None:
+    dglm = DGLM.load_from_checkpoint(done.folder / "checkpoints" / "last.ckpt")
+    shown = done.pictures("reconstructions")[5]
+    images = torch.from_numpy(1 - shown[1:29, 1:, 0]).unflatten(1, (8, 29))[..., :28]
+    images = images.transpose(0, 1).flatten(1).contiguous()
+    assert set(images.unique().tolist()) == {0.0, 1.0}
+    with torch.no_grad():
+        _, *expected = reconstructions(dglm.eval(), images)
+    for row, means in enumerate(expected, 1):
+        first = 1 - shown[29 * row + 1 : 29 * row + 29, 1:29, 0]
+        assert np.allclose(first, means[0].view(28, 28).numpy(), atol=1.5 / 255)
+
+
+def test_pictures_leave_training_as_it_is(
+    small: Arguments, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    train(command_line(small(tmp_path / "shown")))
+    monkeypatch.setattr("experiments.shared.callbacks.ImagesOverTime._log", lambda *_: None)
+    monkeypatch.setattr("experiments.shared.callbacks.ImagesOverTime._logged", 99, raising=False)
+    train(command_line(small(tmp_path / "plain")))
+    weights = [
+        torch.load(tmp_path / name / "checkpoints" / "last.ckpt", weights_only=True)["state_dict"]
+        for name in ("shown", "plain")
+    ]
+    assert all(torch.equal(value, weights[1][name]) for name, value in weights[0].items())
+
+
+def test_without_validation_images_until_the_clock_ends_it(
+    small: Arguments, tmp_path: Path
+) -> None:
+    limits = {"trainer.max_steps": -1, "trainer.max_time": "00:00:00:01", "data.validation": 0}
+    found = run(small(tmp_path / "run", quiet="false", **limits), tmp_path / "run")
+    assert found.summary["training_images"] == 400
+    checkpoint = torch.load(tmp_path / "run" / "checkpoints" / "last.ckpt", weights_only=True)
+    assert checkpoint["global_step"] == found.summary["updates"] > 0
+    assert sorted(found.pictures("samples")) == [0, found.summary["updates"]]
+    assert "until its time is up or it is stopped" in found.printed
+
+
+def test_batches_that_one_update_accumulates_are_counted_and_divergences_summed_up(
+    small: Arguments, tmp_path: Path
+) -> None:
+    changes = {"trainer.accumulate_grad_batches": 2, "model.step_size": 30, "kernel": "hmc"}
+    changes["data.binarize"] = "false"
+    found = run(small(tmp_path / "run", quiet="false", **changes), tmp_path / "run")
+    text, summary = found.printed, found.summary
+    assert "40 images, 2 MH steps of 2 leapfrogs: 5 gradients of U each, 200 in all" in text
+    assert "4 updates, 0.4 epochs, 8e+02 gradients" in text
+    assert "1 x 28 x 28, grey levels" in text
+    assert summary["training_gradient_evaluations"] == 800
+    diverged = summary["training_divergence"]
+    assert diverged > 0.01
+    assert summary["training_divergences"] == round(diverged * 4 * 40 * 2)
+    assert summary["skipped_updates"] == 0
+    assert f"{diverged:.2%} of the transitions in training" in text
+    assert "diverged, more than 1%: try a smaller step size" in text
+
+
+def test_a_quiet_run_and_one_that_is_gone_on_with(small: Arguments, tmp_path: Path) -> None:
+    quiet = run(small(tmp_path / "run"), tmp_path / "run").printed
+    assert "updates" not in quiet
+    assert "left" not in quiet
+    assert "log p(x), annealed importance sampling" in quiet
+    resumed = ["--resume", str(tmp_path / "run"), "--trainer.max_steps=6", "--quiet=false"]
+    assert "6 updates, going on after 4" in run(resumed, tmp_path / "run").printed
+
+
+needs_compiler = pytest.mark.skipif(
+    not torch._dynamo.is_dynamo_supported(), reason="torch.compile does not run here"
+)
+COMPILER_WARNINGS = [
+    # The compiler itself looks at the .grad of the context, and does what it warns of here.
+    "ignore:The .grad attribute of a Tensor:UserWarning",
+    "ignore:.*should not be instantiated:DeprecationWarning",
+    # Torch 2.11's own.
+    "ignore:.*torch.jit.script_method:DeprecationWarning",
+]
+
+
+@pytest.fixture
+def compilations(monkeypatch: pytest.MonkeyPatch) -> list[type[Kernel]]:
+    """Compile by a backend that takes no time; return the kernels that were compiled."""
+    torch.compiler.reset()
+    found: list[type[Kernel]] = []
+    original = Kernel.compile
+
+    def compile(kernel: Kernel) -> None:
+        found.append(type(kernel))
+        original(kernel, backend="aot_eager")
+
+    monkeypatch.setattr(Kernel, "compile", compile)
+    return found
+
+
+@needs_compiler
+@pytest.mark.filterwarnings(*COMPILER_WARNINGS)
+@pytest.mark.parametrize("kernel", ["hmc", "l2hmc"])
+def test_a_compiled_training_is_the_eager_one(
+    kernel: str, small: Arguments, tmp_path: Path, compilations: list[type[Kernel]]
+) -> None:
+    models = []
+    for compile in ("false", "true"):
+        train(command_line(small(tmp_path / compile, kernel=kernel, compile=compile)))
+        checkpoint = tmp_path / compile / "checkpoints" / "last.ckpt"
+        models.append(DGLM.load_from_checkpoint(checkpoint).state_dict())
+    assert [each.__name__.lower() for each in compilations] == [kernel]
+    assert models[0].keys() == models[1].keys()
+    torch.testing.assert_close(models[1], models[0], rtol=1e-3, atol=1e-5)
+
+
+@needs_compiler
+@pytest.mark.filterwarnings(*COMPILER_WARNINGS)
+def test_only_the_training_step_runs_compiled_code(
+    small: Arguments, tmp_path: Path, compilations: list[type[Kernel]]
+) -> None:
+    cli = command_line(small(tmp_path / "run", compile="true"))
+    before = cli.model.kernel
+    seen = set()
+
+    def note(dglm: DGLM, step: str) -> None:
+        original = getattr(dglm, step)
+
+        def noted(*arguments: object) -> object:
+            seen.add((step, dglm.kernel is before))
+            return original(*arguments)
+
+        setattr(dglm, step, noted)
+
+    for step in ("training_step", "validation_step"):
+        note(cli.model, step)
+    train(cli)
+    assert seen == {("training_step", False), ("validation_step", True)}
+    assert cli.model.kernel is before
+    assert len(compilations) == 1
+
+
+def test_the_banner_says_where_compiling_pays(
+    small: Arguments,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    # Four updates of 20 images and 5 gradients each; HMC's must be three times as many.
+    rows = []
+    for index, (kernel, least) in enumerate([("l2hmc", 401), ("l2hmc", 400), ("hmc", 400)]):
+        monkeypatch.setattr("experiments.shared.callbacks.WORTH_COMPILING", least)
+        train(command_line(small(tmp_path / str(index), kernel=kernel, quiet="false")))
+        lines = capsys.readouterr().out.splitlines()
+        rows.append(next(line for line in lines if "compiled" in line).split(maxsplit=1)[1].strip())
+    assert rows == [
+        "nothing",
+        "nothing; --compile true makes a training of this length faster",
+        "nothing",
+    ]
