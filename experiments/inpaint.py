@@ -6,7 +6,7 @@ p(x|z) itself in place of the hidden pixels, so that only a z that moves can cha
 the drawn pixels look like is counted too, and says how much their noise would flatter.
 """
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
@@ -41,18 +41,17 @@ from experiments.shared.cli import (
 from experiments.shared.models import kernel_name
 from experiments.shared.pictures import MaskName, given_pixels, save_inpainting
 from experiments.shared.runs import output_file, write_json
-from experiments.shared.scoring import DataOptions, check_error_bars, held_out
+from experiments.shared.scoring import PictureOptions, check_error_bars, held_out
 from samplers import seeded_generator
 
 _SHOWN_IMAGES = 8
 
 
 @dataclass(frozen=True, kw_only=True)
-class Inpaint:
+class Inpaint(PictureOptions):
     """What is filled in, of which images, by which model.
 
     Args:
-        checkpoint: Checkpoint of a DGLM, for example runs/mnist-001/checkpoints/last.ckpt.
         mask: What is hidden: one half of the image, or each pixel with probability one half.
         posterior: What draws z: the encoder's q(z|x) anew at each sweep, the kernel from the z of
             the sweep before, or both side by side.
@@ -60,26 +59,14 @@ class Inpaint:
         steps_per_sweep: Metropolis-Hastings steps in each; as many as in training if null.
         num_images: How many test images, the first ones.
         num_chains: Chains for each image.
-        seed: Seed of all randomness.
-        output: The picture, a .png file, beside the checkpoint's run by default; the figures go
-            into a .json of the same name.
-        quiet: Show no progress bars.
-        accelerator: cpu, gpu or auto.
-        data: Where the images come from.
     """
 
-    checkpoint: str
     mask: MaskName = "top"
     posterior: Literal["encoder", "kernel", "both"] = "both"
     sweeps: int = 100
     steps_per_sweep: int | None = None
     num_images: int = 20
     num_chains: int = 8
-    seed: int = 0
-    output: str | None = None
-    quiet: bool = False
-    accelerator: str = "auto"
-    data: DataOptions = field(default_factory=DataOptions)
 
     def __post_init__(self) -> None:
         """Check the numbers.
@@ -87,13 +74,12 @@ class Inpaint:
         Raises:
             ValueError: A number is too small.
         """
+        super().__post_init__()
         check_error_bars(self.num_images, self.num_chains)
         if self.sweeps < 2:
             raise ValueError(f"sweeps must be at least 2, got {self.sweeps}")
         if self.steps_per_sweep is not None:
             check_counts(steps_per_sweep=self.steps_per_sweep)
-        if self.seed < 0:
-            raise ValueError(f"seed must be 0 or more, got {self.seed}")
 
 
 def main(arguments: list[str] | None = None) -> None:

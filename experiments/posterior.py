@@ -8,7 +8,7 @@ independent of each other, however slowly each of them mixes.
 """
 
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple, cast
 
@@ -36,7 +36,7 @@ from experiments.shared.runs import (
     partial_file,
     write_json,
 )
-from experiments.shared.scoring import DataOptions, held_out, mean_and_error
+from experiments.shared.scoring import PictureOptions, held_out, mean_and_error
 from samplers import HMC, Kernel, Moments, adapt, sample, seeded_generator, summarise
 
 _NAMES = {"kernel": "the model's kernel", "hmc": "HMC, step size adapted"}
@@ -46,11 +46,10 @@ _SEARCH_ERRORS = 5
 
 
 @dataclass(frozen=True, kw_only=True)
-class Posterior:
+class Posterior(PictureOptions):
     """Which posterior is looked at, and for how long.
 
     Args:
-        checkpoint: Checkpoint of a DGLM, for example runs/mnist-001/checkpoints/last.ckpt.
         image: Which test image, from 0.
         search: Take, in place of ``image``, the most surely skewed posterior among so many test
             images, the first ones; the figures tell how many were searched and how many skewed.
@@ -60,26 +59,14 @@ class Posterior:
             adapts its step size to an acceptance of 0.65 in as many more, then keeps it.
         num_leapfrogs: Leapfrogs of HMC; as many as the kernel's if null. HMC takes as many steps as
             cost it the kernel's gradients.
-        seed: Seed of all randomness.
-        output: The picture, a .png file, beside the checkpoint's run by default; the figures go
-            into a .json of the same name.
-        quiet: Show no progress bars.
-        accelerator: cpu, gpu or auto.
-        data: Where the images come from.
     """
 
-    checkpoint: str
     image: int = 0
     search: int | None = None
     num_chains: int = 512
     num_steps: int = 20_000
     num_warmup: int = 1000
     num_leapfrogs: int | None = None
-    seed: int = 0
-    output: str | None = None
-    quiet: bool = False
-    accelerator: str = "auto"
-    data: DataOptions = field(default_factory=DataOptions)
 
     def __post_init__(self) -> None:
         """Check the numbers.
@@ -87,7 +74,8 @@ class Posterior:
         Raises:
             ValueError: A number is too small.
         """
-        least = {"image": 0, "num_chains": 10, "num_steps": 4, "num_warmup": 20, "seed": 0}
+        super().__post_init__()
+        least = {"image": 0, "num_chains": 10, "num_steps": 4, "num_warmup": 20}
         for name, minimum in least.items():
             if getattr(self, name) < minimum:
                 raise ValueError(f"{name} must be at least {minimum}, got {getattr(self, name)}")

@@ -2,7 +2,7 @@
 
 import math
 from collections.abc import Sequence, Sized
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any, cast
 
@@ -29,6 +29,37 @@ class DataOptions:
 
     name: str | None = None
     root: str = "datasets"
+
+
+@dataclass(frozen=True, kw_only=True)
+class PictureOptions:
+    """A trained model of which a command draws a picture.
+
+    Args:
+        checkpoint: Checkpoint of a DGLM, for example runs/mnist-001/checkpoints/last.ckpt.
+        seed: Seed of all randomness.
+        output: The picture, a .png file, beside the checkpoint's run by default; the figures go
+            into a .json of the same name.
+        quiet: Show no progress bars.
+        accelerator: cpu, gpu or auto.
+        data: Where the images come from.
+    """
+
+    checkpoint: str
+    seed: int = 0
+    output: str | None = None
+    quiet: bool = False
+    accelerator: str = "auto"
+    data: DataOptions = field(default_factory=DataOptions)
+
+    def __post_init__(self) -> None:
+        """Check the seed.
+
+        Raises:
+            ValueError: It is negative.
+        """
+        if self.seed < 0:
+            raise ValueError(f"seed must be 0 or more, got {self.seed}")
 
 
 def held_out(
