@@ -10,7 +10,6 @@ from samplers.adaptation import (
     track_acceptance,
 )
 from samplers.chains import Chains, Snapshot, sample, sample_chunks
-from samplers.densities import GaussianMixture, GaussianTarget, Target
 from samplers.diagnostics import (
     RELEASE_CUTOFF,
     Comparison,
@@ -36,7 +35,10 @@ from samplers.targets import (
     TARGETS,
     Banana,
     Funnel,
+    GaussianMixture,
+    GaussianTarget,
     RoughWell,
+    Target,
     ill_conditioned_gaussian,
     strongly_correlated_gaussian,
 )

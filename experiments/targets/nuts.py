@@ -11,8 +11,7 @@ from torch import Tensor
 
 from experiments.targets.measure import Cost
 from samplers import Chains
-from samplers.densities import GaussianMixture, GaussianTarget, Target
-from samplers.targets import Banana, Funnel, RoughWell
+from samplers.targets import Banana, Funnel, GaussianMixture, GaussianTarget, RoughWell, Target
 
 _WARM_UP_STEPS = 1000
 
