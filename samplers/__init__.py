@@ -27,7 +27,7 @@ from samplers.hmc import HMC
 from samplers.independence import Independence
 from samplers.kernel import Info, Kernel, Noise
 from samplers.l2hmc import L2HMC
-from samplers.learn import Learned, learn
+from samplers.learning import Learned, learn
 from samplers.objective import reciprocal_jump_loss, squared_jump
 from samplers.preconditioned import Preconditioned
 from samplers.random import mixed_seed, seeded_generator

@@ -2,7 +2,7 @@
 
 import math
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
 import torch
@@ -15,7 +15,7 @@ from samplers.hmc import HMC
 from samplers.kernel import Kernel
 from samplers.preconditioned import Preconditioned
 
-_LENGTHS = (1, 2, 3, 5, 8, 13, 20)
+LENGTHS = (1, 2, 3, 5, 8, 13, 20)
 _MULTIPLES = (0.5, 0.7, 1.0, 1.4)
 _FINALISTS = 3
 _FEWEST_DRAWS = 20
@@ -32,6 +32,7 @@ def tune_hmc(
     position: Tensor,
     gradients: int,
     generator: torch.Generator | None = None,
+    lengths: Sequence[int] = LENGTHS,
 ) -> Preconditioned:
     """Return HMC of the length and step size with the best worst ESS of x and x² per gradient.
 
@@ -43,16 +44,18 @@ def tune_hmc(
         position: Where the warm-up left the chains, (B, D).
         gradients: Of each chain and each kernel of the first round.
         generator: Of the noise.
+        lengths: Leapfrogs to choose from.
     """
     step_size = float(warm.step_size.detach())
-    grid = [(length, step_size * factor) for length in _LENGTHS for factor in _MULTIPLES]
+    grid = [(length, step_size * factor) for length in lengths for factor in _MULTIPLES]
     for share in (1, 4):
         values = {}
         for length, epsilon in grid:
             kernel = warm.with_kernel(HMC(length, epsilon)).to(position)
             steps = max(_FEWEST_DRAWS, share * gradients // length)
             draws = sample(kernel, energy, position, steps, generator=generator).draws
-            values[length, epsilon] = efficiency(draws).worst / length
+            # Chains that stand still are worth one draw each, however long they are.
+            values[length, epsilon] = (efficiency(draws).worst - 1 / steps) / length
         grid = sorted(grid, key=lambda each: -values[each])[:_FINALISTS]
     length, epsilon = grid[0]
     return warm.with_kernel(HMC(length, epsilon)).to(position)

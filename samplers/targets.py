@@ -360,12 +360,10 @@ def strongly_correlated_gaussian(small_variance: float = 1e-2) -> GaussianTarget
 TARGETS: dict[str, Callable[[], Target]] = {
     "icg": ill_conditioned_gaussian,
     "scg": strongly_correlated_gaussian,
-    "scg_notebook": lambda: strongly_correlated_gaussian(0.1),
     "mog": lambda: GaussianMixture([[-2.0, 0.0], [2.0, 0.0]], [0.1, 0.1]),
     # Barriers of 8 nats from the wide side and 12 from the narrow one.
     "mog_unequal": lambda: GaussianMixture([[-4.0, 0.0], [4.0, 0.0]], [3.0, 0.05]),
     "rough_well": RoughWell,
-    "rough_well_release": lambda: RoughWell(width=1e-4),
     "funnel": Funnel,
     "banana": Banana,
 }

@@ -215,6 +215,8 @@ class _Training:
         self.device = self.parameters[0].device
         generator = seeded_generator(self.device, settings.seed, "training.start")
         start = initial(settings.num_chains, generator).to(self.parameters[0])
+        if len(start) != settings.num_chains:
+            raise ValueError(f"asked for {settings.num_chains} starts, initial drew {len(start)}")
         self.start_energy = finite_start(kernel, energy, start).energy
         if settings.objective == "siblings" and (start == start[0]).all(dim=0).any():
             raise ValueError(

@@ -1,63 +1,98 @@
-"""Train L2HMC on a target whose answers are known and compare it with Hamiltonian Monte Carlo.
+"""Compare samplers on targets: learned by default, the paper's way, tuned HMC, NUTS and others."""
 
-Each target has a shipped configuration, configs/targets/TARGET.yaml; options on the command line
-come after it.
-"""
-
+import re
 import sys
 import time
+from collections.abc import Callable
 from copy import copy
-from dataclasses import asdict, replace
-from functools import partial
+from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import cast
+from typing import Any, Literal
 
 import torch
-from jsonargparse import ArgumentParser
 from rich.console import Console
+from torch import Tensor
 
 from experiments.shared.cli import (
     CommandError,
-    ConfigFile,
     Stopped,
-    counted,
+    command_parser,
     option_value,
     resumed_arguments,
     run_command,
-    stopped_between,
     with_switches,
 )
 from experiments.shared.runs import check_same_options, create_run, write_json
-from experiments.targets.figures import draw_figures
-from experiments.targets.measure import Cost, Measured, Reference, mode_weights
+from experiments.targets.contenders import Contender, Setting, contenders
+from experiments.targets.figure import draw_autocorrelations
 from experiments.targets.nuts import nuts_is_installed, run_nuts
-from experiments.targets.options import PAPER, Compare, SamplerOptions, WhitenedOptions
+from experiments.targets.reference import Reference
 from experiments.targets.table import markdown
-from experiments.targets.tuning import baselines, settings_of, warm_up_gradients, warmed_up
-from samplers import (
-    L2HMC,
-    TARGETS,
-    Chains,
-    GaussianMixture,
-    Kernel,
-    Preconditioned,
-    Target,
-    TrainingSettings,
-    parallel_tempering,
-    sample,
-    seeded_generator,
-    train_sampler,
-)
-from samplers.io import write_whole
+from samplers import Chains, Comparison, sample, seeded_generator
+from samplers.diagnostics import warn_of_misleading
+from samplers.io import load_plain, save_whole, write_whole
+from samplers.learning import BUDGET
 
-_START_STREAM, _DRAWS_STREAM, _TEMPERING_STREAM = 10, 11, 12
-_MODE_CHAINS = 5
-"""Chains that start in one mode, for each of the comparison: a mode's weight is hard to tell."""
-_WORTH_COMPILING = 40_000
-"""Leapfrogs of a training from which on compiling gains more than it takes.
+TargetName = Literal[
+    "icg",
+    "scg",
+    "mog",
+    "mog_unequal",
+    "rough_well",
+    "funnel",
+    "banana",
+    "logistic_regression",
+    "eight_schools",
+    "eight_schools_centred",
+    "stochastic_volatility",
+    "gaussian_process",
+]
+PAPER = ("icg", "scg", "mog", "rough_well")
+"""The targets of the paper's table."""
 
-It takes 16 to 22 seconds, and saves 0.4 to 0.75 milliseconds a leapfrog of 200 to 400 chains.
-"""
+
+@dataclass(frozen=True, kw_only=True)
+class Options:
+    """What is compared on which target.
+
+    Args:
+        target: The target; all for each of the paper's table in turn.
+        seed: Seed of all randomness.
+        num_chains: Chains of the comparison: from exact draws, of posteriors from a warm-up's end.
+        num_steps: Steps of each chain.
+        budget: Gradients that learning takes.
+        num_iterations: Updates of the training of the paper's way, and twice those of jumps.
+        compile: Compile each sampler before its chains are timed.
+        output: Run folder, with a folder in it for each target where there are several;
+            runs/targets/TARGET-NNN if null.
+        resume: Run folder to go on with.
+        quiet: Show no progress bars.
+    """
+
+    target: TargetName | Literal["all"] = "scg"
+    seed: int = 0
+    num_chains: int = 200
+    num_steps: int = 2000
+    budget: int = BUDGET
+    num_iterations: int = 5000
+    compile: bool = True
+    output: str | None = None
+    resume: str | None = None
+    quiet: bool = False
+
+    def __post_init__(self) -> None:
+        """Check the numbers.
+
+        Raises:
+            ValueError: A number is out of range.
+        """
+        for name, least in (("num_chains", 20), ("num_steps", 50), ("num_iterations", 2)):
+            if getattr(self, name) < least:
+                raise ValueError(f"{name} must be at least {least}, got {getattr(self, name)}")
+        if self.budget < BUDGET // 10:
+            raise ValueError(f"budget must be at least {BUDGET // 10}, got {self.budget}")
+        if self.seed < 0:
+            raise ValueError(f"seed must not be negative, got {self.seed}")
 
 
 def main(arguments: list[str] | None = None) -> None:
@@ -65,68 +100,37 @@ def main(arguments: list[str] | None = None) -> None:
     given = with_switches(sys.argv[1:] if arguments is None else arguments)
     # Tensors this small gain nothing from a second thread, and wait for it where cores are busy.
     torch.set_num_threads(1)
-    chosen, output = chosen_target(given), option_value(given, "--output")
-    if chosen != "all":
-        compare(*parse(given, chosen))
+    options, saved = parse(given)
+    if options.target != "all":
+        run(options, saved)
         return
+    if options.resume is not None:
+        raise CommandError("--resume goes on with one target: name it, or leave --target out")
     for index, name in enumerate(PAPER):
+        output = option_value(given, "--output")
         folder = [] if output is None else ["--output", f"{output}/{name}"]
         try:
-            compare(*parse([*given, *folder], name))
+            run(*parse([*given, *folder, "--target", name]))
         except Stopped as stopped:
             stopped.hint += "".join(f"; then --target {other}" for other in PAPER[index + 1 :])
             raise
 
 
-def chosen_target(arguments: list[str]) -> str:
-    """Return the target that the arguments name, the default one where they do not.
-
-    Raises:
-        CommandError: It is another than that of the run that is to be resumed.
-    """
-    parser = options_parser()
-    chosen = parser.parse_args(resumed_arguments(arguments)).target
-    run = option_value(arguments, "--resume")
-    if run is not None:
-        own = parser.parse_args(resumed_arguments(["--resume", run])).target
-        if chosen != own:
-            raise CommandError(f"--resume {run}: it is a run of {own}; leave out --target {chosen}")
-    return chosen
-
-
-def parse(arguments: list[str], target: str) -> tuple[Compare, str]:
-    """Return the options for a target, and as the YAML that a run keeps.
-
-    A run that is resumed has the shipped configuration in its own.
-    """
-    if option_value(arguments, "--resume") is None:
-        arguments = ["--config", f"targets/{target}", *arguments, "--target", target]
-    parser = options_parser()
+def parse(arguments: list[str]) -> tuple[Options, str]:
+    """Return the options, and as the YAML that a run keeps."""
+    parser = command_parser("targets", __doc__)
+    parser.add_class_arguments(Options)
     config = parser.parse_args(resumed_arguments(arguments))
     parsed = parser.instantiate(config).as_dict()
     del parsed["config"]
-    return Compare(**parsed), parser.dump(config)
+    return Options(**parsed), parser.dump(config)
 
 
-def options_parser() -> ArgumentParser:
-    """Return the parser of the command."""
-    parser = ArgumentParser(
-        prog="python -m experiments.targets",
-        description=__doc__,
-        exit_on_error=False,
-        allow_abbrev=False,
-    )
-    parser.add_argument("-c", "--config", action=ConfigFile, help="Configuration file.")
-    parser.add_class_arguments(Compare)
-    parser.link_arguments("seed", "training.seed")
-    return parser
-
-
-def compare(options: Compare, saved: str) -> None:
-    """Train, measure every sampler, write the table and the pictures.
+def run(options: Options, saved: str) -> None:
+    """Train, measure every sampler, write the table and the picture.
 
     Raises:
-        Stopped: By a signal; training goes on from its last checkpoint.
+        Stopped: By a signal; what is finished is kept.
     """
     if options.resume is None:
         folder = create_run(options.output, f"targets/{options.target}")
@@ -134,145 +138,118 @@ def compare(options: Compare, saved: str) -> None:
         write_whole(saved, folder / "config.yaml")
     else:
         folder = Path(options.resume)
-        begun, _ = parse(["--resume", options.resume], options.target)
+        begun, _ = parse(["--resume", options.resume])
         check_same_options(folder, asdict(begun), asdict(options), ("quiet",))
-    target = TARGETS[options.target]().float()
     try:
-        kernel, lines = measure_all(target, options, folder)
+        rows = compared(options, folder)
     except Stopped as stopped:
         stopped.hint = f"go on with python -m experiments.targets --resume {folder}"
         raise
-    rows = [{**line.row, "target": options.target, "seed": options.seed} for line in lines]
     write_json(rows, folder / "results.json")
-    (folder / "table.md").write_text(markdown(rows))
-    draw_figures(folder, target, kernel, lines)
+    write_whole(markdown(rows), folder / "table.md")
     console = Console()
     console.print(markdown(rows), highlight=False, soft_wrap=True)
     for path in sorted(folder.iterdir()):
         console.print(f"  {path}", highlight=False, soft_wrap=True)
 
 
-def measure_all(target: Target, options: Compare, folder: Path) -> tuple[Kernel, list[Measured]]:
-    """Return the learned kernel, and the lines of all samplers."""
-    start = target.sample(options.num_chains, seeded_generator("cpu", options.seed, _START_STREAM))
-    measure = partial(_measured, target, start, options)
-    kernel, cost = train(target, start, options, folder, options.sampler)
-    lines = [measure("L2HMC", settings_of(kernel), kernel, *cost)]
-    if options.whitened is not None:
-        other, cost = train(target, start, options, folder, options.whitened)
-        lines.append(measure("L2HMC, whitened", settings_of(other), other, *cost))
-    leapfrogs = options.sampler.num_leapfrogs
-    for name, tuned in baselines(target, start, leapfrogs, options.num_steps, options.seed).items():
-        lines.append(measure(name, tuned.settings, tuned.kernel, tuned.gradients, tuned.seconds))
-    return kernel, lines + others(target, start, options)
-
-
-def train(
-    target: Target, start: torch.Tensor, options: Compare, folder: Path, sampler: SamplerOptions
-) -> tuple[Kernel, tuple[int, float]]:
-    """Return a trained kernel, and its training's gradients over all chains and seconds."""
-    name, training = "training", options.training
-    torch.manual_seed(options.seed)
-    kernel: Kernel = L2HMC(
-        target.dim,
-        sampler.num_leapfrogs,
-        sampler.step_size,
-        hidden=sampler.hidden,
-        head_scale=sampler.head_scale,
+def compared(options: Options, folder: Path) -> list[dict[str, Any]]:
+    """Return a row for each sampler; finished ones are read back."""
+    reference = Reference.of(options.target)
+    setting = Setting(
+        options.target,
+        reference.target,
+        options.seed,
+        options.num_steps,
+        options.num_iterations,
+        options.budget,
+        folder / "checkpoints",
+        options.quiet,
     )
-    gradients, seconds = 0, 0.0
-    if isinstance(sampler, WhitenedOptions):
-        name = "training-whitened"
-        training = replace(
-            TrainingSettings(),
-            num_iterations=min(3000, training.num_iterations),
-            seed=training.seed,
-            initial_temperature=training.initial_temperature,
-        )
-        training = replace(training, annealing_iterations=training.num_iterations * 3 // 4)
-        began = time.perf_counter()
-        warm = cast(
-            Preconditioned, warmed_up(target, start, "dense", options.num_steps, options.seed)
-        )
-        kernel = warm.with_kernel(kernel)
-        gradients = warm_up_gradients(options.num_steps) * len(start)
-        seconds = time.perf_counter() - began
+    table, rows, correlations = Comparison(), [], {}
 
-    def initial(count: int, generator: torch.Generator) -> torch.Tensor:
-        return sampler.initial_scale * torch.randn(count, target.dim, generator=generator)
+    def measured(name: str, work: Callable[[], dict[str, Any]]) -> None:
+        """Take the row of a sampler from its file, or do the work and keep it there."""
+        path = folder / "checkpoints" / f"{re.sub('[^a-z0-9]+', '-', name.lower())}.pt"
+        if not path.exists():
+            save_whole(work(), path)
+        content = load_plain(path)
+        correlations[name] = content["correlations"]
+        rows.append({"target": options.target, "seed": options.seed, **content["row"]})
+        for key, value in content["compared"].items():
+            table.setdefault(key, []).append(value)
 
-    trained = copy(kernel)
-    if options.compile and training.num_iterations * sampler.num_leapfrogs >= _WORTH_COMPILING:
-        trained.compile()
-    with (
-        counted(f"{options.target}, {name}", training.num_iterations, options.quiet) as shown,
-        stopped_between(shown) as progress,
-    ):
-        history = train_sampler(
-            trained,
-            target,
-            initial,
-            training,
-            checkpoint=folder / "checkpoints" / f"{name}.pt",
-            progress=progress,
-        )
-    chains = training.num_chains * (2 if training.initial_weight > 0 else 1)
-    gradients += training.num_iterations * (sampler.num_leapfrogs + 1) * chains
-    if history.diverging.mean() > 0.01:
-        share = float(history.diverging.mean())
-        print(f"{share:.1%} of the training's steps diverged: try a smaller --sampler.step_size")
-    return kernel, (gradients, seconds + float(history.seconds.sum()))
-
-
-def others(target: Target, start: torch.Tensor, options: Compare) -> list[Measured]:
-    """Return parallel tempering and blackjax's NUTS, where asked for and installed."""
-    lines, reference = [], Reference(target)
-    if options.temperatures:
-        began = time.perf_counter()
-        leapfrogs = options.sampler.num_leapfrogs
-        chains = parallel_tempering(
-            target,
-            start,
-            options.num_steps,
-            torch.tensor(options.temperatures),
-            num_leapfrogs=leapfrogs,
-            generator=seeded_generator("cpu", options.seed, _TEMPERING_STREAM),
-        )
-        count = len(options.temperatures)
-        cost = Cost(count * leapfrogs, time.perf_counter() - began)
-        settings = f"{count} temperatures to {options.temperatures[-1]:g}"
-        lines.append(reference.measure("Parallel tempering", settings, chains, cost))
+    start = setting.start(options.num_chains)
+    for name, build in contenders(setting).items():
+        measured(name, lambda name=name, build=build: own(name, build(), start, options, reference))  # type: ignore[misc]
     if nuts_is_installed():
-        chains, cost, settings = run_nuts(target, start, options.num_steps, options.seed)
-        lines.append(reference.measure("NUTS, blackjax", settings, chains, cost))
-    return lines
+
+        def nuts() -> dict[str, Any]:
+            chains, cost, settings = run_nuts(
+                reference.target, start, options.num_steps, options.seed
+            )
+            paid = Contender(None, settings, cost.training_gradients, cost.training_seconds)
+            row = "NUTS, blackjax", paid, chains, cost.gradients_per_step, cost.seconds
+            return measured_row(*row, reference)
+
+        measured("NUTS, blackjax", nuts)
+    warn_of_misleading(table)
+    draw_autocorrelations(folder / "autocorrelation.png", options.target, correlations, rows)
+    return rows
 
 
-def _measured(
-    target: Target,
-    start: torch.Tensor,
-    options: Compare,
-    name: str,
-    settings: str,
-    kernel: Kernel,
-    training_gradients: int,
-    training_seconds: float,
-) -> Measured:
-    """Run a kernel from exact draws and measure it."""
-    moving = copy(kernel)
+def own(
+    name: str, contender: Contender, start: Tensor, options: Options, reference: Reference
+) -> dict[str, Any]:
+    """Run a kernel of our own and measure it."""
+    assert contender.kernel is not None
+    moving = copy(contender.kernel)
     if options.compile:
         moving.compile()
-        sample(moving, target, start, 2)  # compiles, which is not counted: not for NUTS either
-    generator = seeded_generator("cpu", options.seed, _DRAWS_STREAM)
+        sample(moving, reference.target, start, 2)  # compiles, which is not counted for NUTS either
+    generator = seeded_generator("cpu", options.seed, "targets.draws")
     began = time.perf_counter()
-    chains: Chains = sample(moving, target, start, options.num_steps, generator=generator)
+    chains = sample(moving, reference.target, start, options.num_steps, generator=generator)
     seconds = time.perf_counter() - began
-    cost = Cost(kernel.num_leapfrogs, seconds, training_gradients, training_seconds)
-    measured = Reference(target).measure(name, settings, chains, cost)
-    if isinstance(target, GaussianMixture):
-        count, steps = _MODE_CHAINS * options.num_chains, options.num_steps // 10
-        measured.row.update(mode_weights(kernel, target, count, steps, generator))
-    return measured
+    return measured_row(name, contender, chains, contender.kernel.num_leapfrogs, seconds, reference)
+
+
+def measured_row(
+    name: str,
+    contender: Contender,
+    chains: Chains,
+    gradients_per_step: float,
+    seconds: float,
+    reference: Reference,
+) -> dict[str, Any]:
+    """Return the row of a sampler: compared, in the results, and for the picture."""
+    table = Comparison()
+    found = table.add(name, chains, gradients_per_step, seconds)
+    paper, correlations = reference.paper(chains.draws)
+    row = {
+        "sampler": name,
+        "settings": contender.settings,
+        "ess": paper.value,
+        "ess_standard_error": paper.standard_error,
+        "ess_per_gradient": paper.value / gradients_per_step,
+        "min_coordinate_ess": found.worst,
+        "min_coordinate_ess_per_gradient": found.worst / gradients_per_step,
+        "min_coordinate_ess_of_squares": found.ess_squares,
+        "r_hat": found.r_hat,
+        "error_of_moments": reference.error(chains.draws),
+        "acceptance": float(chains.acceptance.mean()),
+        "diverging": float(chains.diverging.float().mean()),
+        "stuck": table["stuck"][0],
+        "gradients_per_step": gradients_per_step,
+        "num_chains": chains.draws.shape[0],
+        "num_steps": chains.draws.shape[1],
+        "seconds": seconds,
+        "training_gradients": contender.gradients,
+        "training_seconds": contender.seconds,
+        "message": contender.message,
+    }
+    compared = {key: column[0] for key, column in table.items()}
+    return {"row": row, "compared": compared, "correlations": correlations}
 
 
 if __name__ == "__main__":

@@ -3,17 +3,40 @@
 import importlib.util
 import time
 from collections.abc import Callable
+from dataclasses import dataclass
 from typing import Any, Literal
 
 import numpy as np
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
-from experiments.targets.measure import Cost
 from samplers import Chains
-from samplers.targets import Banana, Funnel, GaussianMixture, GaussianTarget, RoughWell, Target
+from samplers.posteriors import (
+    EightSchools,
+    GaussianProcess,
+    LogisticRegression,
+    StochasticVolatility,
+)
+from samplers.targets import Banana, Funnel, GaussianMixture, GaussianTarget, RoughWell
 
 _WARM_UP_STEPS = 1000
+
+
+@dataclass(frozen=True)
+class Cost:
+    """What a sampler's draws took.
+
+    Args:
+        gradients_per_step: Gradients of the energy for one step of one chain.
+        seconds: Of all steps of all chains.
+        training_gradients: Gradients for tuning, over all chains.
+        training_seconds: Seconds of tuning.
+    """
+
+    gradients_per_step: float
+    seconds: float
+    training_gradients: int
+    training_seconds: float
 
 
 def nuts_is_installed() -> bool:
@@ -21,7 +44,9 @@ def nuts_is_installed() -> bool:
     return importlib.util.find_spec("blackjax") is not None
 
 
-def run_nuts(target: Target, start: Tensor, num_steps: int, seed: int) -> tuple[Chains, Cost, str]:
+def run_nuts(
+    target: nn.Module, start: Tensor, num_steps: int, seed: int
+) -> tuple[Chains, Cost, str]:
     """Sample a target with :func:`sample_with_nuts`.
 
     Raises:
@@ -105,7 +130,7 @@ def check_density(
         raise ValueError(f"the density of {type(energy).__name__} in JAX is another one")
 
 
-def _log_density(target: Target) -> Callable[[Any], Any]:
+def _log_density(target: nn.Module) -> Callable[[Any], Any]:
     """Return log p of one point, for JAX."""
     import jax.numpy as jnp
     from jax.scipy.special import logsumexp
@@ -133,4 +158,54 @@ def _log_density(target: Target) -> Callable[[Any], Any]:
         return lambda x: (
             -0.5 * x[0] ** 2 / variance - 0.5 * (x[1] - curvature * (x[0] ** 2 - variance)) ** 2
         )
-    raise ValueError(f"there is no JAX version of {type(target).__name__}")
+    return _log_posterior(target)
+
+
+def _log_posterior(target: nn.Module) -> Callable[[Any], Any]:
+    import jax
+    import jax.numpy as jnp
+
+    data = {name: jnp.asarray(value.float().numpy()) for name, value in target.named_buffers()}
+
+    def log_regression(w: Any) -> Any:
+        return -jnp.sum(jax.nn.softplus(-data["signed"] @ w)) - 0.5 * w @ w
+
+    def log_schools(x: Any) -> Any:
+        mean, scale, rest = x[0], jnp.exp(x[1]), x[2:]
+        theta = rest if target.centred else mean + scale * rest
+        white = (rest - mean) / scale if target.centred else rest
+        misfit = (data["effects"] - theta) / data["errors"]
+        prior = -0.5 * (mean / 5) ** 2 - jnp.log1p((scale / 5) ** 2) + x[1]
+        volume = -8 * x[1] if target.centred else 0.0
+        return prior + volume - 0.5 * (misfit @ misfit + white @ white)
+
+    def log_volatility(x: Any) -> Any:
+        mean, raw, log_scale, z = x[0], x[1], x[2], x[3:]
+        persistence, scale = jnp.tanh(0.5 * raw), jnp.exp(log_scale)
+
+        def step(level: Any, noise: Any) -> Any:
+            level = persistence * level + scale * noise
+            return level, level
+
+        first = scale * z[0] * jnp.cosh(0.5 * raw)
+        levels = mean + jnp.concatenate([first[None], jax.lax.scan(step, first, z[1:])[1]])
+        likelihood = -0.5 * jnp.sum(levels + data["returns"] ** 2 * jnp.exp(-levels))
+        prior = 20 * jax.nn.log_sigmoid(raw) + 1.5 * jax.nn.log_sigmoid(-raw)
+        return likelihood + prior - 0.5 * (mean**2 + (log_scale + 1.5) ** 2 + z @ z)
+
+    def log_process(x: Any) -> Any:
+        exponent = -0.5 * data["distances"] @ jnp.exp(-2 * x[:2]) + 2 * x[2]
+        noise = jnp.exp(2 * x[3]) * jnp.eye(len(data["outcome"]))
+        factor = jnp.linalg.cholesky(jnp.exp(exponent) + noise)
+        white = jax.scipy.linalg.solve_triangular(factor, data["outcome"], lower=True)
+        return -0.5 * (white @ white + x @ x) - jnp.sum(jnp.log(jnp.diag(factor)))
+
+    found: dict[type[nn.Module], Callable[[Any], Any]] = {
+        LogisticRegression: log_regression,
+        EightSchools: log_schools,
+        StochasticVolatility: log_volatility,
+        GaussianProcess: log_process,
+    }
+    if type(target) not in found:
+        raise ValueError(f"there is no JAX version of {type(target).__name__}")
+    return found[type(target)]

@@ -19,8 +19,10 @@ import torch
 
 import dglm.posterior
 import experiments.targets.__main__ as targets
-import experiments.targets.tuning as tuning
+import experiments.targets.contenders as contenders
 import samplers.kernel
+import samplers.learning
+import samplers.race
 import samplers.training
 from dglm import DGLM
 from experiments.shared.cli import run_command
@@ -105,7 +107,11 @@ def plant(point: str, number: int) -> None:
 def save_often_and_tune_little() -> None:
     samplers.training._SAVE_INTERVAL = 5
     dglm.posterior._SAVE_SECONDS = 0.0
-    tuning._LENGTHS, tuning._MULTIPLES = (1,), (0.5, 1.0)
+    samplers.race._MULTIPLES = (1.0,)
+    contenders.LENGTHS = (1,)
+    contenders._WARM_UP_STEPS = 20
+    samplers.learning._CHAINS = contenders._LEARNING_CHAINS = 20
+    samplers.learning._Learning._scaled = lambda self, count: max(20, count // 100)
     targets.nuts_is_installed = lambda: False
 
 

@@ -6,9 +6,9 @@ from typing import Any
 import pytest
 import torch
 
-from experiments.targets import nuts, tuning
-from experiments.targets.tuning import Tuned, baselines, warm_up_gradients
-from samplers import HMC, TARGETS
+from experiments.targets import nuts
+from samplers import TARGETS
+from samplers.posteriors import POSTERIORS
 
 
 def test_nuts_samples_a_correlated_gaussian() -> None:
@@ -47,18 +47,12 @@ def test_compiling_is_not_on_the_clock(monkeypatch: pytest.MonkeyPatch) -> None:
     assert "traced" in events
 
 
-def test_the_cost_of_a_baseline_has_the_warm_up_in_it(monkeypatch: pytest.MonkeyPatch) -> None:
-    clock = [0.0]
-
-    def warm_up(*arguments: object) -> HMC:
-        clock[0] += 5.0
-        return HMC()
-
-    monkeypatch.setattr(tuning, "time", SimpleNamespace(perf_counter=lambda: clock[0]))
-    monkeypatch.setattr(tuning, "warmed_up", warm_up)
-    monkeypatch.setattr(tuning, "tune", lambda *arguments: Tuned(HMC(), "settings", 7, 1.0))
-    found = baselines(TARGETS["mog"](), torch.zeros(3, 2), 10, 100, 0)
-    assert len(found) == 5
-    for tuned in found.values():
-        assert tuned.seconds == 6.0
-        assert tuned.gradients == 7 + 3 * warm_up_gradients(100)
+@pytest.mark.parametrize("name", [*TARGETS, *POSTERIORS])
+def test_the_density_in_jax_is_the_targets(name: str) -> None:
+    pytest.importorskip("jax")
+    target = (TARGETS.get(name) or POSTERIORS[name])().float()
+    points = 0.5 * torch.randn(5, target.dim, generator=torch.Generator().manual_seed(0))
+    log_density = nuts._log_density(target)
+    nuts.check_density(log_density, target, points)
+    with pytest.raises(ValueError, match="in JAX is another one"):
+        nuts.check_density(lambda x: 0.5 * log_density(x), target, points)

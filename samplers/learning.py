@@ -35,7 +35,7 @@ _APART = 1.05
 """R̂ of the warm-up's HMC from which on there may be several modes: training is annealed."""
 _FLOW_GAIN = 0.02
 """Nats a held-out draw by which a flow must be ahead of a Gaussian to be tried."""
-_FLOW_DRAWS = 40
+_FLOW_DRAWS = 80
 
 
 @dataclass(frozen=True)
@@ -228,6 +228,7 @@ class _Learning:
         iterations = self._scaled(1500 if one else 800)
         settings = TrainingSettings(
             iterations,
+            _CHAINS,
             initial_temperature=10.0 if apart else 1.0,
             annealing_iterations=3 * iterations // 4 if apart else 0,
             learning_rate=0.01 if one else 0.005,
@@ -256,7 +257,7 @@ class _Learning:
             if gain <= _FLOW_GAIN:
                 return {"gain": gain}
             settings = TrainingSettings(
-                self._scaled(iterations), seed=mixed_seed(self.seed, "learn.flow", name)
+                self._scaled(iterations), _CHAINS, seed=mixed_seed(self.seed, "learn.flow", name)
             )
             ends = chains.draws[:, -1].to(position)
             self._train(flow, ends, settings, f"training-flow-{name}.pt")
@@ -265,7 +266,7 @@ class _Learning:
 
     def _race(self, kernels: dict[str, Kernel], position: Tensor) -> dict[str, Any]:
         generator = self._generator("race")
-        raced = race(kernels, self.energy, position, self._scaled(2000), generator)
+        raced = race(kernels, self.energy, position, self._scaled(1000), generator)
         return {**raced._asdict(), "table": dict(raced.table), "converged": raced.converged}
 
     def _l2hmc(self, length: int, step_size: float) -> L2HMC:
