@@ -177,12 +177,20 @@ class Efficiency(NamedTuple):
         return float(np.nan_to_num(min(self.ess, self.ess_squares)))
 
 
-def efficiency(draws: Tensor) -> Efficiency:
-    """Return what a step is worth, and R̂, of draws (chain, draw, D), by ArviZ's formulas."""
+def efficiency(draws: Tensor, num_suspects: int | None = None) -> Efficiency:
+    """Return what a step is worth, and R̂, by ArviZ's formulas.
+
+    Arguments:
+        draws: (chain, draw, D).
+        num_suspects: Look only at so many coordinates of x, and as many of x²: those with the
+            largest autocorrelation from a draw to the next, among which the worst one is.
+    """
     from arviz_stats.base import array_stats
 
     found = []
-    for values in (draws.double().cpu().numpy(), draws.double().square().cpu().numpy()):
+    for quantity in (draws.double(), draws.double().square()):
+        suspects = _suspects(quantity, num_suspects) if num_suspects else slice(None)
+        values = quantity[..., suspects].cpu().numpy()
         moves = np.ptp(values, axis=(0, 1)) > 0
         with np.errstate(divide="ignore", invalid="ignore"):
             ess = array_stats.ess(values, method="bulk", chain_axis=0, draw_axis=1)
@@ -203,6 +211,13 @@ _SHOWN = {
     "diverging": "diverging",
     "stuck": "stuck",
 }
+
+
+def _suspects(draws: Tensor, count: int) -> Tensor:
+    centred = draws - draws.mean(dim=(0, 1))
+    together = (centred[:, 1:] * centred[:, :-1]).mean(dim=(0, 1))
+    share = together / centred.square().mean(dim=(0, 1))
+    return share.nan_to_num(torch.inf).topk(min(count, len(share))).indices
 
 
 class Comparison(dict[str, list[Any]]):

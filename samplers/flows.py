@@ -1,5 +1,7 @@
 """A kernel in the coordinates of a normalizing flow."""
 
+from copy import copy
+
 import torch
 import zuko
 from torch import Tensor, nn
@@ -47,6 +49,7 @@ class Flow(Transformed):
 
     location: Tensor
     factor: Tensor
+    step_is_one_region = False  # nor is anything in it: the compiler does not take a flow
 
     def __init__(
         self,
@@ -109,7 +112,8 @@ class Flow(Transformed):
         coordinates = self.coordinates(energy)
         start = coordinates.pulled(coordinates.into(state.position), state)
         error = self._distance(start.extra[0], state.position)
-        end, momentum, log_determinant = self.kernel.integrate(
+        eager = copy(self.kernel)  # not compiled, whatever the kernel is
+        end, momentum, log_determinant = eager.integrate(
             start, momentum, direction, coordinates, context
         )
         log_volume = end.extra[3] - start.extra[3]

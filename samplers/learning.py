@@ -225,7 +225,7 @@ class _Learning:
         """Train in the warm-up's coordinates: from ε = 1 with one leapfrog, else from HMC's."""
         one = length == 1
         kernel = hmc.with_kernel(self._l2hmc(length, 1.0 if one else float(hmc.step_size)))
-        iterations = self._scaled(1500 if one else 800)
+        iterations = self._scaled(2000 if one else 800)
         settings = TrainingSettings(
             iterations,
             _CHAINS,

@@ -20,6 +20,8 @@ _MULTIPLES = (0.5, 0.7, 1.0, 1.4)
 _FINALISTS = 3
 _FEWEST_DRAWS = 20
 _BATCHES = 5
+_SUSPECTS = 5
+"""Coordinates that short runs are judged by: looking at all of many takes longer than the run."""
 _STUDENT = 2.132
 """The one-sided 95 % quantile of Student's t with four degrees of freedom."""
 CONVERGED = 1.01
@@ -55,7 +57,7 @@ def tune_hmc(
             steps = max(_FEWEST_DRAWS, share * gradients // length)
             draws = sample(kernel, energy, position, steps, generator=generator).draws
             # Chains that stand still are worth one draw each, however long they are.
-            values[length, epsilon] = (efficiency(draws).worst - 1 / steps) / length
+            values[length, epsilon] = (efficiency(draws, _SUSPECTS).worst - 1 / steps) / length
         grid = sorted(grid, key=lambda each: -values[each])[:_FINALISTS]
     length, epsilon = grid[0]
     return warm.with_kernel(HMC(length, epsilon)).to(position)
@@ -104,7 +106,9 @@ def race(
         chains = sample(kernel, energy, position, steps, generator=generator)
         table.add(name, chains, kernel.num_leapfrogs, time.perf_counter() - began)
         parts = chains.draws.chunk(_BATCHES)
-        worst = torch.tensor([efficiency(part).worst for part in parts], dtype=torch.float64)
+        worst = torch.tensor(
+            [efficiency(part, _SUSPECTS).worst for part in parts], dtype=torch.float64
+        )
         batches[name] = (worst / kernel.num_leapfrogs).clamp(min=1e-12).log()
         ends[name] = chains.draws[:, -1].to(position.device)
     first, *others = kernels

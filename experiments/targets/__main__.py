@@ -5,7 +5,7 @@ import sys
 import time
 from collections.abc import Callable
 from copy import copy
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
@@ -47,6 +47,15 @@ TargetName = Literal[
     "stochastic_volatility",
     "gaussian_process",
 ]
+SamplerName = Literal[
+    "learned",
+    "the paper's way",
+    "jumps, the paper's setting",
+    "HMC, tuned",
+    "HMC, dense mass, tuned",
+    "independence",
+    "NUTS, blackjax",
+]
 PAPER = ("icg", "scg", "mog", "rough_well")
 """The targets of the paper's table."""
 
@@ -62,6 +71,7 @@ class Options:
         num_steps: Steps of each chain.
         budget: Gradients that learning takes.
         num_iterations: Updates of the training of the paper's way, and twice those of jumps.
+        samplers: Which of the table's; all if empty.
         compile: Compile each sampler before its chains are timed.
         output: Run folder, with a folder in it for each target where there are several;
             runs/targets/TARGET-NNN if null.
@@ -75,6 +85,7 @@ class Options:
     num_steps: int = 2000
     budget: int = BUDGET
     num_iterations: int = 5000
+    samplers: list[SamplerName] = field(default_factory=list)
     compile: bool = True
     output: str | None = None
     resume: str | None = None
@@ -170,6 +181,8 @@ def compared(options: Options, folder: Path) -> list[dict[str, Any]]:
 
     def measured(name: str, work: Callable[[], dict[str, Any]]) -> None:
         """Take the row of a sampler from its file, or do the work and keep it there."""
+        if options.samplers and name not in options.samplers:
+            return
         path = folder / "checkpoints" / f"{re.sub('[^a-z0-9]+', '-', name.lower())}.pt"
         if not path.exists():
             save_whole(work(), path)

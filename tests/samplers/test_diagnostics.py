@@ -19,6 +19,7 @@ from samplers import (
     summarise,
     value_and_gradient,
 )
+from samplers.diagnostics import efficiency
 
 
 def autoregression(
@@ -256,3 +257,11 @@ def test_chains_that_mislead_are_told_of() -> None:
     ):
         compare({"slow": HMC(1, 0.01), "mirror": Mirror(1, 1.0)}, normal, start, 400)
     compare({"good": HMC(1, 1.4)}, normal, start, 400)
+
+
+def test_the_worst_coordinate_is_among_the_suspects() -> None:
+    draws = torch.cat(
+        [autoregression(each, 20, 400, seed=index) for index, each in enumerate((0.9, -0.5, 0.3))],
+        dim=-1,
+    )
+    assert efficiency(draws, 1) == pytest.approx(efficiency(draws))

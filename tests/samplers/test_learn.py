@@ -3,6 +3,7 @@
 import subprocess
 import sys
 from collections.abc import Callable
+from copy import copy
 from pathlib import Path
 
 import pytest
@@ -149,6 +150,20 @@ def test_a_flow_gains_on_a_banana_and_not_on_a_gaussian() -> None:
         gains.append(fit_flow(flow, draws, 400, learning_rate=5e-3, generator=generator))
     assert gains[0] > 0.3
     assert gains[1] < 0.02
+
+
+@pytest.mark.parametrize("name", [*NAMES, "turns"])
+def test_compiling_changes_no_draw_and_no_other_kernel(random_l2hmc: Build, name: str) -> None:
+    found = kernels(random_l2hmc)
+    kernel = found.get(name) or Turns([found["flow"], found["affine"]])
+    position, moving = exact_draws(5), copy(kernel)
+    moving.compile(backend="aot_eager")
+    draws = [
+        sample(each, skewed, position, 2, generator=seeded_generator("cpu", 0)).draws
+        for each in (kernel, moving)
+    ]
+    torch.testing.assert_close(draws[1], draws[0], rtol=1e-9, atol=1e-9)
+    assert not any(each.is_compiled for each in kernel.modules() if isinstance(each, Kernel))
 
 
 class Stuck(Kernel):
