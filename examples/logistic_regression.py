@@ -1,4 +1,4 @@
-"""A kernel learned for one's own posterior: python examples/logistic_regression.py"""
+"""A kernel learned for one's own posterior, in one call."""
 
 import torch
 from jsonargparse import auto_cli
