@@ -4,11 +4,10 @@ import torch
 from jsonargparse import auto_cli
 from sklearn.datasets import load_breast_cancer
 
-from samplers import Learned, learn, sample, summarise
+from samplers import Learned, learn, sample
 
-data = load_breast_cancer(return_X_y=True)
-measurements, benign = (torch.from_numpy(each).float() for each in data)
-x = (measurements - measurements.mean(dim=0)) / measurements.std(dim=0)
+x, benign = (torch.from_numpy(each).float() for each in load_breast_cancer(return_X_y=True))
+x = (x - x.mean(dim=0)) / x.std(dim=0)
 
 
 def energy(w: torch.Tensor) -> torch.Tensor:
@@ -23,7 +22,7 @@ def main(budget: int = 8_000_000, seed: int = 0) -> Learned:
     learned = learn(energy, start, budget=budget, seed=seed)
     print(learned.table, learned.message, sep="\n")
     chains = sample(learned.kernel, energy, learned.position, num_draws=500)
-    print("weights:", chains.draws.mean(dim=(0, 1)), summarise(chains.draws).worst())
+    print(chains.draws.mean(dim=(0, 1)))
     return learned
 
 
