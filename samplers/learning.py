@@ -1,7 +1,8 @@
 """From an energy to a kernel that mixes, in one call."""
 
+import time
 from collections.abc import Callable
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, field, fields
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -50,10 +51,13 @@ class Learned:
         table: The last race: HMC of the warm-up, what was learned, and the independence sampler.
         converged: Whether the chains of the kernel agreed, R̂ ≤ 1.01, and all of them moved. From
             starts that are all in one mode nothing can tell that there is another.
-        training_gradients: Taken over all chains for what goes beyond HMC.
+        gradients: Taken over all chains, for everything.
+        seconds: That took.
+        training_gradients: Of them, those for what goes beyond HMC.
         pays_after: Independent draws, of the worst coordinate, after which that training has paid
             in gradients; infinite where HMC was kept.
         message: All that, in a sentence or two.
+        kernels: All that ran in the race, by their names in the table; not saved.
     """
 
     kernel: Kernel
@@ -61,13 +65,16 @@ class Learned:
     chosen: str
     table: Comparison
     converged: bool
+    gradients: int
+    seconds: float
     training_gradients: int
     pays_after: float
     message: str
+    kernels: dict[str, Kernel] = field(default_factory=dict, repr=False)
 
     def save(self, path: str | Path) -> None:
         """Write the kernel and what is known of it into a file that needs no code to be loaded."""
-        content = {each.name: getattr(self, each.name) for each in fields(self)}
+        content = {each.name: getattr(self, each.name) for each in fields(self)[:-1]}
         save_whole(
             {**content, "kernel": _packed(self.kernel), "table": dict(self.table)}, Path(path)
         )
@@ -80,7 +87,7 @@ class Learned:
             ValueError: The file is damaged or holds something else.
         """
         content = load_plain(Path(path))
-        if content.keys() != {each.name for each in fields(cls)}:
+        if content.keys() != {each.name for each in fields(cls)[:-1]}:
             raise ValueError(f"{path} holds no learned kernel")
         kernel, table = _unpacked(content["kernel"]), Comparison(content["table"])
         return cls(**{**content, "kernel": kernel, "table": table})
@@ -155,7 +162,7 @@ class _Learning:
         self.energy, self.share, self.seed, self.named = energy, share, seed, named
         repeats = -(-_CHAINS // len(position))
         self.start = position.repeat(repeats, 1)[:_CHAINS].detach()
-        self.dim = position.shape[1]
+        self.dim, self.seconds = position.shape[1], 0.0
         self.folder = folder
         values = HMC().to(self.start).init(self.start[:8], energy).energy
         identity = {"seed": seed, "share of the budget": share, "target, by U": values}
@@ -195,8 +202,7 @@ class _Learning:
                 )
         kernels["independence"] = independence
         last = self._stage("last race", lambda: self._race(kernels, position))
-        gradients = last["gradients"] - before
-        return _learned(kernels, last, position, gradients)
+        return _learned(kernels, last, position, last["gradients"] - before)
 
     def _warm_up(self) -> dict[str, Any]:
         position = settle(self.energy, self.start, generator=self._generator("settle"))
@@ -293,12 +299,15 @@ class _Learning:
         return seeded_generator(self.start.device, self.seed, f"learn.{stage}")
 
     def _stage(self, name: str, work: Callable[[], dict[str, Any]]) -> dict[str, Any]:
-        """Return what a stage returns, and the gradients so far; from the checkpoint if there."""
+        """Return what a stage returns, and what all cost so far; from the checkpoint if there."""
         self.named(name)
         if name not in self.done:
-            self.done[name] = {**work(), "gradients": self.energy.count}
+            began, before = time.perf_counter(), self.seconds
+            content = work()
+            seconds = before + time.perf_counter() - began
+            self.done[name] = {**content, "gradients": self.energy.count, "seconds": seconds}
             self.kept.save(self.done)
-        self.energy.count = self.done[name]["gradients"]
+        self.energy.count, self.seconds = (self.done[name][k] for k in ("gradients", "seconds"))
         return self.done[name]
 
 
@@ -332,9 +341,12 @@ def _learned(
         best,
         table,
         last["converged"],
+        last["gradients"],
+        last["seconds"],
         gradients,
         pays_after,
         said,
+        kernels,
     )
 
 

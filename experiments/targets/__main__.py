@@ -18,11 +18,18 @@ from experiments.shared.cli import (
     Stopped,
     command_parser,
     option_value,
+    refused_options,
     resumed_arguments,
     run_command,
     with_switches,
 )
-from experiments.shared.runs import check_same_options, create_run, write_json
+from experiments.shared.runs import (
+    check_same_options,
+    create_run,
+    held,
+    print_files,
+    write_json,
+)
 from experiments.targets.contenders import Contender, Setting, contenders
 from experiments.targets.figure import draw_autocorrelations
 from experiments.targets.nuts import nuts_is_installed, run_nuts
@@ -49,6 +56,7 @@ TargetName = Literal[
 ]
 SamplerName = Literal[
     "learned",
+    "L2HMC, trained",
     "the paper's way",
     "jumps, the paper's setting",
     "HMC, tuned",
@@ -131,10 +139,11 @@ def parse(arguments: list[str]) -> tuple[Options, str]:
     """Return the options, and as the YAML that a run keeps."""
     parser = command_parser("targets", __doc__)
     parser.add_class_arguments(Options)
-    config = parser.parse_args(resumed_arguments(arguments))
-    parsed = parser.instantiate(config).as_dict()
-    del parsed["config"]
-    return Options(**parsed), parser.dump(config)
+    with refused_options():
+        config = parser.parse_args(resumed_arguments(arguments))
+        parsed = parser.instantiate(config).as_dict()
+        del parsed["config"]
+        return Options(**parsed), parser.dump(config)
 
 
 def run(options: Options, saved: str) -> None:
@@ -150,18 +159,17 @@ def run(options: Options, saved: str) -> None:
     else:
         folder = Path(options.resume)
         begun, _ = parse(["--resume", options.resume])
-        check_same_options(folder, asdict(begun), asdict(options), ("quiet",))
+        check_same_options(folder, asdict(begun), asdict(options), ("quiet", "samplers"))
     try:
-        rows = compared(options, folder)
+        with held(folder):
+            rows = compared(options, folder)
     except Stopped as stopped:
         stopped.hint = f"go on with python -m experiments.targets --resume {folder}"
         raise
     write_json(rows, folder / "results.json")
     write_whole(markdown(rows), folder / "table.md")
-    console = Console()
-    console.print(markdown(rows), highlight=False, soft_wrap=True)
-    for path in sorted(folder.iterdir()):
-        console.print(f"  {path}", highlight=False, soft_wrap=True)
+    Console().print(markdown(rows), highlight=False, soft_wrap=True)
+    print_files(folder)
 
 
 def compared(options: Options, folder: Path) -> list[dict[str, Any]]:

@@ -51,6 +51,7 @@ def test_a_run_leaves_a_row_for_each_sampler_and_its_picture(run: Path) -> None:
     rows = json.loads((run / "results.json").read_text())
     assert [row["sampler"] for row in rows] == [
         "learned",
+        "L2HMC, trained",
         "the paper's way",
         "jumps, the paper's setting",
         "HMC, tuned",
@@ -63,8 +64,8 @@ def test_a_run_leaves_a_row_for_each_sampler_and_its_picture(run: Path) -> None:
         assert row["seconds"] > 0
         assert row["training_gradients"] > 0
     # Annealed: four times as many iterations, of persistent and of fresh chains; the check first.
-    assert rows[1]["training_gradients"] == 4 * 8 * 11 * 400 + 200
-    assert rows[2]["training_gradients"] == 4 * 11 * 200 + 200
+    assert rows[2]["training_gradients"] == 4 * 8 * 11 * 400 + 200
+    assert rows[3]["training_gradients"] == 4 * 11 * 200 + 200
     assert (run / "autocorrelation.png").stat().st_size < 300_000
     assert (run / "table.md").read_text().count("\n") == len(rows) + 2
 
