@@ -191,7 +191,7 @@ def compared(options: Options, folder: Path) -> list[dict[str, Any]]:
         """Take the row of a sampler from its file, or do the work and keep it there."""
         if options.samplers and name not in options.samplers:
             return
-        path = folder / "checkpoints" / f"{re.sub('[^a-z0-9]+', '-', name.lower())}.pt"
+        path = folder / "checkpoints" / f"row-{re.sub('[^a-z0-9]+', '-', name.lower())}.pt"
         if not path.exists():
             save_whole(work(), path)
         content = load_plain(path)

@@ -95,7 +95,7 @@ def plant(point: str, number: int) -> None:
     elif name == "validation":
         before_update("validation_step", int(count), kill)
     elif name == "noise":  # of a step of a chain, in training too
-        before("_drawn", samplers.kernel, int(count), kill)
+        before("noise", samplers.kernel.Kernel, int(count), kill)
     elif name == "writing":
         while_writing(int(count), kill)
     elif name == "renaming":

@@ -234,9 +234,11 @@ def test_all_targets_of_the_paper_in_turn(monkeypatch: pytest.MonkeyPatch) -> No
 def test_a_damaged_checkpoint_is_one_line(run: Path, tmp_path: Path) -> None:
     copy = tmp_path / "copy"
     shutil.copytree(run, copy)
-    damaged = copy / "checkpoints" / "hmc-tuned.pt"
+    damaged = copy / "checkpoints" / "row-hmc-tuned.pt"
     damaged.write_bytes(damaged.read_bytes()[:500])
-    with pytest.raises(SystemExit, match=r"error: .*hmc-tuned\.pt cannot be gone on from") as ended:
+    with pytest.raises(
+        SystemExit, match=r"error: .*row-hmc-tuned\.pt cannot be gone on from"
+    ) as ended:
         run_command(lambda: command.main(["--resume", str(copy)]))
     assert "\n" not in str(ended.value.code)
     assert (copy / "results.json").read_bytes() == (run / "results.json").read_bytes()
