@@ -195,11 +195,12 @@ class _Learning:
             if found["gain"] > _FLOW_GAIN:
                 learned = _unpacked(found["kernel"], position)
                 assert isinstance(learned, Flow)
-                kernels["learned in a flow"] = learned
-                kernels["learned in a flow, in turns with HMC"] = Turns([learned, hmc])
-                kernels["independence, from a flow"] = learned.with_kernel(
-                    Independence().to(position)
-                )
+                # A flow is wrong in the tails, where a chain could stay for thousands of steps that
+                # no race sees: one leapfrog in the warm-up's coordinates leads back.
+                leapfrog = hmc.with_kernel(HMC(1, float(hmc.step_size))).to(position)
+                proposals = learned.with_kernel(Independence().to(position))
+                kernels["learned in a flow"] = Turns([learned, leapfrog])
+                kernels["independence, from a flow"] = Turns([proposals, leapfrog])
         kernels["independence"] = independence
         last = self._stage("last race", lambda: self._race(kernels, position))
         return _learned(kernels, last, position, last["gradients"] - before)

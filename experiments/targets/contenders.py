@@ -185,22 +185,22 @@ def _l2hmc(setting: Setting, hidden: int, step_size: float) -> L2HMC:
 
 
 def _trained(setting: Setting, name: str, kernel: L2HMC, settings: TrainingSettings) -> Contender:
-    began, energy = time.perf_counter(), Counted(setting.target)
     with (
         counted(f"{setting.name}, {name}", settings.num_iterations, setting.quiet) as shown,
         stopped_between(shown) as progress,
     ):
-        train_sampler(
+        history = train_sampler(
             kernel,
-            energy,
+            setting.target,
             setting.broad,
             settings,
             checkpoint=setting.folder / f"training-{name}.pt",
             progress=progress,
         )
     kernel.requires_grad_(False)
-    seconds = time.perf_counter() - began
-    return Contender(kernel, settings_of(kernel), energy.count, seconds)
+    chains = settings.num_chains * (2 if settings.initial_weight > 0 else 1)
+    gradients = settings.num_iterations * (kernel.num_leapfrogs + 1) * chains
+    return Contender(kernel, settings_of(kernel), gradients, float(history.seconds.sum()))
 
 
 def hmc(setting: Setting, mass: Mass) -> Contender:
