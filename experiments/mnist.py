@@ -161,8 +161,8 @@ class MnistCLI(LightningCLI):
             kwargs["limit_val_batches"] = 0
         try:
             return super().instantiate_trainer(
-                callbacks=[*(chosen.callbacks or []), *callbacks],
-                plugins=[*(chosen.plugins or []), LastTwo()],
+                callbacks=[*listed(chosen.callbacks), *callbacks],
+                plugins=[*listed(chosen.plugins), LastTwo()],
                 **kwargs,
             )
         except Exception:
@@ -191,18 +191,23 @@ def check_trainer_options(chosen: Namespace, dglm: DGLM) -> None:
     for name, (kept, reason) in KEPT_OPTIONS.items():
         if getattr(chosen, name) not in kept:
             raise CommandError(f"--trainer.{name} is not taken: {reason}")
-    metrics = logged_metrics(dglm)
-    for callback in chosen.callbacks or []:
+    callbacks, metrics = listed(chosen.callbacks), logged_metrics(dglm)
+    if any(not type(each).__module__.startswith("lightning.") for each in callbacks):
+        return  # one of the user's own may log what another waits for
+    for callback in callbacks:
         monitored = getattr(callback, "monitor", None)
-        # A callback of the user's own may log what another waits for.
-        foreign = not all(
-            type(each).__module__.startswith("lightning.") for each in chosen.callbacks
-        )
-        if monitored is not None and monitored not in metrics and not foreign:
+        if monitored is not None and monitored not in metrics:
             raise CommandError(
                 f"{type(callback).__name__} waits for {monitored}, which is not logged: choose "
                 f"one of {', '.join(metrics)}"
             )
+
+
+def listed(chosen: Any) -> list[Any]:
+    """Return what the Trainer takes alone, in a list or not at all as a list."""
+    if chosen is None:
+        return []
+    return list(chosen) if isinstance(chosen, (list, tuple)) else [chosen]
 
 
 def longer_by_epochs(given: list[str]) -> bool:

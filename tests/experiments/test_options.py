@@ -40,13 +40,16 @@ def test_what_would_be_ignored_is_refused_before_training(
     assert not (tmp_path / "run").exists()
 
 
-@pytest.mark.parametrize("kernel", ["none", "l2hmc"])
+@pytest.mark.parametrize(
+    "changes",
+    [{"kernel": "none"}, {"kernel": "hmc"}, {"kernel": "l2hmc", "model.coordinates": "true"}],
+)
 def test_the_metrics_that_a_callback_may_wait_for_are_those_that_are_logged(
-    kernel: str, small: Arguments, tmp_path: Path
+    changes: dict[str, str], small: Arguments, tmp_path: Path
 ) -> None:
     cli = command_line(
         [
-            *small(tmp_path / "run", kernel=kernel),
+            *small(tmp_path / "run", **changes),
             f"--trainer.callbacks={EARLY_STOPPING % 'validation/log_elbo'}",
         ]
     )
