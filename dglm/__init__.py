@@ -11,6 +11,7 @@ from dglm.ais import (
 )
 from dglm.callbacks import ReversibilityMonitor, Safeguard, TrainingFailed
 from dglm.chain import Chain
+from dglm.coordinates import AmortizedPreconditioned, GaussianNetwork
 from dglm.gaussian import DiagonalGaussian
 from dglm.inpainting import KernelSteps, inpaint
 from dglm.likelihoods import Bernoulli, Gaussian, Likelihood
@@ -25,6 +26,7 @@ __all__ = [
     "DGLM",
     "AISResult",
     "AISSettings",
+    "AmortizedPreconditioned",
     "Bernoulli",
     "BidirectionalBounds",
     "Chain",
@@ -37,6 +39,7 @@ __all__ = [
     "Estimate",
     "FittedStart",
     "Gaussian",
+    "GaussianNetwork",
     "GenerativeModel",
     "ImportanceResult",
     "KernelSteps",

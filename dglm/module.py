@@ -47,6 +47,8 @@ class DGLM(LightningModule):
     2. From z₀ (no gradient), J steps of the kernel; the sampler descends Σ_j ℓ_λ(δ_j A_j), with
        jumps δ measured in the standard deviations of q, through ∂U to second order.
     3. The decoder ascends log p(x, z_J) (no gradient to z_J).
+    4. The network of a kernel in coordinates of each image's own
+       (:class:`dglm.AmortizedPreconditioned`) descends their score loss at z_J.
 
     ``kernel=None`` is the VAE, where encoder and decoder ascend the evidence lower bound together;
     ``HMC`` is HMC-DGLM, its step size following an acceptance of 0.65; ``L2HMC`` is L2HMC-DGLM.
@@ -57,7 +59,7 @@ class DGLM(LightningModule):
             (B, latent_dim).
         kernel: What refines the draws of q.
         num_mh_steps: J, Metropolis-Hastings steps from q to the draw that trains the decoder.
-        learning_rate: Adam's, for all three parts.
+        learning_rate: Adam's, for all parts.
         seed: All randomness of training is a function of (seed, global step, rank).
         jump_scale: λ, the jump that counts as good, in standard deviations of q. The paper's 1
             is short where posteriors are wider than q: then far jumps are all that is learned,
@@ -214,7 +216,8 @@ class DGLM(LightningModule):
 
         Arguments:
             x: Observations, (B, N).
-            q: The approximate posterior, whose variances are the unit of the jumps.
+            q: The approximate posterior, whose variances are the unit of the jumps where the kernel
+                has no coordinates.
             start: z₀; no gradient reaches it.
             generator: Of the noise.
             num_mh_steps: J, at least 1; by default as many as in training.

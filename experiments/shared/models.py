@@ -8,15 +8,16 @@ from torch import nn
 from data import MNIST_SHAPE
 from dglm import (
     DGLM,
+    AmortizedPreconditioned,
     Bernoulli,
     ConvolutionalDecoder,
     ConvolutionalEncoder,
     Decoder,
     Encoder,
     Gaussian,
+    GaussianNetwork,
     GenerativeModel,
 )
-from dglm.coordinates import AmortizedPreconditioned, GaussianNetwork
 from samplers import HMC, L2HMC, Kernel
 
 KernelName = Literal["none", "hmc", "l2hmc"]
@@ -90,7 +91,8 @@ def build_dglm(
             embedding_hidden=embedding_hidden,
         )
     if sampler is not None and coordinates:
-        sampler = AmortizedPreconditioned(sampler, GaussianNetwork(pixels, latent_dim))
+        network = GaussianNetwork(pixels, latent_dim, hidden[::-1])
+        sampler = AmortizedPreconditioned(sampler, network)
     observed = Bernoulli() if likelihood == "bernoulli" else Gaussian(noise_scale)
     model = GenerativeModel(decoder, latent_dim, observed)
     return DGLM(model, encoder, sampler, num_mh_steps, learning_rate, seed, jump_scale, decay_share)
