@@ -137,6 +137,9 @@ class MnistCLI(LightningCLI):
             self.save_config()
         else:
             self.folder = Path(self.config.resume)
+            checkpoint = last_checkpoint(self.folder)
+            if not checkpoint.exists():
+                raise CommandError(f"there is no {checkpoint} to resume from; start the run again")
         self.saving = SaveCheckpoints(self.folder)
         self.clock = Clock()
         callbacks: list[Callback] = [
@@ -287,8 +290,6 @@ def fit(cli: MnistCLI) -> Trained:
 def resumed_checkpoint(cli: MnistCLI) -> Path:
     """Return the checkpoint to go on from, if it is one of this model on these data."""
     checkpoint = last_checkpoint(cli.folder)
-    if not checkpoint.exists():
-        raise CommandError(f"there is no {checkpoint} to resume from; start the run again")
     content = read_checkpoint(checkpoint)
     check_same_model(cli.folder, content["hyper_parameters"], dict(cli.model.hparams))
     cli.datamodule.setup()
