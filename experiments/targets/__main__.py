@@ -33,7 +33,7 @@ from experiments.shared.runs import (
 from experiments.targets.contenders import Contender, Setting, contenders
 from experiments.targets.figure import draw_autocorrelations
 from experiments.targets.nuts import nuts_is_installed, run_nuts
-from experiments.targets.reference import Reference
+from experiments.targets.reference import Reference, weight_from_one_mode
 from experiments.targets.table import markdown
 from samplers import Chains, Comparison, sample, seeded_generator
 from samplers.diagnostics import warn_of_misleading
@@ -232,7 +232,11 @@ def own(
     began = time.perf_counter()
     chains = sample(moving, reference.target, start, options.num_steps, generator=generator)
     seconds = time.perf_counter() - began
-    return measured_row(name, contender, chains, contender.kernel.num_leapfrogs, seconds, reference)
+    cost = contender.kernel.num_leapfrogs, seconds
+    content = measured_row(name, contender, chains, *cost, reference)
+    off = weight_from_one_mode(moving, reference.target, options.seed)
+    content["row"]["weight_from_one_mode"] = off
+    return content
 
 
 def measured_row(
@@ -258,6 +262,7 @@ def measured_row(
         "min_coordinate_ess_of_squares": found.ess_squares,
         "r_hat": found.r_hat,
         "error_of_moments": reference.error(chains.draws),
+        "weight_from_one_mode": float("nan"),
         "acceptance": float(chains.acceptance.mean()),
         "diverging": float(chains.diverging.float().mean()),
         "stuck": table["stuck"][0],

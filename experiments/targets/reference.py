@@ -18,10 +18,13 @@ from samplers import (
     TARGETS,
     ESSPerStep,
     Funnel,
+    GaussianMixture,
+    Kernel,
     Preconditioned,
     adapt,
     autocorrelation,
     ess_per_step,
+    sample,
     sample_chunks,
     seeded_generator,
     settle,
@@ -32,6 +35,7 @@ from samplers.race import tune_hmc
 
 MOMENTS = Path(__file__).with_name("moments.json")
 _DRAWS = 200_000
+_MODE_CHAINS = 2_000
 
 
 class Reference:
@@ -90,6 +94,22 @@ class Reference:
         error = (found.mcse.square() + self.standard_error.square()).sqrt()
         off = ((both.mean(dim=(0, 1)) - self.mean) / error).abs()
         return float(off[[0, dim]].max() if isinstance(self.target, Funnel) else off.max())
+
+
+def weight_from_one_mode(kernel: Kernel, target: nn.Module, seed: int) -> float:
+    """Return by how many standard errors the weight of a mixture's first mode is off.
+
+    Of the last of 100 steps of chains that all start there; NaN of other targets.
+    """
+    if not isinstance(target, GaussianMixture):
+        return math.nan
+    start = target.centres[:1].float().expand(_MODE_CHAINS, -1)
+    generator = seeded_generator("cpu", seed, "targets.one mode")
+    ends = sample(kernel, target, start, 1, thin=100, generator=generator).draws[:, 0]
+    share = target.responsibilities(ends)[:, 0].double()
+    # Of independent draws with the right weight: chains that never left would have none.
+    error = math.sqrt(float(target.weights[0] * (1 - target.weights[0])) / _MODE_CHAINS)
+    return abs(float(share.mean() - target.weights[0])) / error
 
 
 _KEYS = ("mean", "standard_error", "covariance", "square_covariance")

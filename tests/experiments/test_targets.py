@@ -15,8 +15,8 @@ from experiments.shared.runs import read_json, write_json
 from experiments.targets import contenders, reference, table
 from experiments.targets.__main__ import Options
 from experiments.targets.reference import Reference
+from samplers import HMC, GaussianMixture, seeded_generator
 from samplers import race as races
-from samplers import seeded_generator
 from samplers.posteriors import POSTERIORS
 
 SMALL = [
@@ -148,6 +148,13 @@ def test_exact_draws_are_worth_one_each_and_off_by_less_than_five_errors() -> No
     assert correlations["x²"][1:].abs().max() < 5 * (1 / 100_000) ** 0.5
     assert known.error(draws) < 5
     assert known.error(1.05 * draws) > 5
+
+
+def test_the_weight_of_a_mode_is_seen_from_chains_that_start_there() -> None:
+    overlapping = GaussianMixture([[-0.5, 0.0], [0.5, 0.0]], [0.3, 0.3], [0.3, 0.7]).float()
+    apart = GaussianMixture([[-9.0, 0.0], [9.0, 0.0]], [0.3, 0.3], [0.3, 0.7]).float()
+    assert reference.weight_from_one_mode(HMC(5, 0.3), overlapping, 0) < 4
+    assert reference.weight_from_one_mode(HMC(5, 0.3), apart, 0) > 50
 
 
 def test_long_runs_give_the_moments_of_a_posterior(
