@@ -1,12 +1,14 @@
 """Adaptation of a kernel to its target: step size and mass, frozen before the draws that count."""
 
 import math
+import warnings
 from itertools import accumulate, pairwise
 from typing import Literal, NamedTuple
 
 import torch
 from torch import Tensor
 
+from samplers.chains import ENOUGH_TO_MOVE
 from samplers.energy import Energy, State
 from samplers.hmc import HMC
 from samplers.kernel import Context, Kernel, finite_start
@@ -21,6 +23,7 @@ _WINDOWS = (0.15, 0.1, 0.2, 0.4, 0.15)
 """Shares of the warm-up; the mass is set after each of the inner ones, from its draws alone."""
 _PRIOR_DRAWS, _PRIOR_SHARE = 5, 1e-3
 """The covariance is shrunk as by five draws with a thousandth of the variances, in any unit."""
+_LONGEST_SETTLING = 150
 _UNMOVED_VARIANCE = 1e-3
 """Of a coordinate in which no chain has moved yet."""
 _SHRINKAGE = 0.5
@@ -69,6 +72,7 @@ def settle(
     position: Tensor,
     num_steps: int = 150,
     *,
+    step_size: float = 0.1,
     generator: torch.Generator | None = None,
 ) -> Tensor:
     """Move chains to where the density is, each with a step size of its own.
@@ -81,14 +85,16 @@ def settle(
         energy: U, from (B, D) to (B,).
         position: Where the chains start, (B, D).
         num_steps: Of three leapfrogs each.
+        step_size: The first one of all chains.
         generator: Of the noise.
 
     Returns:
         Where the chains are, (B, D).
     """
-    kernel = HMC(3, 0.1).to(position)
+    kernel = HMC(3, step_size)
     state = finite_start(kernel, energy, position)
-    kernel.log_step_size = kernel.log_step_size.expand(len(position), 1).clone()
+    kernel.to(state.position)
+    kernel.log_step_size = kernel.log_step_size.expand(len(state.position), 1).clone()
     for _ in range(num_steps):
         state, info = kernel.step(state, energy, kernel.noise(state, generator))
         missing = info.acceptance.nan_to_num(0.0, 0.0, 0.0) - TARGET_ACCEPTANCE
@@ -159,7 +165,9 @@ def adapt(
     """Warm chains up: step size by dual averaging, mass from the draws of all chains.
 
     Works for any kernel, a learned one too: with a mass it runs in whitened coordinates. Neither
-    changes after the warm-up, so that draws from the returned kernel are exact.
+    changes after the warm-up, so that draws from the returned kernel are exact. The first quarter
+    of the steps, 150 at most, are those of :func:`settle`; a chain that is stuck all the same
+    takes no part in the mass, and is warned of.
 
     Arguments:
         kernel: Its step size is set in place.
@@ -194,18 +202,30 @@ def adapt(
     if not 0 < target < 1:
         raise ValueError(f"target must lie between 0 and 1, got {target}")
     state = finite_start(kernel, energy, position)
-    moving: Kernel = kernel
+    settling = min(num_steps // 4, _LONGEST_SETTLING)
+    step_size = float(kernel.step_size)
+    position = settle(energy, state.position, settling, step_size=step_size, generator=generator)
+    state, moving = kernel.init(position, energy), kernel
     averaging = DualAveraging(kernel.log_step_size, target)
-    ends = [round(share * num_steps) for share in accumulate(_WINDOWS)]
+    moved = torch.zeros(len(position), dtype=torch.bool, device=position.device)
+    ends = [round(share * (num_steps - settling)) for share in accumulate(_WINDOWS)]
     for index, (begin, end) in enumerate(pairwise([0, *ends])):
         steps = end - begin
-        state, moments = _window(moving, energy, state, steps, averaging, context, generator)
+        before = moved
+        state, moments, moved = _window(moving, energy, state, steps, averaging, context, generator)
         if mass != "unit" and 0 < index < len(_WINDOWS) - 1:
-            factor = mass_factor(moments, steps * len(position), mass)
+            factor = mass_factor(moments, steps * int(moved.sum()), mass)
             if moving is kernel:  # later windows change the coordinates little
                 kernel.log_step_size.fill_(0.0)
             moving = Preconditioned(kernel, moments.mean, factor).to(position.device)
             averaging = DualAveraging(kernel.log_step_size, target)
+    stuck, steps = ~(before | moved), ends[-1] - ends[-3]
+    if steps >= ENOUGH_TO_MOVE and stuck.any():
+        warnings.warn(
+            f"{int(stuck.sum())} of {len(stuck)} chains did not move in the last {steps} steps of "
+            "the warm-up: start them closer to where the density is, or warm up for longer",
+            stacklevel=3,
+        )
     return Adapted(moving, state.position)
 
 
@@ -217,15 +237,24 @@ def _window(
     averaging: DualAveraging,
     context: Context,
     generator: torch.Generator | None,
-) -> tuple[State, Moments]:
-    """Adapt the step size for some steps; return the moments of their draws."""
-    moments = Moments.of(state.position)
-    for count in range(1, num_steps + 1):
+) -> tuple[State, Moments, Tensor]:
+    """Adapt the step size for some steps.
+
+    Returns:
+        The state, the moments of the draws of chains that have moved, and which have, (B,).
+    """
+    moments, count = Moments.of(state.position), 0
+    moved = torch.zeros_like(state.energy, dtype=torch.bool)
+    for _ in range(num_steps):
         state, info = kernel.step(state, energy, kernel.noise(state, generator), context)
         kernel.log_step_size.copy_(averaging.update(info.acceptance))
-        moments = moments.mixed(Moments.of(state.position), 1 / count)
+        moved |= info.accepted
+        if moved.any():  # a chain that is stuck would spoil the mass
+            draws = state.position[moved]
+            count += len(draws)
+            moments = moments.mixed(Moments.of(draws), len(draws) / count)
     kernel.log_step_size.copy_(averaging.average)
-    return state, moments
+    return state, moments, moved
 
 
 def mass_factor(moments: Moments, count: int, mass: Mass) -> Tensor:

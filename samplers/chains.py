@@ -1,5 +1,6 @@
 """Long chains: many draws of a kernel, chunk by chunk, that can stop and go on."""
 
+import warnings
 from collections.abc import Callable, Iterator
 from typing import NamedTuple, TypedDict
 
@@ -10,6 +11,9 @@ from torch import Tensor
 from samplers.energy import Energy, State
 from samplers.kernel import Context, Info, Kernel, Noise, finite_start, transition
 from samplers.random import random_state
+
+ENOUGH_TO_MOVE = 50
+"""Steps in which a chain that is not stuck moves."""
 
 CHUNK_SIZE = 100
 """Draws that wait on the device until they move to the CPU together."""
@@ -103,7 +107,19 @@ def sample(
             field[:, begin:done] = part
         if progress is not None:
             progress(done)
-    return Chains(*kept)
+    chains = Chains(*kept)
+    if num_draws * thin >= ENOUGH_TO_MOVE and (still := still_chains(chains.draws)).any():
+        warnings.warn(
+            f"{int(still.sum())} of {len(still)} chains did not move in {num_draws * thin} steps: "
+            "start them closer to where the density is, or take a smaller step size (adapt)",
+            stacklevel=2,
+        )
+    return chains
+
+
+def still_chains(draws: Tensor) -> Tensor:
+    """Return which chains of draws (chain, draw, dim) never move, (chain,), boolean."""
+    return torch.stack([(chain == chain[:1]).all() for chain in draws])
 
 
 def sample_chunks(
@@ -144,7 +160,7 @@ def sample_chunks(
         raise ValueError(f"num_draws and thin must be at least 1, got {num_draws} and {thin}")
     if chunk_size < 1:
         raise ValueError(f"chunk_size must be at least 1, got {chunk_size}")
-    if isinstance(start, Tensor):
+    if not isinstance(start, dict):
         state = finite_start(kernel, energy, start)
     elif generator is None:
         state = State(start["position"], start["energy"], start["gradient"], start["extra"])

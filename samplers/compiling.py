@@ -8,6 +8,8 @@ from typing import Any
 import torch
 from torch import Tensor, fx
 
+from samplers.energy import is_outside
+
 _INDUCTOR = {"realize_reads_threshold": 1, "realize_opcount_threshold": 4}
 # Otherwise the compiler inlines the recurrence of elementwise energies, and takes minutes.
 _COMPILATIONS = 256
@@ -39,7 +41,22 @@ def compiler(device: str, options: dict[str, Any]) -> Callable[[Function], Funct
         options = options | {"options": _inductor_options(device)}
     options = {"fullgraph": True, "dynamic": False} | options
     with_room = torch._dynamo.config.patch(recompile_limit=_COMPILATIONS)
-    return cache(lambda function: with_room(torch.compile(function, **options)))
+
+    @cache
+    def compiled(function: Function) -> Function:
+        code = with_room(torch.compile(function, **options))
+
+        def run(*arguments: Any) -> Any:
+            try:
+                return code(*arguments)
+            except (RuntimeError, ValueError) as error:
+                if not is_outside(error):
+                    raise
+            return function(*arguments)  # which finds out for which rows
+
+        return run
+
+    return compiled
 
 
 @cache

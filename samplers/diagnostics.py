@@ -13,7 +13,7 @@ from rich.console import Console
 from rich.table import Table
 from torch import Tensor
 
-from samplers.chains import Chains, sample
+from samplers.chains import Chains, sample, still_chains
 from samplers.energy import Counted, Energy
 from samplers.kernel import Kernel
 
@@ -128,11 +128,14 @@ def summarise(draws: Tensor) -> Summary:
     effective sample size of x, and none of x².
 
     Arguments:
-        draws: Of the chains, (chain, draw, D).
+        draws: Of the chains, (chain, draw, D). A warning tells of chains that never move.
 
     Returns:
         Float64, on the CPU. A coordinate that never changes anywhere has NaN throughout, where
         ArviZ would call every draw effective.
+
+    Raises:
+        ValueError: The draws have another shape.
 
     References:
         Rank-normalization, folding, and localization: an improved R̂ for assessing convergence of
@@ -145,6 +148,19 @@ def summarise(draws: Tensor) -> Summary:
         >>> bool((summarise(independent).ess_bulk > 1000).all())
         True
     """
+    draws = torch.as_tensor(draws)
+    if draws.dim() != 3:
+        raise ValueError(
+            f"draws must have shape (chain, draw, dim), got {tuple(draws.shape)}: draws[None] is "
+            "one chain of (draw, dim), draws[..., None] chains of numbers (chain, draw)"
+        )
+    still = still_chains(draws)
+    if still.any() and not still.all():
+        warnings.warn(
+            f"{int(still.sum())} of {len(still)} chains never move: their draws are no draws of "
+            "the target, and spoil what is estimated from all",
+            stacklevel=2,
+        )
     values = draws.double().cpu().numpy()
     moves = np.ptp(values, axis=(0, 1)) > 0
     # Here, as pandas and xarray come with it: half a second that most commands need not wait.

@@ -3,6 +3,7 @@
 from collections.abc import Callable
 from typing import NamedTuple, Protocol, runtime_checkable
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -46,14 +47,84 @@ def value_and_gradient(energy: Energy, position: Tensor) -> State:
     Where gradients are enabled and ``position`` requires them, the result is differentiable, to
     second order in U. Elsewhere it is detached, from the parameters inside ``energy`` too.
 
+    Rows at which the energy raises because of where they are (see :func:`is_outside`) are NaN.
+
     Arguments:
         energy: U, from (B, D) to (B,); or an object with ``value_and_gradient(position) -> State``.
         position: The points, (B, D).
 
     Raises:
-        ValueError: The energy does not return one number a row, or one that brings its own
-            gradient is not differentiable where it must be.
+        ValueError: The energy does not return one number a row, does not depend on the position as
+            far as torch sees, or brings a gradient that is not differentiable where it must be.
     """
+    if torch.compiler.is_compiling():
+        return evaluated(energy, position)
+    try:
+        return evaluated(energy, position)
+    except (RuntimeError, ValueError) as error:
+        if not is_outside(error):
+            raise
+        return _rows_apart(energy, position)
+
+
+def is_outside(error: Exception) -> bool:
+    """Say whether an energy raised because of the position, not because it is written wrong.
+
+    That is a failed factorisation, or a distribution's own check of its values or parameters.
+    """
+    failed = isinstance(error, torch.linalg.LinAlgError | np.linalg.LinAlgError)
+    return failed or (isinstance(error, ValueError) and "found invalid values" in str(error))
+
+
+def _rows_apart(energy: Energy, position: Tensor) -> State:
+    """Find the rows at which the energy can be evaluated, by bisection; the others are NaN.
+
+    Rows in question stand in for all others, as energies may know something of each row.
+    """
+    count, device = len(position), position.device
+    inside, state = torch.zeros(count, dtype=torch.bool, device=device), None
+    pending = list(position.isfinite().all(dim=-1).nonzero()[:, 0].chunk(2))
+    while pending:
+        rows = pending.pop()
+        if len(rows) == 0:
+            continue
+        stand_in = rows[torch.arange(count, device=device) % len(rows)]
+        stand_in[rows] = rows
+        try:
+            found = evaluated(energy, position[stand_in])
+        except (RuntimeError, ValueError) as error:
+            if not is_outside(error):
+                raise
+            pending += rows.chunk(2) if len(rows) > 1 else ()
+            continue
+        here = torch.zeros_like(inside)
+        here[rows] = True
+        state, inside = found if state is None else chosen(here, found, state), inside | here
+    nowhere = torch.full_like(position, torch.nan)
+    outside = State(position, nowhere.sum(dim=-1), nowhere)
+    if state is None:
+        return outside
+    return chosen(inside, state, outside._replace(extra=state.extra))._replace(position=position)
+
+
+def chosen(rows: Tensor, first: State, second: State) -> State:
+    """Return the state that is the first one in some rows (B,), boolean, and else the second."""
+
+    def choose(new: Tensor, old: Tensor) -> Tensor:
+        return torch.where(rows.reshape(-1, *[1] * (new.dim() - 1)), new, old)
+
+    # Where an energy raised in all rows it left nothing extra.
+    pairs = zip(first.extra or second.extra, second.extra, strict=True)
+    return State(
+        choose(first.position, second.position),
+        choose(first.energy, second.energy),
+        choose(first.gradient, second.gradient),
+        tuple(choose(*pair) for pair in pairs),
+    )
+
+
+def evaluated(energy: Energy, position: Tensor) -> State:
+    """Return :func:`value_and_gradient`, but raise whatever the energy raises."""
     if isinstance(energy, EnergyWithGradient):
         return _differentiable(energy.value_and_gradient(position), position)
     # torch.func.grad is what works inside a compiled region and in inference mode;
@@ -68,6 +139,11 @@ def value_and_gradient(energy: Energy, position: Tensor) -> State:
     with torch.enable_grad():
         leaf = position if differentiable else position.detach().requires_grad_()
         total, value = _summed(energy, leaf)
+        if not total.requires_grad:
+            raise ValueError(
+                "the energy does not depend on the position as far as torch sees: compute it from "
+                "it by torch, without detach or NumPy, or bring a gradient in value_and_gradient"
+            )
         (gradient,) = torch.autograd.grad(total, leaf, create_graph=differentiable)
     return State(position, value if differentiable else value.detach(), gradient)
 
@@ -187,6 +263,8 @@ def _by_transform(energy: Callable[[Tensor], Tensor], position: Tensor) -> State
 
 def _summed(energy: Callable[[Tensor], Tensor], position: Tensor) -> tuple[Tensor, Tensor]:
     value = energy(position)
+    if not isinstance(value, Tensor):
+        raise ValueError(f"an energy must return a tensor, but it returned {type(value).__name__}")
     if value.shape != position.shape[:1]:
         raise ValueError(
             f"an energy must map positions {tuple(position.shape)} to one number a row, "

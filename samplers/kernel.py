@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from samplers.compiling import Function, compiler, compiler_works
-from samplers.energy import Energy, State, finite_gradient, value_and_gradient
+from samplers.energy import Energy, State, chosen, evaluated, finite_gradient, value_and_gradient
 from samplers.random import standard_normal
 
 DIVERGENCE_THRESHOLD = 1000.0
@@ -256,31 +256,34 @@ def transition(
     acceptance = torch.where(diverging, -torch.inf, log_ratio).clamp(max=0.0).exp()
     accepted = noise.uniform < acceptance
     proposal = torch.where(diverging[:, None], start.position, end.position)
-    kept = State(
-        torch.where(accepted[:, None], end.position, state.position),
-        torch.where(accepted, end.energy, state.energy),
-        torch.where(accepted[:, None], end.gradient, state.gradient),
-        tuple(_choose(accepted, *pair) for pair in zip(end.extra, state.extra, strict=True)),
-    )
-    return kept, Info(proposal, acceptance, accepted, diverging)
+    return chosen(accepted, end, state), Info(proposal, acceptance, accepted, diverging)
 
 
 @torch.no_grad()
 def finite_start(kernel: Kernel, energy: Energy, position: Tensor) -> State:
     """Return the state of chains at ``position`` (B, D), after a check that each can leave it.
 
+    Arrays and integers become tensors of torch's default type.
+
     Raises:
-        ValueError: The energy or its gradient is not finite at some of the positions.
+        ValueError: The positions are no (B, D), or the energy or its gradient is not finite at
+            some of them. An energy that raises at all of them raises its own error.
     """
+    if not (isinstance(position, Tensor) and position.is_floating_point()):
+        device = position.device if isinstance(position, Tensor) else kernel.log_step_size.device
+        position = torch.as_tensor(position, dtype=torch.get_default_dtype(), device=device)
+    if position.dim() != 2 or position.numel() == 0:
+        raise ValueError(
+            f"chains start at positions of shape (chains, dim), got {tuple(position.shape)}: "
+            "x[None] is one chain at x of shape (dim,)"
+        )
     state = kernel.init(position, energy)
     finite = state.energy.isfinite() & state.gradient.isfinite().all(dim=-1)
+    if not finite.any():
+        evaluated(energy, position)
     if not finite.all():
         raise ValueError(
             "the energy or its gradient is not finite at the start of "
             f"{int((~finite).sum())} of the chains"
         )
     return state
-
-
-def _choose(accepted: Tensor, new: Tensor, old: Tensor) -> Tensor:
-    return torch.where(accepted.reshape(-1, *[1] * (new.dim() - 1)), new, old)

@@ -50,9 +50,10 @@ def parallel_tempering(
     ladder = temperatures.dim() == 1 and bool(temperatures.isfinite().all())
     if not (ladder and temperatures[:1].eq(1).any() and (temperatures.diff() > 0).all()):
         raise ValueError(f"temperatures must increase from 1, got {temperatures.tolist()}")
+    kernel = HMC(num_leapfrogs, step_size)
+    position = finite_start(kernel, energy, position).position
+    kernel.to(position.device)
     count, chains = len(temperatures), len(position)
-    kernel = HMC(num_leapfrogs, step_size).to(position.device)
-    finite_start(kernel, energy, position)
     temperature = temperatures.to(position).repeat_interleave(chains)
     tempered = Tempered(energy, temperature)
     kernel.log_step_size = kernel.log_step_size + 0.5 * temperature.log()[:, None]

@@ -16,6 +16,7 @@ from samplers import (
     sample,
     seeded_generator,
     strongly_correlated_gaussian,
+    summarise,
     track_acceptance,
 )
 from samplers.adaptation import TARGET_ACCEPTANCE, Moments, mass_factor
@@ -155,7 +156,7 @@ def test_one_chain_of_l2hmc_is_adapted(
     others = {name: value.clone() for name, value in inside.state_dict().items()}
     start = CORRELATED.mean.to(dtype)[None]
     kernel, position = adapt(
-        inside, CORRELATED, start, 60, mass=mass, generator=seeded_generator("cpu", 0)
+        inside, CORRELATED, start, 150, mass=mass, generator=seeded_generator("cpu", 0)
     )
     assert position.shape == (1, 3)
     assert position.dtype == dtype
@@ -203,9 +204,9 @@ def test_mass_does_not_depend_on_the_unit(mass: Any) -> None:
         )
         return warm.kernel.factor  # type: ignore[return-value]
 
-    # In units of a power of two a warm-up is the same one but for the rounding of log ε.
+    # In units of a power of two it is the same but for the rounding of log ε, which grows.
     for unit in (2.0**-17, 2.0**17):
-        torch.testing.assert_close(factor(unit) / unit, factor(1.0), rtol=1e-9, atol=0)
+        torch.testing.assert_close(factor(unit) / unit, factor(1.0), rtol=1e-4, atol=0)
 
 
 def test_a_dense_mass_of_fewer_draws_than_dimensions() -> None:
@@ -274,3 +275,53 @@ def test_a_compiled_kernel_is_compiled_in_its_warm_up() -> None:
     assert len(graphs) == 1  # for all step sizes
     torch.testing.assert_close(compiled.position, eager.position)
     torch.testing.assert_close(kernels[0].step_size, kernels[1].step_size)
+
+
+def test_chains_that_stay_stuck_are_told_of_and_left_out_of_the_mass() -> None:
+    generator = seeded_generator("cpu", 0)
+
+    def energy(x: Tensor) -> Tensor:  # Beyond 100 lies a well too narrow for any step size.
+        return torch.where(x[:, 0] > 100, 1e12 * (x[:, 0] - 200).square(), gaussian(x))
+
+    start = torch.randn(50, 10, generator=generator)
+    start[:3, 0] = 200 + 1e-5
+    kernel = HMC(5, 0.5)
+    with pytest.warns(UserWarning, match="^3 of 50 chains did not move in the last") as told:
+        warm = adapt(kernel, energy, start, 200, mass="diagonal", generator=generator)
+    assert len(told) == 1
+    exact = torch.linspace(0.5, 1.5, 10)
+    assert isinstance(warm.kernel, Preconditioned)
+    assert ((warm.kernel.factor / exact - 1).abs() < 0.2).all()
+    with pytest.warns(UserWarning, match="^3 of 50 chains did not move in 60 steps"):
+        chains = sample(warm.kernel, energy, warm.position, 60, generator=generator)
+    with pytest.warns(UserWarning, match="^3 of 50 chains never move"):
+        summarise(chains.draws)
+
+
+def test_broad_starts_leave_no_chain_stuck() -> None:
+    generator = seeded_generator("cpu", 0)
+
+    def steep(x: Tensor) -> Tensor:
+        return 0.25 * x.pow(4).sum(dim=1)
+
+    start = 30 * torch.randn(100, 3, generator=generator)
+    warm = adapt(HMC(5), steep, start, 200, mass="diagonal", generator=generator)
+    chains = sample(warm.kernel, steep, warm.position, 100, generator=generator)
+    assert (chains.acceptance.mean(dim=1) > 0.3).all()
+
+
+def test_a_warm_up_ends_with_the_averaged_step_size(monkeypatch: pytest.MonkeyPatch) -> None:
+    followed: list[tuple[Tensor, Tensor]] = []
+    update = DualAveraging.update
+
+    def recorded(averaging: DualAveraging, acceptance: Tensor) -> Tensor:
+        log_step_size = update(averaging, acceptance)
+        followed.append((log_step_size.clone(), averaging.average.clone()))
+        return log_step_size
+
+    monkeypatch.setattr(DualAveraging, "update", recorded)
+    kernel = HMC(5)
+    adapt(kernel, gaussian, torch.randn(4, 10), 100)
+    last, average = followed[-1]
+    assert torch.equal(kernel.log_step_size, average)
+    assert (last - average).abs() > 1e-3

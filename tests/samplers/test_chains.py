@@ -1,6 +1,6 @@
 from collections.abc import Callable
 from copy import deepcopy
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import pytest
@@ -287,3 +287,67 @@ def test_long_chains_have_the_moments_of_the_target(target: Target, exact: Kerne
         effective = array_stats.ess(values.numpy(), chain_axis=0, draw_axis=1, method="mean")
         assert effective >= 400
         assert values.mean().abs() < 5 * values.std() / effective**0.5
+
+
+def outside_one(z: Tensor) -> Tensor:
+    """A half-normal below 1, whose Cholesky factor does not exist above."""
+    factor = torch.linalg.cholesky(1 - z[:, :, None])
+    return 0.5 * z.square().sum(dim=1) + 0 * factor[:, 0, 0]
+
+
+@pytest.mark.parametrize("compiled", [False, True])
+def test_a_trial_at_which_the_energy_raises_is_a_counted_divergence(compiled: bool) -> None:
+    if compiled and not torch._dynamo.is_dynamo_supported():
+        pytest.skip("torch.compile does not run here")
+    kernel = HMC(3, 0.5)
+    if compiled:
+        kernel.compile(backend="eager")
+    generator = seeded_generator("cpu", 0)
+    chains = sample(kernel, outside_one, torch.zeros(100, 1), 200, generator=generator)
+    assert 0.05 < chains.diverging.double().mean() < 0.5
+    draws = chains.draws[:, 20:, 0]
+    assert draws.max() < 1
+    below = torch.distributions.Normal(0.0, 1.0).cdf(torch.tensor(1.0))
+    exact = -(-0.5 * torch.ones(())).exp() / (2 * torch.pi) ** 0.5 / below
+    per_chain = draws.mean(dim=1)
+    assert (per_chain.mean() - exact).abs() < 5 * per_chain.std() / 10
+
+
+def test_an_energy_that_raises_at_every_start_raises_its_own_error() -> None:
+    with pytest.raises(torch.linalg.LinAlgError):
+        sample(HMC(), outside_one, torch.full((3, 1), 2.0), 5)
+    with pytest.raises(ValueError, match="not finite at the start of 1 of the chains"):
+        sample(HMC(), outside_one, torch.tensor([[0.0], [2.0]]), 5)
+
+
+@pytest.mark.parametrize(
+    "start",
+    [
+        np.zeros((5, 3)),
+        np.zeros((5, 3), dtype=np.float32),
+        torch.zeros(5, 3, dtype=torch.long),
+        [[0.0] * 3] * 5,
+    ],
+    ids=["array", "float32 array", "integers", "lists"],
+)
+def test_starts_of_other_types_are_understood(start: Any, kernel: HMC, energy: Energy) -> None:
+    def draws(start: Any) -> Tensor:
+        return sample(kernel, energy, start, 4, generator=seeded_generator("cpu", 1)).draws
+
+    assert torch.equal(draws(start), draws(torch.zeros(5, 3)))
+    adapt(HMC(2), energy, start, 20)
+    parallel_tempering(energy, start, 2, torch.tensor([1.0, 2.0]))
+
+
+@pytest.mark.parametrize("shape", [(3,), (2, 5, 3), (0, 3), (5, 0)])
+def test_starts_of_other_shapes_are_refused_in_one_line(
+    shape: tuple[int, ...], kernel: HMC, energy: Energy
+) -> None:
+    for run in (
+        lambda start: sample(kernel, energy, start, 4),
+        lambda start: adapt(kernel, energy, start),
+        lambda start: parallel_tempering(energy, start, 2, torch.tensor([1.0, 2.0])),
+    ):
+        with pytest.raises(ValueError, match=r"shape \(chains, dim\), got") as error:
+            run(torch.zeros(shape))
+        assert "\n" not in str(error.value)

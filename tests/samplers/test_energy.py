@@ -1,8 +1,10 @@
 import re
+from collections.abc import Callable
 
 import pytest
 import torch
 from torch import Tensor, nn
+from torch.distributions import Normal
 
 from samplers import Energy, EnergyWithGradient, State, value_and_gradient
 from samplers.energy import Smoothed, Tempered, finite_gradient
@@ -192,3 +194,76 @@ def test_smoothed_curvature_is_that_of_a_difference_and_the_rest_is_exact() -> N
     torch.testing.assert_close(found, exact.gradient + size * (ahead - behind) / 0.4)
     # sin differs by 2 at most: the ripple's curvature of 100 counts as 5.
     assert ((found - exact.gradient - weight).abs() <= size / 0.2).all()
+
+
+DOMAINS: dict[str, Callable[[Tensor], Tensor]] = {
+    "factorisation": lambda z: (
+        torch.linalg.cholesky((1 - z[:, :1, None]) * torch.eye(2)).diagonal(dim1=1, dim2=2).sum(1)
+        + z.square().sum(dim=1)
+    ),
+    "distribution's check": lambda z: (
+        -Normal(0.0, 1 - z[:, 0], validate_args=True).log_prob(z[:, 1])
+    ),
+}
+
+
+@pytest.mark.parametrize("domain", DOMAINS)
+@pytest.mark.parametrize("differentiable", [False, True])
+@pytest.mark.parametrize("outside", [[2], [0, 1], [0, 3, 4], [0, 1, 2, 3, 4]])
+def test_rows_at_which_an_energy_raises_are_not_finite_and_the_others_as_alone(
+    domain: str, differentiable: bool, outside: list[int]
+) -> None:
+    energy, rows = DOMAINS[domain], torch.isin(torch.arange(5), torch.tensor(outside))
+    position = torch.randn(5, 2).clamp(max=0.9)
+    position[rows, 0] = 1.5
+    position.requires_grad_(differentiable)
+    state = value_and_gradient(energy, position)
+    assert state.position is position
+    assert state.energy[rows].isnan().all()
+    assert state.gradient[rows].isnan().all()
+    alone = value_and_gradient(energy, position[~rows]) if not rows.all() else state
+    torch.testing.assert_close(state.energy[~rows], alone.energy[: int((~rows).sum())])
+    torch.testing.assert_close(state.gradient[~rows], alone.gradient[: int((~rows).sum())])
+
+
+def test_an_energy_that_knows_something_of_each_row_may_raise_at_some() -> None:
+    known = torch.tensor([1.0, 2.0, 3.0, 4.0])
+
+    def energy(z: Tensor) -> Tensor:
+        factor = torch.linalg.cholesky((3 - z[:, 0])[:, None, None])
+        return known * factor[:, 0, 0] + z.square().sum(dim=1)
+
+    position = torch.tensor([[0.5, 0.0], [3.5, 1.0], [2.9, 0.0], [5.0, 1.0]])
+    found = value_and_gradient(energy, position).energy
+    expected = known * (3 - position[:, 0]).sqrt() + position.square().sum(dim=1)
+    torch.testing.assert_close(found, expected, equal_nan=True)
+
+
+@pytest.mark.parametrize(
+    "mistake",
+    [
+        lambda z: z @ torch.ones(7),  # a shape
+        lambda z: z.squares(),  # a name
+        lambda z: Normal(torch.zeros(3), 1.0, validate_args=True).log_prob(z).sum(1),
+        lambda z: [each for each, _, _ in z],  # a ValueError of Python
+    ],
+)
+def test_a_programming_error_is_never_hidden(mistake: Callable[[Tensor], Tensor]) -> None:
+    with pytest.raises((RuntimeError, AttributeError, ValueError, TypeError)) as found:
+        value_and_gradient(mistake, torch.randn(4, 2))
+    with pytest.raises(type(found.value)):
+        mistake(torch.randn(4, 2))
+
+
+@pytest.mark.parametrize(
+    "energy",
+    [
+        lambda z: z.detach().square().sum(dim=1),
+        lambda z: torch.as_tensor(z.detach().numpy() ** 2).sum(dim=1),
+        lambda z: torch.zeros(len(z)),
+    ],
+)
+def test_an_energy_cut_off_from_its_position_is_told_of(energy: Energy) -> None:
+    with pytest.raises(ValueError, match="does not depend on the position") as error:
+        value_and_gradient(energy, torch.randn(4, 2))
+    assert "\n" not in str(error.value)
