@@ -316,21 +316,13 @@ def test_evaluation_refuses(prepare: Callable[[Place], Options], named: str, pla
     assert place.files() == before
 
 
-@pytest.mark.parametrize("name", ["flipped bit", "existing run"])
-def test_training_refuses_as_a_process(name: str, place: Place, small: Arguments) -> None:
-    prepare, named = TRAINING[name]
-    check_process(
-        "experiments.mnist",
-        small(**{"output": place.folder / "run", **prepare(place)}),
-        named,
-        place,
-    )
-
-
-@pytest.mark.parametrize("name", ["unsafe pickle"])
-def test_evaluation_refuses_as_a_process(name: str, place: Place) -> None:
-    prepare, named = SCORING[name]
-    check_process("experiments.evaluate", texts({**scoring(place), **prepare(place)}), named, place)
+def test_commands_refuse_as_processes(place: Place, small: Arguments) -> None:
+    prepare, named = TRAINING["flipped bit"]
+    given = small(**{"output": place.folder / "run", **prepare(place)})
+    check_process("experiments.mnist", given, named, place)
+    prepare, named = SCORING["unsafe pickle"]
+    given = texts({**scoring(place), **prepare(place)})
+    check_process("experiments.evaluate", given, named, place)
 
 
 def check_process(module: str, arguments: list[str], named: str, place: Place) -> None:

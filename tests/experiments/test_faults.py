@@ -109,8 +109,14 @@ def test_a_finished_run_can_be_made_longer(small: Arguments, tmp_path: Path) -> 
     whole, longer = tmp_path / "whole", tmp_path / "longer"
     mnist.main(small(whole, kernel="l2hmc", trainer__max_steps=7))
     mnist.main(small(longer, kernel="l2hmc", trainer__max_steps=5))
+    first = (longer / "config.yaml").read_text()
     mnist.main(["--resume", str(longer), "--trainer.max_steps", "7"])
     check_same_end(whole, longer)
+    # Its configuration says so, and the former one is kept; as a hint says, after an interruption:
+    mnist.main(["--resume", str(longer)])
+    assert (longer / "config-before-001.yaml").read_text() == first
+    assert (longer / "config.yaml").read_text() == first.replace("max_steps: 5", "max_steps: 7")
+    assert not (longer / "config-before-002.yaml").exists()
 
 
 def test_a_run_that_fails_leaves_a_checkpoint_and_one_line(

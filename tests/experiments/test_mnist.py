@@ -61,23 +61,6 @@ def test_a_resumed_run_ends_where_the_uninterrupted_one_does(
     assert len(first_half.splitlines()) > 1
 
 
-def test_a_run_that_is_resumed_for_longer_says_so_in_its_configuration(
-    small: Arguments, tmp_path: Path
-) -> None:
-    folder = tmp_path / "run"
-    main(small(folder, trainer__max_steps=2))
-    first = (folder / "config.yaml").read_text()
-    main(["--resume", str(folder), "--trainer.max_steps", "4"])
-    assert (folder / "config-before-001.yaml").read_text() == first
-    main(["--resume", str(folder)])  # as a hint says, after an interruption
-    assert not (folder / "config-before-002.yaml").exists()
-    steps = [
-        yaml.safe_load((folder / f"{name}.yaml").read_text())["trainer"]["max_steps"]
-        for name in ("config-before-001", "config")
-    ]
-    assert steps == [2, 4]
-
-
 @pytest.mark.parametrize(
     ("limits", "steps"),
     [
@@ -133,15 +116,6 @@ def test_as_a_process_with_a_shipped_configuration(small: Arguments, tmp_path: P
     saved = yaml.safe_load((tmp_path / "run" / "config.yaml").read_text())
     assert saved["data"]["name"] == "mnist"
     assert saved["model"]["step_size"] == 0.1
-
-
-def test_as_a_process_with_a_wrong_option(tmp_path: Path) -> None:
-    command = [sys.executable, "-m", "experiments.mnist", "--data.nam", "mnist"]
-    finished = subprocess.run(command, capture_output=True, text=True, cwd=tmp_path, check=False)
-    assert finished.returncode == 1
-    assert finished.stderr.count("\n") == 1
-    assert "data.nam" in finished.stderr
-    assert not list(tmp_path.iterdir())
 
 
 def test_a_run_without_output_takes_the_next_number(
