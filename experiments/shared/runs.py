@@ -146,6 +146,9 @@ def _claimed(path: Path, lock: BaseFileLock) -> Iterator[bool]:
     except Timeout:
         yield False
         return
+    except NotImplementedError:  # by the file system: a lock is advice
+        yield True
+        return
     except OSError as error:
         raise CommandError(f"cannot write {path}: {error.strerror}; choose --output") from error
     try:
