@@ -105,14 +105,15 @@ def learn(
     """Learn a kernel for an energy: never worse than the HMC of its own warm-up.
 
     Settling, a warm-up with a dense mass, a race of HMC over lengths and step sizes; then training
-    by :func:`samplers.objective.siblings` of L2HMC with one leapfrog, with HMC's length where that
-    is longer, and in the coordinates of a flow where that fits better than a Gaussian. In the last
+    by :func:`samplers.objective.siblings` of L2HMC with one leapfrog, with HMC's length up to
+    three, and in the coordinates of a flow where that fits better than a Gaussian. In the last
     race, on fresh noise and with equal gradients, HMC gives way only to what is surely better.
 
     Arguments:
         energy: U, from (B, D) to (B,).
         position: Where chains start, (chain, dim), on the device to work on: spread over all that
-            may have mass, every mode that is known. A hundred chains run, rows are repeated.
+            may have mass, every mode that is known. A hundred chains run, from rows evenly over
+            these.
         budget: Gradients, over all chains, to spend about; at least a tenth of the default.
         seed: Of all randomness.
         checkpoint: A folder to save finished stages and trainings in and to go on from.
@@ -160,8 +161,8 @@ class _Learning:
         named: Callable[[str], None],
     ) -> None:
         self.energy, self.share, self.seed, self.named = energy, share, seed, named
-        repeats = -(-_CHAINS // len(position))
-        self.start = position.repeat(repeats, 1)[:_CHAINS].detach()
+        rows = torch.arange(_CHAINS, device=position.device) * len(position) // _CHAINS
+        self.start = position.detach()[rows]
         self.dim, self.seconds = position.shape[1], 0.0
         self.folder = folder
         values = HMC().to(self.start).init(self.start[:8], energy).energy

@@ -288,7 +288,8 @@ def test_a_learned_kernel_is_saved_and_loaded_in_a_fresh_process(
 @pytest.mark.slow
 def test_modes_that_no_chain_leaves_are_told_of() -> None:
     target = GaussianMixture([[-20.0, 0.0], [20.0, 0.0]], [1.0, 0.1]).float()
-    both = target.sample(100, torch.Generator().manual_seed(0))
+    both = target.sample(400, torch.Generator().manual_seed(0))
+    both = both[both[:, 0].argsort()]  # of a hundred chains, too, some have to start in each
     found = learn(target, both, budget=800_000, seed=4, progress=False)
     assert not found.converged
     assert "Nothing converged" in found.message
@@ -297,3 +298,15 @@ def test_modes_that_no_chain_leaves_are_told_of() -> None:
 def test_a_budget_that_is_too_small_is_refused() -> None:
     with pytest.raises(ValueError, match="budget must be at least 800000 gradients, got 10"):
         learn(SCG, start(), budget=10)
+
+
+@pytest.mark.slow
+def test_one_start_in_one_dimension_and_double_precision_is_enough() -> None:
+    def energy(position: Tensor) -> Tensor:
+        return (position.exp() - SHAPE * position).sum(dim=-1)
+
+    found = learn(energy, torch.zeros(1, 1, dtype=torch.float64), budget=800_000, progress=False)
+    assert found.converged
+    assert found.position.shape == (100, 1)
+    assert found.position.dtype == torch.float64
+    assert found.table.row(found.chosen)["ess_per_gradient"] > 0.6
