@@ -1,10 +1,17 @@
 """Any distribution of ``torch.distributions`` as an energy, constrained ones too."""
 
+from collections.abc import Iterator
 from copy import copy
 from typing import Any
 
 from torch import Tensor
-from torch.distributions import Distribution, MixtureSameFamily, biject_to
+from torch.distributions import Distribution, MixtureSameFamily, Transform, VonMises, biject_to
+from torch.distributions.constraints import Constraint
+from torch.distributions.transforms import (
+    ExpTransform,
+    IndependentTransform,
+    identity_transform,
+)
 
 
 class DistributionEnergy:
@@ -19,9 +26,12 @@ class DistributionEnergy:
         distribution: Of vectors, without a batch shape:
             ``Independent(Gamma(a, b), 1)`` for parameters (D,). A copy of it is kept that does
             not validate: a trajectory that has diverged is rejected and counted, not an error.
+            Where T is more than exp, it is computed in float64: of numbers near the upper end of
+            an interval float32 has too few.
 
     Raises:
-        ValueError: It is a batch of distributions, or one of single numbers, or a discrete one.
+        ValueError: It is a batch of distributions, or one of single numbers, discrete, periodic,
+            or a mixture whose components have other supports than one another.
 
     Example:
         >>> import torch
@@ -41,31 +51,89 @@ class DistributionEnergy:
                 f"(D,), got {tuple(distribution.batch_shape)} and "
                 f"{tuple(distribution.event_shape)}: wrap it in torch.distributions.Independent"
             )
-        self.distribution = _without_validation(distribution)
+        if any(isinstance(part, VonMises) for part in _parts(distribution)):
+            raise ValueError(
+                "a von Mises distribution is periodic: chains would leave the circle. Sample a "
+                "point of the plane instead, of which it is the angle"
+            )
+        support = _support(distribution)
         try:
-            self.transform = biject_to(_support(distribution))
+            self.transform = biject_to(support)
         except NotImplementedError as error:
             raise ValueError(
                 f"{type(distribution).__name__} has the support {distribution.support}, which is "
                 "no image of a vector space: gradients need one"
             ) from error
+        distribution = _without_validation(distribution)
+        self.precise = not _keeps_digits(self.transform)
+        if self.precise:
+            distribution = _in_double(distribution)
+            self.transform = biject_to(_in_double(support))
+        self.distribution = distribution
         self.dim: int = self.transform.inverse_shape(distribution.event_shape)[0]
 
     def __call__(self, position: Tensor) -> Tensor:
         """Return U at unconstrained positions y (B, D), in nats, (B,)."""
-        x = self.transform(position)
-        return -self.distribution.log_prob(x) - self.transform.log_abs_det_jacobian(position, x)
+        y = position.double() if self.precise else position
+        x = self.transform(y)
+        value = -self.distribution.log_prob(x) - self.transform.log_abs_det_jacobian(y, x)
+        return value.to(position.dtype)
 
     def constrain(self, position: Tensor) -> Tensor:
-        """Return x = T(y), (…, D), for unconstrained draws y."""
-        return self.transform(position)
+        """Return x = T(y), (…, D), for unconstrained draws y, float64 where that is needed."""
+        return self.transform(position.double() if self.precise else position)
 
 
 def _support(distribution: Distribution) -> Any:
     """Return where the density is; that of a mixture is its components'."""
     if isinstance(distribution, MixtureSameFamily):
-        return distribution.component_distribution.support
+        return _of_each(distribution.component_distribution.support)  # type: ignore[arg-type]
     return distribution.support
+
+
+def _of_each(support: Constraint) -> Constraint:
+    """Return the support that all components have, from one with bounds of each, (K, …)."""
+    common = copy(support)
+    for name, bound in list(vars(support).items()):
+        if isinstance(bound, Constraint):
+            setattr(common, name, _of_each(bound))
+        elif isinstance(bound, Tensor) and bound.dim() > 0:
+            if (bound != bound[:1]).any():
+                raise ValueError(
+                    "the components of the mixture have other supports than one another: no one "
+                    "transform maps onto them all"
+                )
+            setattr(common, name, bound[0])
+    return common
+
+
+def _parts(distribution: Distribution) -> Iterator[Distribution]:
+    """Yield a distribution and those that it is made of."""
+    yield distribution
+    for part in vars(distribution).values():
+        if isinstance(part, Distribution):
+            yield from _parts(part)
+
+
+def _keeps_digits(transform: Transform) -> bool:
+    """Say whether a transform is as precise everywhere: the identity or exp."""
+    while isinstance(transform, IndependentTransform):
+        transform = transform.base_transform
+    return transform == identity_transform or isinstance(transform, ExpTransform)
+
+
+def _in_double(part: Any) -> Any:
+    """Return a copy of a distribution, transform or constraint whose numbers are float64."""
+    if isinstance(part, Tensor):
+        return part.double() if part.is_floating_point() else part
+    if isinstance(part, list | tuple):
+        return type(part)(_in_double(each) for each in part)
+    if not isinstance(part, Distribution | Transform | Constraint):
+        return part
+    copied = copy(part)
+    for name, value in list(vars(part).items()):
+        copied.__dict__[name] = _in_double(value)
+    return copied
 
 
 def _without_validation(distribution: Distribution) -> Distribution:

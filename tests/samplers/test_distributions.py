@@ -14,6 +14,8 @@ from torch.distributions import (
     MultivariateNormal,
     Normal,
     Poisson,
+    Uniform,
+    VonMises,
 )
 
 from samplers import HMC, DistributionEnergy, adapt, sample, seeded_generator, summarise
@@ -94,3 +96,52 @@ def test_a_mixture_is_an_energy() -> None:
 def test_a_discrete_distribution_is_refused() -> None:
     with pytest.raises(ValueError, match=r"Independent has the support .*: gradients need one"):
         DistributionEnergy(Independent(Poisson(torch.ones(2)), 1))
+
+
+PERIODIC = Independent(VonMises(torch.zeros(2), torch.ones(2)), 1)
+
+
+@pytest.mark.parametrize(
+    "distribution",
+    [
+        PERIODIC,
+        MixtureSameFamily(
+            Categorical(torch.ones(2)),
+            Independent(VonMises(torch.zeros(2, 1), torch.ones(2, 1)), 1),
+        ),
+    ],
+    ids=["alone", "in a mixture"],
+)
+def test_periodic_distributions_are_refused(distribution: Distribution) -> None:
+    with pytest.raises(ValueError, match="is periodic"):
+        DistributionEnergy(distribution)
+
+
+def test_a_mixture_of_one_support_is_mapped_and_of_several_refused() -> None:
+    low = torch.tensor([[0.0, 1.0], [0.0, 1.0], [0.0, 1.0]])
+    weights = Categorical(torch.tensor([0.2, 0.3, 0.5]))
+    for high, fits in ((low + 2, True), (low + torch.tensor([[1.0], [2.0], [3.0]]), False)):
+        mixture = MixtureSameFamily(weights, Independent(Uniform(low, high), 1))
+        if not fits:
+            with pytest.raises(ValueError, match="other supports than one another"):
+                DistributionEnergy(mixture)
+            continue
+        energy = DistributionEnergy(mixture)
+        y = torch.randn(3, 2)  # as many rows as components
+        s = torch.sigmoid(y)
+        expected = -(s * (1 - s)).log().sum(dim=1)  # of the logistic distribution
+        torch.testing.assert_close(energy(y), expected)
+
+
+@pytest.mark.parametrize("shift", [0.0, 1e6])
+def test_both_ends_of_an_interval_are_there_in_float32(shift: float) -> None:
+    half, low = torch.tensor([0.5]).float(), torch.tensor([shift]).float()
+    distribution = Beta(half, half) if shift == 0 else Uniform(low, low + 1)
+    energy = DistributionEnergy(Independent(distribution, 1))
+    y = torch.tensor([[3.0], [10.0], [20.0]]).float()
+    assert energy(y).dtype == torch.float32
+    # Both have a density of y that is even, and tails that go on beyond the digits of float32.
+    torch.testing.assert_close(energy(y), energy(-y), rtol=1e-4, atol=1e-4)
+    assert (energy(y).diff() > 3).all()
+    assert shift < energy.constrain(-y).min()
+    assert energy.constrain(y).max() < shift + 1
