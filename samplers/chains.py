@@ -95,6 +95,37 @@ def sample(
         >>> chains.export()["posterior"]["position"].shape  # for arviz.from_dict
         (4, 10, 2)
     """
+    chains = draw_chains(
+        kernel,
+        energy,
+        position,
+        num_draws,
+        thin=thin,
+        context=context,
+        generator=generator,
+        progress=progress,
+    )
+    if num_draws * thin >= ENOUGH_TO_MOVE and (still := still_chains(chains.draws)).any():
+        warnings.warn(
+            f"{int(still.sum())} of {len(still)} chains did not move in {num_draws * thin} steps: "
+            "start them closer to where the density is, or take a smaller step size (adapt)",
+            stacklevel=2,
+        )
+    return chains
+
+
+def draw_chains(
+    kernel: Kernel,
+    energy: Energy,
+    position: Tensor,
+    num_draws: int,
+    *,
+    thin: int = 1,
+    context: Context = None,
+    generator: torch.Generator | None = None,
+    progress: Callable[[int], object] | None = None,
+) -> Chains:
+    """Do what :func:`sample` does, for those who look for stuck chains themselves: no warning."""
     kept: list[Tensor] = []
     done = 0
     for chunk, _ in sample_chunks(
@@ -107,14 +138,7 @@ def sample(
             field[:, begin:done] = part
         if progress is not None:
             progress(done)
-    chains = Chains(*kept)
-    if num_draws * thin >= ENOUGH_TO_MOVE and (still := still_chains(chains.draws)).any():
-        warnings.warn(
-            f"{int(still.sum())} of {len(still)} chains did not move in {num_draws * thin} steps: "
-            "start them closer to where the density is, or take a smaller step size (adapt)",
-            stacklevel=2,
-        )
-    return chains
+    return Chains(*kept)
 
 
 def still_chains(draws: Tensor) -> Tensor:

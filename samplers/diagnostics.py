@@ -13,7 +13,7 @@ from rich.console import Console
 from rich.table import Table
 from torch import Tensor
 
-from samplers.chains import Chains, sample, still_chains
+from samplers.chains import Chains, draw_chains, still_chains
 from samplers.energy import Counted, Energy
 from samplers.kernel import Kernel
 
@@ -328,10 +328,10 @@ def compare(
         counted, throwaway = Counted(energy), torch.Generator(position.device)
         state = kernel.init(position, energy)
         copy(kernel).step(state, counted, kernel.noise(state, throwaway))  # not compiled
-        sample(kernel, energy, position, kernel.steps_per_call, generator=throwaway)
+        draw_chains(kernel, energy, position, kernel.steps_per_call, generator=throwaway)
         gradients = counted.count / len(position)
         began = time.perf_counter()
-        chains = sample(kernel, energy, position, num_draws, generator=generator)
+        chains = draw_chains(kernel, energy, position, num_draws, generator=generator)
         table.add(name, chains, gradients, time.perf_counter() - began)
     warn_of_misleading(table)
     return table

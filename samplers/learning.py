@@ -12,7 +12,7 @@ from rich.progress import Progress
 from torch import Tensor
 
 from samplers.adaptation import Moments, adapt, mass_factor, settle
-from samplers.chains import sample
+from samplers.chains import draw_chains
 from samplers.diagnostics import Comparison, efficiency
 from samplers.energy import Counted, Energy
 from samplers.flows import Flow, fit_flow
@@ -224,7 +224,7 @@ class _Learning:
         generator = self._generator("HMC")
         hmc = tune_hmc(kernel, self.energy, position, self._scaled(200), generator)
         steps = max(100, self._scaled(1000) // hmc.num_leapfrogs)
-        draws = sample(hmc, self.energy, position, steps, generator=generator).draws
+        draws = draw_chains(hmc, self.energy, position, steps, generator=generator).draws
         return {"kernel": _packed(hmc), "apart": not efficiency(draws).r_hat <= _APART}
 
     def _affine(
@@ -254,7 +254,7 @@ class _Learning:
         mover: Kernel = hmc
         for name, iterations in (("first", 400), ("second", 800)):
             thin = max(1, self._scaled(2000) // (_FLOW_DRAWS * mover.num_leapfrogs))
-            chains = sample(
+            chains = draw_chains(
                 mover, self.energy, position, _FLOW_DRAWS, thin=thin, generator=generator
             )
             draws = chains.draws.flatten(0, 1).to(position)

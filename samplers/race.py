@@ -8,7 +8,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from samplers.chains import sample
+from samplers.chains import draw_chains
 from samplers.diagnostics import Comparison, efficiency
 from samplers.energy import Energy
 from samplers.hmc import HMC
@@ -55,7 +55,7 @@ def tune_hmc(
         for length, epsilon in grid:
             kernel = warm.with_kernel(HMC(length, epsilon)).to(position)
             steps = max(_FEWEST_DRAWS, share * gradients // length)
-            draws = sample(kernel, energy, position, steps, generator=generator).draws
+            draws = draw_chains(kernel, energy, position, steps, generator=generator).draws
             # Chains that stand still are worth one draw each, however long they are.
             values[length, epsilon] = (efficiency(draws, _SUSPECTS).worst - 1 / steps) / length
         grid = sorted(grid, key=lambda each: -values[each])[:_FINALISTS]
@@ -103,7 +103,7 @@ def race(
     for name, kernel in kernels.items():
         steps = max(10 * _FEWEST_DRAWS, gradients // kernel.num_leapfrogs)
         began = time.perf_counter()
-        chains = sample(kernel, energy, position, steps, generator=generator)
+        chains = draw_chains(kernel, energy, position, steps, generator=generator)
         table.add(name, chains, kernel.num_leapfrogs, time.perf_counter() - began)
         parts = chains.draws.chunk(_BATCHES)
         worst = torch.tensor(
