@@ -5,6 +5,8 @@ Without arguments: a demonstration sized for two CPU cores.
 
 import shutil
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -137,9 +139,6 @@ class MnistCLI(LightningCLI):
             self.save_config()
         else:
             self.folder = Path(self.config.resume)
-            checkpoint = last_checkpoint(self.folder)
-            if not checkpoint.exists():
-                raise CommandError(f"there is no {checkpoint} to resume from; start the run again")
         self.saving = SaveCheckpoints(self.folder)
         self.clock = Clock()
         callbacks: list[Callback] = [
@@ -245,7 +244,7 @@ def command_line(arguments: list[str] | None = None) -> MnistCLI:
 def main(arguments: list[str] | None = None) -> None:
     """Train, score and draw, as the arguments say; by default those of the command line."""
     cli = command_line(arguments)
-    with held(cli.folder):
+    with alone(cli):
         try:
             trained = train(cli)
             options = cli.config_init.evaluation
@@ -256,9 +255,19 @@ def main(arguments: list[str] | None = None) -> None:
             raise
 
 
+@contextmanager
+def alone(cli: MnistCLI) -> Iterator[None]:
+    """Hold the run folder, once it is one that can be gone on with."""
+    checkpoint = last_checkpoint(cli.folder)
+    if cli.config.resume is not None and not checkpoint.exists():
+        raise CommandError(f"there is no {checkpoint} to resume from; start the run again")
+    with held(cli.folder):
+        yield
+
+
 def train(cli: MnistCLI) -> Trained:
     """Fit the model, or go on with it, where no other process does."""
-    with held(cli.folder):
+    with alone(cli):
         return fit(cli)
 
 
