@@ -1,8 +1,9 @@
 """Long chains: many draws of a kernel, chunk by chunk, that can stop and go on."""
 
+import inspect
 import warnings
 from collections.abc import Callable, Iterator
-from typing import NamedTuple, TypedDict
+from typing import Any, NamedTuple, TypedDict
 
 import numpy as np
 import torch
@@ -32,7 +33,7 @@ class Chains(NamedTuple):
     """Whether one of these steps failed, (chain, draw), boolean."""
 
     def export(self) -> dict[str, dict[str, np.ndarray]]:
-        """Return the chains in ArviZ's schema: ``arviz.from_dict(chains.export())``.
+        """Return the chains in ArviZ's schema, as arrays.
 
         The schema's ``energy`` is that of position and momentum; U is its ``-lp``.
         """
@@ -44,6 +45,18 @@ class Chains(NamedTuple):
                 "diverging": self.diverging.numpy(),
             },
         }
+
+    def to_arviz(self) -> Any:
+        """Return the chains as ArviZ's own data: a DataTree, or InferenceData before ArviZ 1.
+
+        Raises:
+            ImportError: ArviZ is not installed.
+        """
+        import arviz
+
+        groups = self.export()
+        takes_groups = "posterior" in inspect.signature(arviz.from_dict).parameters
+        return arviz.from_dict(**groups) if takes_groups else arviz.from_dict(groups)
 
 
 class Snapshot(TypedDict):
@@ -92,7 +105,7 @@ def sample(
         >>> chains = sample(HMC(num_leapfrogs=5, step_size=0.3), energy, torch.zeros(4, 2), 10)
         >>> chains.draws.shape
         torch.Size([4, 10, 2])
-        >>> chains.export()["posterior"]["position"].shape  # for arviz.from_dict
+        >>> chains.export()["posterior"]["position"].shape  # chains.to_arviz() for ArviZ
         (4, 10, 2)
     """
     chains = draw_chains(

@@ -54,8 +54,8 @@ class Resumable:
             tensors. Numbers in tensors may differ by rounding.
     """
 
-    def __init__(self, path: Path | None, identity: dict[str, Any]) -> None:
-        self.path = path
+    def __init__(self, path: Path | str | None, identity: dict[str, Any]) -> None:
+        self.path = None if path is None else Path(path)
         self.identity = identity
 
     def load(self) -> dict[str, Any] | None:

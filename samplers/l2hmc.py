@@ -120,6 +120,10 @@ class L2HMC(Kernel):
             )
         if context is not None and self.embedding is None:
             raise ValueError("this kernel was built without observation_dim and takes no context")
+        if state.position.shape[-1] != self.dim:
+            raise ValueError(
+                f"this kernel is of {self.dim} dimensions, the chains of {state.position.shape[-1]}"
+            )
         if self.is_compiled:
             # As those of the later leapfrogs are, or the compiler would compile them apart.
             state = state._replace(position=state.position.contiguous())
@@ -127,7 +131,7 @@ class L2HMC(Kernel):
                 momentum = momentum.detach().requires_grad_(torch.is_grad_enabled())
         forward = direction[:, None] > 0
         # One number a chain, each with its own gate, or a diverged chain would spoil ε for all.
-        step_size = finite_gradient(self.step_size.expand(len(momentum), 1))
+        step_size = finite_gradient(self.step_size.to(momentum.dtype).expand(len(momentum), 1))
         log_determinant = torch.zeros_like(state.energy)
         for step in range(self.num_leapfrogs):
             reverse = self.num_leapfrogs - 1 - step

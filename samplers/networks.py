@@ -57,12 +57,13 @@ class UpdateNetwork(nn.Module):
         # overflow, nor a non-finite gradient into them.
         inputs = torch.cat([first, second, time], dim=-1).nan_to_num(0.0, 0.0, 0.0)
         inputs = inputs.clamp(-_LARGEST_INPUT, _LARGEST_INPUT)
-        features = self.inputs(inputs)
+        features = self.inputs(inputs.to(self.inputs.weight.dtype))
         if context is not None:
             features = features + context
         heads = self.heads(torch.relu(self.trunk(torch.relu(features))))
+        heads = heads.to(first.dtype)  # chains keep their precision, whatever the networks'
         bounded, translation = heads.split(self.log_amplitude.numel(), dim=-1)
-        bounded = finite_gradient(self.log_amplitude.exp() * torch.tanh(bounded))
+        bounded = finite_gradient(self.log_amplitude.exp().to(first.dtype) * torch.tanh(bounded))
         scale, gate = bounded.chunk(2, dim=-1)
         return Update(scale, finite_gradient(translation), gate)
 

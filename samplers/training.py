@@ -141,7 +141,7 @@ def train_sampler(
     initial: Initial,
     settings: TrainingSettings | None = None,
     *,
-    checkpoint: Path | None = None,
+    checkpoint: Path | str | None = None,
     progress: Callable[[int], None] = lambda iterations: None,
 ) -> TrainingHistory:
     r"""Train a kernel on a target: Algorithm 1 of the paper, with any objective.

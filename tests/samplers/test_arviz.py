@@ -3,7 +3,10 @@
 ArviZ 1 needs Python 3.12. On 3.11 its data structures alone are installed, without its plots.
 """
 
+import sys
+from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 
 import matplotlib as mpl
 import numpy as np
@@ -20,6 +23,25 @@ def chains() -> Chains:
     return sample(kernel, lambda x: 0.5 * x.square().sum(1), start, 200, generator=generator)
 
 
+def test_both_spellings_of_arviz_take_the_chains(
+    chains: Chains, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Before ArviZ 1 its groups were keywords; on Python 3.11 there is no ArviZ 1."""
+    spellings: tuple[Callable[..., dict], ...] = (
+        lambda data, *, name=None: data,
+        lambda posterior=None, *, sample_stats=None, prior=None: {
+            "posterior": posterior,
+            "sample_stats": sample_stats,
+        },
+    )
+    for from_dict in spellings:
+        arviz = SimpleNamespace(from_dict=from_dict)
+        monkeypatch.setitem(sys.modules, "arviz", arviz)
+        data = chains.to_arviz()
+        assert np.array_equal(data["posterior"]["position"], chains.draws.numpy())
+        assert set(data["sample_stats"]) == {"lp", "acceptance_rate", "diverging"}
+
+
 def test_from_dict_takes_an_export(chains: Chains) -> None:
     arviz_base = pytest.importorskip("arviz_base")
     data = arviz_base.from_dict(chains.export())
@@ -34,7 +56,7 @@ def test_from_dict_takes_an_export(chains: Chains) -> None:
 def test_plots_open(chains: Chains, tmp_path: Path) -> None:
     arviz = pytest.importorskip("arviz", minversion="1.0", reason="ArviZ 1 needs Python 3.12")
     mpl.use("Agg")
-    data = arviz.from_dict(chains.export())
+    data = chains.to_arviz()
     assert (arviz.summary(data)["r_hat"].astype(float) < 1.1).all()
     for plot in (arviz.plot_trace_dist, arviz.plot_rank, arviz.plot_autocorr, arviz.plot_ess):
         path = tmp_path / f"{plot.__name__}.png"

@@ -456,3 +456,31 @@ def test_support_boundaries_leave_all_gradients_finite(training: Training) -> No
     assert torch.equal(infos[0].diverging, LOST)
     assert losses.isfinite().all()
     assert all(gradient.isfinite().all() for gradient in near.gradients())
+
+
+@pytest.mark.parametrize("compiled", [False, True])
+def test_chains_keep_their_precision_whatever_the_networks(
+    random_l2hmc: BuildL2HMC, energy: Energy, compiled: bool
+) -> None:
+    if compiled and not torch._dynamo.is_dynamo_supported():
+        pytest.skip("torch.compile does not run here")
+    for networks, chains in ((torch.float32, torch.float64), (torch.float64, torch.float32)):
+        kernel = random_l2hmc(3, step_size=0.1).to(networks)
+        if compiled:
+            kernel.compile(backend="eager")
+        position = torch.randn(5, 3).to(chains)
+        state = kernel.init(position, energy)
+        noise = kernel.noise(state)
+        with torch.no_grad():
+            after, info = kernel.step(state, energy, noise)
+            trip = kernel.round_trip(position, energy, noise)
+        assert {field.dtype for field in (*after[:3], info.acceptance)} == {chains}
+        # Inverse to the precision of the chains: both ways see the same rounded networks.
+        assert max(part.abs().max() for part in trip) < 1e4 * torch.finfo(chains).eps
+
+
+def test_chains_of_other_dimensions_are_refused(energy: Energy) -> None:
+    kernel = L2HMC(3)
+    state = kernel.init(torch.zeros(5, 2), energy)
+    with pytest.raises(ValueError, match="this kernel is of 3 dimensions, the chains of 2"):
+        kernel.step(state, energy, kernel.noise(state))
