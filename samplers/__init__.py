@@ -10,13 +10,12 @@ from samplers.adaptation import (
     track_acceptance,
 )
 from samplers.chains import Chains, Snapshot, sample, sample_chunks
+from samplers.comparison import Comparison, compare
 from samplers.diagnostics import (
     RELEASE_CUTOFF,
-    Comparison,
     ESSPerStep,
     Summary,
     autocorrelation,
-    compare,
     ess_per_step,
     summarise,
 )

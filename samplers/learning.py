@@ -13,7 +13,7 @@ from torch import Tensor
 
 from samplers.adaptation import Moments, adapt, mass_factor, settle
 from samplers.chains import draw_chains
-from samplers.diagnostics import Comparison, efficiency
+from samplers.comparison import Comparison, efficiency
 from samplers.energy import Counted, Energy
 from samplers.flows import Flow, fit_flow
 from samplers.hmc import HMC

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from samplers.chains import draw_chains
-from samplers.diagnostics import Comparison, efficiency
+from samplers.comparison import Comparison, efficiency
 from samplers.energy import Energy
 from samplers.hmc import HMC
 from samplers.kernel import Kernel

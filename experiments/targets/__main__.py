@@ -36,7 +36,8 @@ from experiments.targets.nuts import nuts_is_installed, run_nuts
 from experiments.targets.reference import Reference, weight_from_one_mode
 from experiments.targets.table import markdown
 from samplers import Chains, Comparison, sample, seeded_generator
-from samplers.diagnostics import warn_of_misleading
+from samplers.chains import draw_chains
+from samplers.comparison import warn_of_misleading
 from samplers.io import load_plain, save_whole, write_whole
 from samplers.learning import BUDGET
 
@@ -230,7 +231,7 @@ def own(
         sample(moving, reference.target, start, 2)  # compiles, which is not counted for NUTS either
     generator = seeded_generator("cpu", options.seed, "targets.draws")
     began = time.perf_counter()
-    chains = sample(moving, reference.target, start, options.num_steps, generator=generator)
+    chains = draw_chains(moving, reference.target, start, options.num_steps, generator=generator)
     seconds = time.perf_counter() - began
     cost = contender.kernel.num_leapfrogs, seconds
     content = measured_row(name, contender, chains, *cost, reference)

@@ -1,5 +1,4 @@
 from collections.abc import Callable
-from typing import Any
 
 import pytest
 import torch
@@ -8,18 +7,13 @@ from torch import Tensor
 from samplers import (
     HMC,
     RELEASE_CUTOFF,
-    State,
-    Turns,
     autocorrelation,
-    compare,
     diagnostics,
     ess_per_step,
     sample,
     seeded_generator,
     summarise,
-    value_and_gradient,
 )
-from samplers.diagnostics import efficiency
 
 
 def autoregression(
@@ -217,51 +211,3 @@ def test_single_chain_has_no_r_hat() -> None:
     summary = summarise(autoregression(0.0, 1, 500, 2))
     assert summary.r_hat.isnan().all()
     assert summary.ess_bulk.isfinite().all()
-
-
-def normal(position: Tensor) -> Tensor:
-    return 0.5 * position.square().sum(dim=-1)
-
-
-def test_a_comparison_counts_what_a_step_costs_and_has_a_row_for_each_kernel() -> None:
-    start = torch.randn(50, 2, generator=seeded_generator("cpu", 0))
-    kernels = {"short": HMC(1, 1.4), "both": Turns([HMC(2, 0.7), HMC(3, 0.7)])}
-    table = compare(kernels, normal, start, 300, generator=seeded_generator("cpu", 1))
-    assert table["sampler"] == list(kernels)
-    assert table["gradients_per_step"] == [1, 5]
-    assert {len(column) for column in table.values()} == {2}
-    draws = sample(kernels["short"], normal, start, 300, generator=seeded_generator("cpu", 1)).draws
-    worst = min(summarise(each).ess_bulk.min().item() for each in (draws, draws.square()))
-    row = table.row("short")
-    assert row["ess_per_gradient"] == pytest.approx(worst / 15_000)
-    assert row["ess_per_second"] == pytest.approx(worst / row["seconds"])
-    assert row["r_hat"] == pytest.approx(
-        max(summarise(each).r_hat.max().item() for each in (draws, draws.square()))
-    )
-    assert row["stuck"] == 0
-    assert all(name in str(table) for name in (*kernels, "ESS/gradient"))
-
-
-def test_chains_that_mislead_are_told_of() -> None:
-    start = torch.randn(50, 1, generator=seeded_generator("cpu", 0))
-
-    class Mirror(HMC):
-        """Leaps to the mirror image, and hardly beyond."""
-
-        def integrate(self, state: State, momentum: Tensor, *arguments: Any) -> Any:
-            position = -state.position + 0.05 * momentum
-            return value_and_gradient(arguments[1], position), momentum, torch.zeros(len(position))
-
-    with pytest.warns(
-        UserWarning, match=r"R̂ > 1.01, of slow \(\d.*more slowly .* of mirror, which"
-    ):
-        compare({"slow": HMC(1, 0.01), "mirror": Mirror(1, 1.0)}, normal, start, 400)
-    compare({"good": HMC(1, 1.4)}, normal, start, 400)
-
-
-def test_the_worst_coordinate_is_among_the_suspects() -> None:
-    draws = torch.cat(
-        [autoregression(each, 20, 400, seed=index) for index, each in enumerate((0.9, -0.5, 0.3))],
-        dim=-1,
-    )
-    assert efficiency(draws, 1) == pytest.approx(efficiency(draws))

@@ -1,0 +1,213 @@
+"""The table that tells kernels apart: what a gradient of each is worth."""
+
+import time
+import warnings
+from collections.abc import Mapping
+from copy import copy
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+from rich.box import SIMPLE
+from rich.console import Console
+from rich.table import Table
+from torch import Tensor
+
+from samplers.chains import Chains, draw_chains, still_chains
+from samplers.energy import Counted, Energy
+from samplers.kernel import Kernel
+
+
+class Efficiency(NamedTuple):
+    """The worst bulk effective sample sizes and R̂ over coordinates, of x and of x²."""
+
+    ess: float
+    """Of x, independent draws a step."""
+    ess_squares: float
+    """Of x²: a chain that leaps from side to side has a large one of x and a small one of x²."""
+    r_hat: float
+    """The larger one; NaN where a coordinate never changes."""
+
+    @property
+    def worst(self) -> float:
+        """The smaller effective sample size; 0 where nothing moves."""
+        return float(np.nan_to_num(min(self.ess, self.ess_squares)))
+
+
+def efficiency(draws: Tensor, num_suspects: int | None = None) -> Efficiency:
+    """Return what a step is worth, and R̂, by ArviZ's formulas.
+
+    Arguments:
+        draws: (chain, draw, D).
+        num_suspects: Look only at so many coordinates of x, and as many of x²: those with the
+            largest autocorrelation from a draw to the next, among which the worst one is.
+    """
+    from arviz_stats.base import array_stats
+
+    found = []
+    for quantity in (draws.double(), draws.double().square()):
+        suspects = _suspects(quantity, num_suspects) if num_suspects else slice(None)
+        values = quantity[..., suspects].cpu().numpy()
+        moves = np.ptp(values, axis=(0, 1)) > 0
+        with np.errstate(divide="ignore", invalid="ignore"):
+            ess = array_stats.ess(values, method="bulk", chain_axis=0, draw_axis=1)
+            r_hat = array_stats.rhat(values, chain_axis=0, draw_axis=1)
+        found.append((np.where(moves, ess, np.nan).min(), np.where(moves, r_hat, np.nan).max()))
+    steps = draws.shape[0] * draws.shape[1]
+    (plain, r_hat), (squares, other) = found
+    return Efficiency(float(plain / steps), float(squares / steps), float(np.maximum(r_hat, other)))
+
+
+_SHOWN = {
+    "ess_per_gradient": "ESS/gradient",
+    "ess_per_second": "ESS/second",
+    "ess": "x, a step",
+    "ess_squares": "x², a step",
+    "r_hat": "R̂",
+    "acceptance": "acceptance",
+    "diverging": "diverging",
+    "stuck": "stuck",
+}
+
+
+def _suspects(draws: Tensor, count: int) -> Tensor:
+    centred = draws - draws.mean(dim=(0, 1))
+    together = (centred[:, 1:] * centred[:, :-1]).mean(dim=(0, 1))
+    share = together / centred.square().mean(dim=(0, 1))
+    return share.nan_to_num(torch.inf).topk(min(count, len(share))).indices
+
+
+class Comparison(dict[str, list[Any]]):
+    """A table of samplers, a row each: print it, or ``pandas.DataFrame(comparison)``.
+
+    Its columns: sampler; ess_per_gradient and ess_per_second, the worst bulk effective sample size
+    over coordinates, of x and of x², over what it cost; ess and ess_squares, the worst a step of
+    each; r_hat, the largest; acceptance; diverging, the share of steps; stuck, how many chains
+    never moved; gradients_per_step and seconds.
+    """
+
+    def add(
+        self, sampler: str, chains: Chains, gradients_per_step: float, seconds: float
+    ) -> Efficiency:
+        """Add the row of a sampler from its chains, whichever library they are from."""
+        found = efficiency(chains.draws)
+        steps = chains.draws.shape[0] * chains.draws.shape[1]
+        row = {
+            "sampler": sampler,
+            "ess_per_gradient": found.worst / gradients_per_step,
+            "ess_per_second": found.worst * steps / seconds,
+            "ess": found.ess,
+            "ess_squares": found.ess_squares,
+            "r_hat": found.r_hat,
+            "acceptance": float(chains.acceptance.mean()),
+            "diverging": float(chains.diverging.float().mean()),
+            "stuck": int(still_chains(chains.draws).sum()),
+            "gradients_per_step": gradients_per_step,
+            "seconds": seconds,
+        }
+        for name, value in row.items():
+            self.setdefault(name, []).append(value)
+        return found
+
+    def row(self, sampler: str) -> dict[str, Any]:
+        """Return the row of a sampler."""
+        place = self["sampler"].index(sampler)
+        return {name: column[place] for name, column in self.items()}
+
+    def __rich__(self) -> Table:
+        table = Table(box=SIMPLE, title="ESS and R̂ of the worst coordinate, of x and of x²")
+        table.add_column("sampler", overflow="fold")
+        for name in _SHOWN.values():
+            table.add_column(name, justify="right", no_wrap=True)
+        for place, sampler in enumerate(self.get("sampler", [])):
+            table.add_row(sampler, *(f"{self[name][place]:.3g}" for name in _SHOWN))
+        return table
+
+    def __str__(self) -> str:
+        console = Console(width=120)
+        with console.capture() as captured:
+            console.print(self)
+        return captured.get().rstrip()
+
+
+def compare(
+    kernels: Mapping[str, Kernel],
+    energy: Energy,
+    position: Tensor,
+    num_draws: int = 1000,
+    *,
+    generator: torch.Generator | None = None,
+) -> Comparison:
+    """Run several kernels from the same start and return the table that tells them apart.
+
+    A step costs as many gradients as it evaluates the energy. Compile the kernels that you would
+    run compiled: a first step, which compiles, is not timed.
+
+    Arguments:
+        kernels: By name; they are not adapted.
+        energy: U, from (chain, dim) to (chain,).
+        position: Where the chains start, (chain, dim), at least 4 of them: best where a warm-up
+            left them.
+        num_draws: Steps of each chain.
+        generator: Of the noise.
+
+    Warns:
+        UserWarning: Chains of some kernel never moved, have R̂ above 1.01, or an
+            effective sample size of x² of less than a tenth of that of x.
+
+    Example:
+        >>> import torch
+        >>> from samplers import HMC, compare
+        >>> energy = lambda x: 0.5 * x.square().sum(dim=-1)
+        >>> kernels = {"short": HMC(1, 1.0), "long": HMC(3, 0.7)}
+        >>> table = compare(kernels, energy, torch.randn(50, 2))
+        >>> table["sampler"]
+        ['short', 'long']
+    """
+    table = Comparison()
+    for name, kernel in kernels.items():
+        counted, throwaway = Counted(energy), torch.Generator(position.device)
+        state = kernel.init(position, energy)
+        copy(kernel).step(state, counted, kernel.noise(state, throwaway))  # not compiled
+        draw_chains(kernel, energy, position, kernel.steps_per_call, generator=throwaway)
+        gradients = counted.count / len(position)
+        began = time.perf_counter()
+        chains = draw_chains(kernel, energy, position, num_draws, generator=generator)
+        table.add(name, chains, gradients, time.perf_counter() - began)
+    warn_of_misleading(table)
+    return table
+
+
+def warn_of_misleading(table: Comparison) -> None:
+    """Warn, once for a table, of chains whose effective sample size should not be believed."""
+    apart, leaping = [], []
+    for name, r_hat, ess, squares in zip(
+        *(table[column] for column in ("sampler", "r_hat", "ess", "ess_squares")), strict=True
+    ):
+        if not r_hat <= 1.01:
+            apart.append(f"{name} ({r_hat:.2f})")
+        if squares < 0.1 * ess:
+            leaping.append(name)
+    stuck = [
+        f"{count} of {name}"
+        for name, count in zip(table["sampler"], table["stuck"], strict=True)
+        if count
+    ]
+    told = []
+    if stuck:
+        told.append(
+            f"chains never moved, {', '.join(stuck)}: start them closer to where the density is, "
+            "or take a smaller step size"
+        )
+    if apart:
+        told.append(
+            f"chains do not agree, R̂ > 1.01, of {', '.join(apart)}: effective sample sizes mean "
+            "nothing there; warm up or run longer, and start in every mode that you know of"
+        )
+    if leaping:
+        told.append(
+            f"the spread mixes ten times more slowly than the centre in chains of "
+            f"{', '.join(leaping)}, which leap from side to side: believe the worst of x and x²"
+        )
+    if told:
+        warnings.warn("; ".join(told), stacklevel=3)
