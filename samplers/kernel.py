@@ -66,7 +66,8 @@ class Kernel(nn.Module, ABC):
     num_leapfrogs: int
 
     log_step_size: Tensor
-    """log ε: a parameter where it is learned, a buffer where it is adapted."""
+    """log ε, 0-d: a parameter where it is learned, a buffer where it is adapted; a buffer of shape
+    (B, 1) is one for each chain."""
 
     step_is_one_region: bool = True
     """Whether :meth:`compile` compiles a step as a whole, or what its leapfrogs share."""
@@ -78,7 +79,7 @@ class Kernel(nn.Module, ABC):
 
     @property
     def step_size(self) -> Tensor:
-        """The step size ε of the leapfrog integrator, a 0-d tensor."""
+        """The step size ε of the leapfrog integrator, 0-d or (B, 1)."""
         return self.log_step_size.exp()
 
     @abstractmethod

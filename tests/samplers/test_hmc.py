@@ -161,3 +161,21 @@ def test_too_few_leapfrogs_are_refused(num_leapfrogs: int) -> None:
 def test_step_size_that_is_no_positive_number_is_refused(step_size: float) -> None:
     with pytest.raises(ValueError, match=f"step_size must be a positive number, got {step_size}"):
         HMC(step_size=step_size)
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("compiled", [False, True])
+def test_chains_may_have_step_sizes_of_their_own(energy: Callable, compiled: bool) -> None:
+    if compiled and not torch._dynamo.is_dynamo_supported():
+        pytest.skip("torch.compile does not run here")
+    sizes, kernel = torch.tensor([[0.1], [0.7], [0.3]]), HMC(3)
+    kernel.log_step_size = sizes.log()
+    if compiled:
+        kernel.compile(backend="eager")
+    state = kernel.init(torch.randn(3, 2), energy)
+    noise = kernel.noise(state)
+    _, info = kernel.step(state, energy, noise)
+    for row, size in enumerate(sizes.flatten().tolist()):
+        _, alone = HMC(3, size).step(state, energy, noise)
+        torch.testing.assert_close(info.proposal[row], alone.proposal[row])
+        torch.testing.assert_close(info.acceptance[row], alone.acceptance[row])
