@@ -118,7 +118,11 @@ def sample(
         generator=generator,
         progress=progress,
     )
-    if num_draws * thin >= ENOUGH_TO_MOVE and (still := still_chains(chains.draws)).any():
+    if (
+        num_draws > 1
+        and num_draws * thin >= ENOUGH_TO_MOVE
+        and (still := still_chains(chains.draws)).any()
+    ):
         warnings.warn(
             f"{int(still.sum())} of {len(still)} chains did not move in {num_draws * thin} steps: "
             "start them closer to where the density is, or take a smaller step size (adapt)",

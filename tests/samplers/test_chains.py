@@ -351,3 +351,9 @@ def test_starts_of_other_shapes_are_refused_in_one_line(
         with pytest.raises(ValueError, match=r"shape \(chains, dim\), got") as error:
             run(torch.zeros(shape))
         assert "\n" not in str(error.value)
+
+
+def test_one_draw_says_nothing_of_whether_a_chain_moves() -> None:
+    start = torch.zeros(20, 2)
+    draws = sample(HMC(1, 1.0), lambda x: 0.5 * x.square().sum(dim=-1), start, 1, thin=300).draws
+    assert (draws != 0).any()
