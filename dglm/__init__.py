@@ -4,15 +4,14 @@ from dglm.ais import (
     AISResult,
     AISSettings,
     BidirectionalBounds,
-    ImportanceResult,
     bidirectional_bounds,
     estimate_log_likelihood,
-    importance_weighted_bound,
 )
 from dglm.callbacks import ReversibilityMonitor, Safeguard, TrainingFailed
 from dglm.chain import Chain
 from dglm.coordinates import AmortizedPreconditioned, GaussianNetwork
 from dglm.gaussian import DiagonalGaussian
+from dglm.importance import ImportanceResult, importance_weighted_bound
 from dglm.inpainting import KernelSteps, inpaint
 from dglm.likelihoods import Bernoulli, Gaussian, Likelihood
 from dglm.model import GenerativeModel

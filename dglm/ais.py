@@ -1,46 +1,35 @@
-"""The log-likelihood of a generative model: annealed importance sampling, and bounds beside it."""
+"""Annealed importance sampling (AIS) and bidirectional Monte Carlo (BDMC)."""
 
-import math
+import warnings
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Literal, NamedTuple, get_args
+from typing import NamedTuple
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from dglm.annealing import (
     Annealed,
-    Schedule,
     anneal,
+    check_counts,
     chunks_for_memory,
-    log_mean_exp,
-    log_mean_standard_error,
     pilot_gradients,
+    scaled,
     temperatures,
     tune_step_sizes,
+)
+from dglm.importance import (
+    log_mean_exp,
+    log_mean_standard_error,
     weight_effective_sample_size,
 )
-from dglm.gaussian import DenseGaussian, DiagonalGaussian
 from dglm.model import GenerativeModel
 from dglm.precision import full_precision
-from dglm.starts import (
-    Gaussians,
-    Start,
-    annealed_path,
-    encoded,
-    fit_gradients,
-    of_images,
-    starting_gaussians,
-)
+from dglm.starts import Start, StartName, fit_gradients, starting_points
 from samplers import HMC, seeded_generator
 
-StartName = Literal["prior", "encoder", "fitted"]
-"""A start in the words of the commands; the encoder is the model's own."""
-
-_PILOT_CHAINS = 128
-_PILOT_STREAM, _CHAIN_STREAM, _REVERSE_STREAM = 0, 1, 2
-_SIMULATION_STREAM, _IMPORTANCE_STREAM = 3, 4
-_SAMPLES_AT_ONCE = 100
+_PILOT_CHAINS = 4
+_LOW_ACCEPTANCE = 0.1
 
 
 @dataclass(frozen=True)
@@ -51,22 +40,16 @@ class AISSettings:
         num_chains: Chains for each image.
         num_temperatures: Changes of temperature.
         num_leapfrogs: Leapfrogs of each transition.
-        start: Where the chains start: at the prior, at the encoder's q(z|x), from where fewer
-            temperatures are needed, or at Gaussians fitted to the posteriors, from where few are.
-            Only the prior finds modes that chains from q(z|x) do not reach.
-        schedule: Spacing of the temperatures.
         seed: Seed of all randomness.
         compile: Compile the transition: faster per gradient, once some twenty seconds are spent.
 
     Raises:
-        ValueError: A count is below 1, the seed is negative, or a name is unknown.
+        ValueError: A count is below 1, or the seed is negative.
     """
 
     num_chains: int = 16
     num_temperatures: int = 100
     num_leapfrogs: int = 5
-    start: StartName = "fitted"
-    schedule: Schedule = "sigmoid"
     seed: int = 0
     compile: bool = False
 
@@ -78,10 +61,6 @@ class AISSettings:
         )
         if self.seed < 0:
             raise ValueError(f"seed must be 0 or more, got {self.seed}")
-        for name, choices in (("start", StartName), ("schedule", Schedule)):
-            if getattr(self, name) not in get_args(choices):
-                allowed = ", ".join(get_args(choices))
-                raise ValueError(f"{name} must be one of {allowed}, got {getattr(self, name)!r}")
 
 
 class AISResult(NamedTuple):
@@ -90,11 +69,16 @@ class AISResult(NamedTuple):
     log_likelihood: Tensor
     """Estimate of log p(x) of each image, float64, (N,) nats; a lower bound in expectation."""
     standard_error: Tensor
-    """Of each estimate, from the spread of weights over chains, (N,) nats; NaN for one chain."""
+    """Of each estimate, from the spread of weights over chains, (N,) nats.
+
+    NaN for one chain, and for images that are :attr:`unreliable`.
+    """
     log_weights: Tensor
     """Of each chain, float64, (N, chains) nats."""
     acceptance: Tensor
     """Mean acceptance probability, (N,); 0 with one temperature, which takes no step."""
+    missed_modes: Tensor
+    """Whether the encoder's q(z|x) missed a mode that fitted chains from the prior found, (N,)."""
     gradient_evaluations: int
     """Gradients of log p(x|z), over all images and chains, of pilot and fit, too."""
 
@@ -103,19 +87,19 @@ class AISResult(NamedTuple):
         """(Σw)² / Σw² of each image's weights, (N,), between 1 and the number of chains."""
         return weight_effective_sample_size(self.log_weights)
 
+    @property
+    def unreliable(self) -> Tensor:
+        """Whether an estimate rests on less than two chains, so that no error is known, (N,)."""
+        return self.standard_error.isnan()
+
 
 @full_precision()
 @torch.no_grad()
 def estimate_log_likelihood(
     model: GenerativeModel,
     images: Tensor,
-    num_chains: int = 16,
-    num_temperatures: int = 1000,
-    num_leapfrogs: int = 10,
-    start: Start = "prior",
-    seed: int = 0,
-    schedule: Schedule = "sigmoid",
-    compile: bool = False,
+    settings: AISSettings = AISSettings(),
+    start: Start = "fitted",
     progress: Callable[[int], None] = lambda gradients: None,
 ) -> AISResult:
     r"""Estimate log p(x) of each image by annealed importance sampling.
@@ -124,23 +108,22 @@ def estimate_log_likelihood(
         \bigl(\log p(x, z_{t-1}^c) - \log q_0(z_{t-1}^c)\bigr)
 
     The estimate of p(x) is unbiased, that of log p(x) a lower bound in expectation. Transitions
-    are HMC, with a step size for each temperature that a pilot run has tuned and that is then kept.
+    are HMC, with step sizes for each image and temperature that a pilot run has tuned and that are
+    then kept.
 
     Arguments:
         model: p(x, z).
         images: Observations, (N, D), on the model's device.
-        num_chains: C, chains an image.
-        num_temperatures: T, changes of temperature; T - 1 transitions lie between them.
-        num_leapfrogs: Leapfrogs a transition.
-        start: q₀: "prior", an encoder, from which fewer temperatures are needed, or
-            ``FittedStart(encoder)``, from which few are.
-        seed: All randomness is a function of it.
-        schedule: Spacing of the temperatures.
-        compile: Compile the transition: faster per gradient, once some twenty seconds are spent.
+        settings: How many chains, temperatures and leapfrogs, and the seed.
+        start: q₀: "prior"; an encoder, from which fewer temperatures are needed; or
+            ``FittedStart(encoder)``, from which few are, and which "fitted" is without an encoder.
         progress: Called with the number of gradients taken since the last call.
 
     Raises:
-        ValueError: A count is below 1, or the images cannot be this model's.
+        ValueError: The images cannot be this model's, or the start is none of the four.
+
+    Warns:
+        UserWarning: Of images whose estimate is unreliable, or whose encoder misses a mode.
 
     References:
         Annealed importance sampling (Neal, 2001).
@@ -149,59 +132,100 @@ def estimate_log_likelihood(
 
     Example:
         >>> import torch
-        >>> from dglm import GenerativeModel, estimate_log_likelihood
+        >>> from dglm import AISSettings, GenerativeModel, estimate_log_likelihood
         >>> model = GenerativeModel(torch.nn.Linear(2, 6), latent_dim=2)
         >>> images, _ = model.sample(3)
-        >>> result = estimate_log_likelihood(model, images, num_chains=4, num_temperatures=10)
+        >>> result = estimate_log_likelihood(model, images, AISSettings(num_temperatures=10))
         >>> result.log_likelihood.shape, result.log_weights.shape
-        (torch.Size([3]), torch.Size([3, 4]))
+        (torch.Size([3]), torch.Size([3, 16]))
     """
-    check_counts(num_chains=num_chains, num_leapfrogs=num_leapfrogs)
-    model.check_observations(images)
-    betas = temperatures(num_temperatures, schedule)
-    kernel = transition(num_leapfrogs, images.device, compile)
-    starts = starting_gaussians(model, images, start, num_leapfrogs, seed, progress)
-    step_sizes = tuned_step_sizes(model, images, betas, num_leapfrogs, starts, seed, progress)
-    pieces = annealed_chains(
-        model, images, num_chains, betas, kernel, step_sizes, starts, seed, progress
-    )
-    cost = gradient_evaluations(len(images), num_chains, num_temperatures, num_leapfrogs, start)
-    return summarise(pieces, num_chains, cost)
+    result = quiet_estimate(model, images, settings, start, progress)
+    warn_of(result)
+    return result
 
 
-def annealed_chains(
+def quiet_estimate(
     model: GenerativeModel,
     images: Tensor,
-    num_chains: int,
-    betas: Tensor,
-    kernel: HMC,
-    step_sizes: Tensor,
-    starts: Gaussians,
-    seed: int,
+    settings: AISSettings,
+    start: Start,
     progress: Callable[[int], None],
-    exact: Tensor | None = None,
-) -> list[Annealed]:
-    """Anneal the chains of all images, in pieces that fit in memory.
+) -> AISResult:
+    """Estimate as :func:`estimate_log_likelihood` does, without its warnings."""
+    model.check_observations(images)
+    annealing = _Annealing(model, images, settings, start, progress)
+    cost = gradient_evaluations(len(images), settings, start)
+    return annealing.result(annealing.run(), cost)
 
-    From draws of q₀; or back from ``exact`` posterior draws (N, latent_dim), one an image, which
-    all its chains share, with ``betas`` and ``step_sizes`` in reverse order.
-    """
-    pieces = []
-    stream = _CHAIN_STREAM if exact is None else _REVERSE_STREAM
-    for first, rows in chunks_for_memory(model, images, num_chains):
-        generator = seeded_generator(images.device, seed, stream, first)
-        own = slice(first, first + len(rows) // num_chains)
-        start = of_images(starts, own)
-        path = annealed_path(model, rows, start)
-        if exact is None:
-            draws = path.start.sample(generator)
-        else:
-            draws = exact[own].repeat_interleave(num_chains, dim=0)
-            if isinstance(start, DenseGaussian):
-                draws = start.whiten(draws)
-        counted = scaled(progress, len(rows))
-        pieces.append(anneal(path, draws, betas, kernel, step_sizes, generator, counted))
-    return pieces
+
+class _Annealing:
+    """q₀ and step sizes of some images, found once for the chains of both directions."""
+
+    def __init__(
+        self,
+        model: GenerativeModel,
+        images: Tensor,
+        settings: AISSettings,
+        start: Start,
+        progress: Callable[[int], None],
+    ) -> None:
+        self.model, self.images = model, images
+        self.settings, self.progress = settings, progress
+        self.betas = temperatures(settings.num_temperatures)
+        self.kernel = transition(settings.num_leapfrogs, images.device, settings.compile)
+        leapfrogs, seed = settings.num_leapfrogs, settings.seed
+        self.starts = starting_points(model, images, start, leapfrogs, seed, progress)
+        self.step_sizes = self._tuned_step_sizes()
+
+    def run(self, exact: Tensor | None = None) -> list[Annealed]:
+        """Anneal the chains of all images, in pieces that fit in memory.
+
+        From draws of q₀; or back to it from ``exact`` posterior draws (N, latent_dim), one an
+        image, which all its chains share.
+        """
+        betas = self.betas if exact is None else self.betas.flip(0)
+        step_sizes = self.step_sizes if exact is None else self.step_sizes.flip(0)
+        stream = "ais.chains" if exact is None else "ais.reverse"
+        chains, pieces = self.settings.num_chains, []
+        for first, rows in chunks_for_memory(self.model, self.images, chains):
+            generator = seeded_generator(rows.device, self.settings.seed, stream, first)
+            own = slice(first, first + len(rows) // chains)
+            starts = self.starts.of_images(own)
+            path = starts.path(self.model, rows)
+            if exact is None:
+                draws = path.start.sample(generator)
+            else:
+                draws = starts.whiten(exact[own].repeat_interleave(chains, dim=0))
+            counted = scaled(self.progress, len(rows))
+            sizes = step_sizes[:, own]
+            pieces.append(anneal(path, draws, betas, self.kernel, sizes, generator, counted))
+        return pieces
+
+    def result(self, pieces: list[Annealed], gradient_evaluations: int) -> AISResult:
+        """Turn the chains of all images into estimates for each of them."""
+        shape = len(self.images), self.settings.num_chains
+        log_weights = torch.cat([piece.log_weight for piece in pieces]).cpu().view(shape)
+        acceptance = torch.cat([piece.acceptance for piece in pieces]).cpu().view(shape)
+        accepted = acceptance.mean(dim=1)
+        error = log_mean_standard_error(log_weights)
+        if self.settings.num_temperatures > 1:
+            error = torch.where(accepted < _LOW_ACCEPTANCE, torch.nan, error)
+        missed = self.starts.missed_modes
+        return AISResult(
+            log_mean_exp(log_weights), error, log_weights, accepted, missed, gradient_evaluations
+        )
+
+    def _tuned_step_sizes(self) -> Tensor:
+        """Return step sizes tuned on a few chains of each image, (T - 1, N)."""
+        leapfrogs, found = self.settings.num_leapfrogs, []
+        for first, rows in chunks_for_memory(self.model, self.images, _PILOT_CHAINS):
+            own = slice(first, first + len(rows) // _PILOT_CHAINS)
+            path = self.starts.of_images(own).path(self.model, rows)
+            generator = seeded_generator(rows.device, self.settings.seed, "ais.pilot", first)
+            counted = scaled(self.progress, len(rows))
+            tuned = tune_step_sizes(path, self.betas, leapfrogs, _PILOT_CHAINS, generator, counted)
+            found.append(tuned.step_sizes)
+        return torch.cat(found, dim=1)
 
 
 def transition(num_leapfrogs: int, device: torch.device, compile: bool) -> HMC:
@@ -212,31 +236,23 @@ def transition(num_leapfrogs: int, device: torch.device, compile: bool) -> HMC:
     return kernel
 
 
-def gradient_evaluations(
-    num_images: int,
-    num_chains: int,
-    num_temperatures: int,
-    num_leapfrogs: int,
-    start: Start | StartName,
-) -> int:
+def gradient_evaluations(num_images: int, settings: AISSettings, start: Start | StartName) -> int:
     """Return the gradients of log p(x|z) that an estimate takes, all of them."""
-    pilot = _PILOT_CHAINS * pilot_gradients(num_temperatures, num_leapfrogs)
-    annealed = chain_gradients(num_chains, num_temperatures, num_leapfrogs)
-    return pilot + num_images * (annealed + fit_gradients(start, num_leapfrogs))
+    leapfrogs = settings.num_leapfrogs
+    pilot = _PILOT_CHAINS * pilot_gradients(settings.num_temperatures, leapfrogs)
+    return num_images * (pilot + chain_gradients(settings) + fit_gradients(start, leapfrogs))
 
 
-def chain_gradients(num_chains: int, num_temperatures: int, num_leapfrogs: int) -> int:
+def chain_gradients(settings: AISSettings) -> int:
     """Return the gradients of the annealed chains of one image."""
-    return num_chains * (1 + (num_temperatures - 1) * num_leapfrogs)
+    return settings.num_chains * (1 + (settings.num_temperatures - 1) * settings.num_leapfrogs)
 
 
 def join(results: Sequence[AISResult]) -> AISResult:
     """Return the results of consecutive sets of images as one."""
-    log_likelihood, error, weights, acceptance = (
-        torch.cat(parts) for parts in zip(*(result[:4] for result in results), strict=True)
-    )
-    cost = sum(result.gradient_evaluations for result in results)
-    return AISResult(log_likelihood, error, weights, acceptance, cost)
+    *tensors, costs = zip(*results, strict=True)
+    log_likelihood, error, weights, acceptance, missed = map(torch.cat, tensors)
+    return AISResult(log_likelihood, error, weights, acceptance, missed, sum(costs))
 
 
 def gather(own: Sequence[AISResult]) -> AISResult:
@@ -253,50 +269,38 @@ def gather(own: Sequence[AISResult]) -> AISResult:
     joined = join([result for share in shares for result in share])
     count = len(joined.log_likelihood)
     place = torch.cat([torch.arange(count)[rank::world_size] for rank in range(world_size)])
-    log_likelihood, error, weights, acceptance = (part[place.argsort()] for part in joined[:4])
-    return AISResult(log_likelihood, error, weights, acceptance, joined.gradient_evaluations)
-
-
-def summarise(pieces: list[Annealed], num_chains: int, gradient_evaluations: int) -> AISResult:
-    """Turn the chains of consecutive images into estimates for each image."""
-    log_weights = torch.cat([piece.log_weight for piece in pieces]).cpu().view(-1, num_chains)
-    acceptance = torch.cat([piece.acceptance for piece in pieces]).cpu().view(-1, num_chains)
+    order = place.argsort()
+    log_likelihood, error, weights, acceptance, missed = (part[order] for part in joined[:5])
     return AISResult(
-        log_mean_exp(log_weights),
-        log_mean_standard_error(log_weights),
-        log_weights,
-        acceptance.mean(dim=1),
-        gradient_evaluations,
+        log_likelihood, error, weights, acceptance, missed, joined.gradient_evaluations
     )
 
 
-def check_counts(**counts: int) -> None:
-    """Raise ValueError that names the first count below 1."""
-    for name, count in counts.items():
-        if count < 1:
-            raise ValueError(f"{name} must be at least 1, got {count}")
+def warn_of(result: AISResult) -> None:
+    """Warn of images whose estimate is unreliable, or whose encoder misses a mode."""
+    count, unreliable = len(result.log_likelihood), result.unreliable
+    if result.log_weights.shape[1] > 1 and unreliable.any():
+        warnings.warn(
+            f"the log-likelihoods of {int(unreliable.sum())} of {count} images "
+            f"({_places(unreliable)}) rest on less than two of their chains, or on chains that "
+            "hardly move: they are too low by an unknown amount; take more temperatures, or "
+            "another start",
+            stacklevel=3,
+        )
+    if result.missed_modes.any():
+        missed = result.missed_modes
+        warnings.warn(
+            f"the encoder misses a mode of the posterior of {int(missed.sum())} of {count} images "
+            f"({_places(missed)}), which chains from the prior found: the start covers it, but "
+            "take more chains and temperatures to be sure",
+            stacklevel=3,
+        )
 
 
-def tuned_step_sizes(
-    model: GenerativeModel,
-    images: Tensor,
-    betas: Tensor,
-    num_leapfrogs: int,
-    starts: Gaussians,
-    seed: int,
-    progress: Callable[[int], None] = lambda gradients: None,
-) -> Tensor:
-    """Return step sizes tuned on images spread over the set."""
-    rows = torch.arange(_PILOT_CHAINS, device=images.device) * len(images) // _PILOT_CHAINS
-    path = annealed_path(model, images[rows], of_images(starts, rows))
-    generator = seeded_generator(images.device, seed, _PILOT_STREAM)
-    counted = scaled(progress, _PILOT_CHAINS)
-    return tune_step_sizes(path, betas, num_leapfrogs, generator, counted)
-
-
-def scaled(progress: Callable[[int], None], chains: int) -> Callable[[int], None]:
-    """Turn a count of gradients over all chains into the count of each chain."""
-    return lambda gradients: progress(gradients * chains)
+def _places(chosen: Tensor) -> str:
+    """Return the places of the first few that are chosen."""
+    places = chosen.nonzero()[:, 0].tolist()
+    return ", ".join(map(str, places[:5])) + (", …" if len(places) > 5 else "")
 
 
 class BidirectionalBounds(NamedTuple):
@@ -337,13 +341,8 @@ class BidirectionalBounds(NamedTuple):
 def bidirectional_bounds(
     model: GenerativeModel,
     num_images: int,
-    num_chains: int = 16,
-    num_temperatures: int = 1000,
-    num_leapfrogs: int = 10,
-    start: Start = "prior",
-    seed: int = 0,
-    schedule: Schedule = "sigmoid",
-    compile: bool = False,
+    settings: AISSettings = AISSettings(),
+    start: Start = "fitted",
     progress: Callable[[int], None] = lambda gradients: None,
 ) -> BidirectionalBounds:
     r"""Bound log p(x) from both sides on images drawn from the model itself.
@@ -363,13 +362,8 @@ def bidirectional_bounds(
     Arguments:
         model: p(x, z).
         num_images: N, images to simulate; at least 2, for an error bar.
-        num_chains: C, chains an image in each direction.
-        num_temperatures: T, changes of temperature.
-        num_leapfrogs: Leapfrogs a transition.
-        start: q₀: "prior", an encoder, or ``FittedStart(encoder)``.
-        seed: All randomness is a function of it.
-        schedule: Spacing of the temperatures.
-        compile: Compile the transition: faster per gradient, once some twenty seconds are spent.
+        settings: Of each direction.
+        start: q₀, as for :func:`estimate_log_likelihood`.
         progress: Called with the number of gradients taken since the last call.
 
     Raises:
@@ -383,87 +377,12 @@ def bidirectional_bounds(
     """
     if num_images < 2:
         raise ValueError(f"num_images must be at least 2 for an error bar, got {num_images}")
-    check_counts(num_chains=num_chains, num_leapfrogs=num_leapfrogs)
     model.check_decoder()
     device = next(model.parameters(), torch.empty(0)).device
-    images, z = model.sample(num_images, seeded_generator(device, seed, _SIMULATION_STREAM))
-    betas = temperatures(num_temperatures, schedule)
-    kernel = transition(num_leapfrogs, device, compile)
-    starts = starting_gaussians(model, images, start, num_leapfrogs, seed, progress)
-    step_sizes = tuned_step_sizes(model, images, betas, num_leapfrogs, starts, seed, progress)
-    shared = starts, seed, progress
-    forward = annealed_chains(model, images, num_chains, betas, kernel, step_sizes, *shared)
-    reverse = annealed_chains(
-        model, images, num_chains, betas.flip(0), kernel, step_sizes.flip(0), *shared, exact=z
-    )
-    sizes = num_chains, num_temperatures, num_leapfrogs
-    cost = gradient_evaluations(num_images, *sizes, start)
-    lower = summarise(forward, num_chains, cost)
-    upper = summarise(reverse, num_chains, num_images * chain_gradients(*sizes))
+    generator = seeded_generator(device, settings.seed, "ais.simulation")
+    images, z = model.sample(num_images, generator)
+    annealing = _Annealing(model, images, settings, start, progress)
+    cost = gradient_evaluations(num_images, settings, start)
+    lower = annealing.result(annealing.run(), cost)
+    upper = annealing.result(annealing.run(exact=z), num_images * chain_gradients(settings))
     return BidirectionalBounds(lower.log_likelihood, -upper.log_likelihood, lower, upper)
-
-
-class ImportanceResult(NamedTuple):
-    """Importance-weighted bounds and what they rest on, float64, on the CPU."""
-
-    log_likelihood: Tensor
-    """The bound of log p(x) of each image, (N,) nats."""
-    standard_error: Tensor
-    """Of each bound as an estimate of its own expectation, by the delta method, (N,) nats."""
-    effective_sample_size: Tensor
-    """(Σw)² / Σw² of each image's weights, (N,)."""
-
-
-@full_precision()
-@torch.no_grad()
-def importance_weighted_bound(
-    model: GenerativeModel,
-    encoder: nn.Module,
-    images: Tensor,
-    num_samples: int = 5000,
-    seed: int = 0,
-    progress: Callable[[int], None] = lambda samples: None,
-) -> ImportanceResult:
-    r"""Bound log p(x) from below by importance sampling from an encoder.
-
-    .. math:: \log \frac{1}{K} \sum_k \frac{p(x, z_k)}{q(z_k|x)}, \quad z_k \sim q(z|x)
-
-    It is cheap and low: where q misses part of the posterior, so do the weights, and their spread
-    does not tell. Weights are accumulated in float64, in pieces of constant memory.
-
-    Arguments:
-        model: p(x, z).
-        encoder: q(z|x): from x to mean and log standard deviation.
-        images: Observations, (N, D).
-        num_samples: K, at least 2.
-        seed: All randomness is a function of it.
-        progress: Called with the number of weights computed since the last call.
-
-    Raises:
-        ValueError: A count is too small, the images cannot be this model's, or q(z|x) is not
-            finite or depends on the batch.
-
-    References:
-        Importance weighted autoencoders (Burda, Grosse and Salakhutdinov, 2016), Equation 8.
-    """
-    if num_samples < 2:
-        raise ValueError(f"num_samples must be at least 2, got {num_samples}")
-    model.check_observations(images)
-    at_once = min(num_samples, _SAMPLES_AT_ONCE)
-    pieces = []
-    for first, rows in chunks_for_memory(model, images, at_once):
-        generator = seeded_generator(images.device, seed, _IMPORTANCE_STREAM, first)
-        own = encoded(encoder, rows[::at_once])
-        q = DiagonalGaussian(*(part.repeat_interleave(at_once, dim=0) for part in own))
-        sums: list[Tensor] = []
-        for begin in range(0, num_samples, at_once):
-            z = q.sample(generator)
-            weights = model.log_joint(rows, z).double() - q.log_prob(z).double()
-            kept = weights.view(-1, at_once)[:, : num_samples - begin]
-            sums.append(torch.stack([kept.logsumexp(dim=1), (2 * kept).logsumexp(dim=1)]))
-            progress(kept.numel())
-        pieces.append(torch.stack(sums).logsumexp(dim=0).cpu())
-    first_moment, second_moment = torch.cat(pieces, dim=1)
-    effective = (2 * first_moment - second_moment).exp()
-    spread = (1 / effective - 1 / num_samples).clamp(min=0) * num_samples / (num_samples - 1)
-    return ImportanceResult(first_moment - math.log(num_samples), spread.sqrt(), effective)

@@ -1,23 +1,20 @@
 """Annealing between a Gaussian and the posterior of a generative model."""
 
-import math
 from collections.abc import Callable
-from typing import Literal, NamedTuple
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
-from dglm.gaussian import DiagonalGaussian, gaussian_log_prob
+from dglm.gaussian import DiagonalGaussian, UnitMixture, gaussian_log_prob
 from dglm.model import GenerativeModel
 from samplers import HMC, Energy, State, value_and_gradient
-from samplers.adaptation import track_acceptance
-
-Schedule = Literal["sigmoid", "linear"]
 
 _SIGMOID_RADIUS = 4.0
-_PILOT_TEMPERATURES = 200
-_PILOT_WARM_UP = 50
-_PILOT_GAIN = 0.2
+_PILOT_TEMPERATURES = 100
+_PILOT_STEPS, _PILOT_WARM_UP = 50, 10
+_PILOT_GAIN = 0.5
+_JITTER = 0.5
 _MEMORY_BUDGET = 2**30
 
 
@@ -31,14 +28,13 @@ class AnnealedEnergy:
 
     Arguments:
         misfit: z ↦ -log p(x|z), the part that costs a decoder pass.
-        start: q₀; each row a Gaussian.
+        start: q₀.
     """
 
-    def __init__(self, misfit: Energy, start: DiagonalGaussian) -> None:
+    def __init__(self, misfit: Energy, start: DiagonalGaussian | UnitMixture) -> None:
         self.misfit = misfit
         self.start = start
-        self._exact_start = DiagonalGaussian(*(part.double() for part in start))
-        self._precision = (-2 * start.log_std).exp()
+        self._exact_start = start.double()
         self.beta = 0.0
 
     @property
@@ -48,12 +44,9 @@ class AnnealedEnergy:
 
     @beta.setter
     def beta(self, beta: float) -> None:
-        # Tensors all, β too: a compiled kernel would be compiled again for each new number.
-        mean, log_std = self.start
-        self._beta = torch.full((), beta, dtype=mean.dtype, device=mean.device)  # no host sync
-        self._stiffness = (1 - beta) * self._precision
-        normaliser = 0.5 * math.log(2 * math.pi) * mean.shape[1]
-        self._constant = (1 - beta) * log_std.sum(dim=-1) + normaliser
+        # A tensor: a compiled kernel would be compiled again for each new number.
+        like = self.start[0]
+        self._beta = torch.full((), beta, dtype=like.dtype, device=like.device)  # no host sync
 
     def value_and_gradient(self, position: Tensor) -> State:
         """Return the state at ``position`` (B, D) for the present β: one gradient evaluation."""
@@ -68,15 +61,13 @@ class AnnealedEnergy:
     def slope(self, state: State) -> Tensor:
         """Return log p(x, z) - log q₀(z), the derivative of -U_β in β, in float64, (B,) nats."""
         z, misfit = state.position.double(), state.extra[0].double()
-        return gaussian_log_prob(z) - misfit - self._exact_start.log_prob(z)
+        return gaussian_log_prob(z) - misfit + self._exact_start.value_and_gradient(z).energy
 
     def _combine(self, z: Tensor, misfit: Tensor, misfit_gradient: Tensor) -> State:
-        # Around the mean of q₀: the squares of a narrow one, expanded, would cancel in float32.
-        away = z - self.start.mean
-        to_start, to_prior = self._stiffness * away, self._beta * z
-        squares = torch.linalg.vecdot(away, to_start) + torch.linalg.vecdot(z, to_prior)
-        energy = torch.addcmul(0.5 * squares + self._constant, self._beta, misfit)
-        gradient = torch.addcmul(to_start + to_prior, self._beta, misfit_gradient)
+        start = self.start.value_and_gradient(z)
+        end = misfit - gaussian_log_prob(z)
+        energy = torch.lerp(start.energy, end, self._beta)
+        gradient = torch.lerp(start.gradient, misfit_gradient + z, self._beta)
         return State(z, energy, gradient, (misfit, misfit_gradient))
 
 
@@ -89,13 +80,13 @@ class Annealed(NamedTuple):
     """Mean acceptance probability of each chain, (B,)."""
 
 
-def temperatures(count: int, schedule: Schedule = "sigmoid") -> Tensor:
+def temperatures(count: int) -> Tensor:
     """Return the inverse temperatures β_0 = 0 < … < β_count = 1, (count + 1,), float64.
 
-    "sigmoid" places them evenly on a logistic curve from -4 to 4, close together at both ends.
+    They lie evenly on a logistic curve from -4 to 4, close together at both ends.
 
     Raises:
-        ValueError: ``count`` is below 1 or the schedule is unknown.
+        ValueError: ``count`` is below 1.
 
     References:
         On the quantitative analysis of decoder-based generative models (Wu, Burda, Salakhutdinov
@@ -103,10 +94,6 @@ def temperatures(count: int, schedule: Schedule = "sigmoid") -> Tensor:
     """
     if count < 1:
         raise ValueError(f"num_temperatures must be at least 1, got {count}")
-    if schedule == "linear":
-        return torch.linspace(0, 1, count + 1, dtype=torch.float64)
-    if schedule != "sigmoid":
-        raise ValueError(f"the schedule must be 'sigmoid' or 'linear', got {schedule!r}")
     ends = _SIGMOID_RADIUS
     curve = torch.sigmoid(torch.linspace(-ends, ends, count + 1, dtype=torch.float64))
     return (curve - curve[0]) / (curve[-1] - curve[0])
@@ -128,10 +115,10 @@ def anneal(
 
     Arguments:
         energy: The path.
-        position: Exact draws at ``betas[0]``, (B, D).
+        position: Exact draws at ``betas[0]``, (n · C, D), the chains of an image one after another.
         betas: Inverse temperatures, (T + 1,).
-        kernel: Its step size is set at each temperature.
-        step_sizes: ε at each inner temperature, (T - 1,).
+        kernel: Its step sizes are set at each temperature.
+        step_sizes: The largest ε of each image at each inner temperature, (T - 1, n).
         generator: Of the noise.
         progress: Called with the number of gradients of each chain since the last call.
     """
@@ -141,11 +128,13 @@ def anneal(
     log_weight = torch.zeros(len(position), dtype=torch.float64, device=position.device)
     acceptance = torch.zeros_like(state.energy)
     changes, inner = betas.diff().tolist(), betas[1:-1].tolist()
-    log_step_sizes = step_sizes.log().to(position)
+    chains = len(position) // max(step_sizes.shape[1], 1)
+    kernel.log_step_size = torch.zeros_like(state.energy)
     for index, beta in enumerate(inner):
         log_weight += changes[index] * energy.slope(state)
         state = energy.at(beta, state)
-        kernel.log_step_size.copy_(log_step_sizes[index])
+        step_size = step_sizes[index].repeat_interleave(chains)
+        kernel.log_step_size.copy_(jittered(step_size, generator).log())
         state, info = kernel.step(state, energy, kernel.noise(state, generator))
         acceptance += info.acceptance
         progress(kernel.num_leapfrogs)
@@ -153,47 +142,105 @@ def anneal(
     return Annealed(log_weight, acceptance / max(len(inner), 1))
 
 
+def jittered(step_size: Tensor, generator: torch.Generator | None) -> Tensor:
+    """Return step sizes drawn uniformly between half of each of the given ones and it, (B,).
+
+    A trajectory whose length is the period of a coordinate leads back to where it began: without
+    variation the chain stands still there, however high its acceptance.
+
+    References:
+        MCMC using Hamiltonian dynamics (Neal, 2011), Section 3.2.
+    """
+    share = torch.rand(
+        step_size.shape, generator=generator, dtype=step_size.dtype, device=step_size.device
+    )
+    return step_size * (1 - _JITTER * share)
+
+
+class Tuned(NamedTuple):
+    """What a pilot run leaves."""
+
+    step_sizes: Tensor
+    """The largest ε of each image at each inner temperature, (T - 1, n)."""
+    position: Tensor
+    """Where its chains end, near draws of the posterior, (n · C, D)."""
+
+
 def tune_step_sizes(
     energy: AnnealedEnergy,
     betas: Tensor,
     num_leapfrogs: int,
+    chains: int,
     generator: torch.Generator,
     progress: Callable[[int], None] = lambda gradients: None,
-) -> Tensor:
-    """Return a step size for each inner temperature whose acceptance is near 0.65.
+) -> Tuned:
+    """Find the step sizes of each image whose acceptance is near 0.65 at each temperature.
 
-    A pilot run that anneals like the real one, its step size following the mean acceptance over
-    all chains, on at most 200 of the temperatures; the others are interpolated. Its draws are
-    thrown away: a step size that depends on the chain it moves would bias the weights.
+    A pilot run that anneals like the real one, each image's step size following the mean acceptance
+    of its chains, on at most 100 of the temperatures; the others are interpolated. Its draws do
+    not count: a step size that depends on the chain it moves would bias the weights.
 
     Arguments:
-        energy: The path for the pilot's chains.
+        energy: The path for the pilot's chains, (n · C, D).
         betas: Inverse temperatures from 0 to 1, (T + 1,).
         num_leapfrogs: Leapfrogs a transition.
+        chains: C, of each image, one after another.
         generator: Of the pilot's noise, another than the real run's.
         progress: Called with the number of gradients of each chain since the last call.
-
-    Returns:
-        Step sizes, (T - 1,), float64 on the CPU.
     """
     inner = betas[1:-1]
+    position = energy.start.sample(generator)
     if len(inner) == 0:
-        return torch.ones(0, dtype=torch.float64)
+        return Tuned(position.new_ones(0, len(position) // chains), position)
     count, steps_each = _pilot_sizes(len(inner))
     chosen = torch.linspace(0, len(inner) - 1, count).round().long()
-    kernel = HMC(num_leapfrogs).to(energy.start.mean)
     energy.beta = 0.0
-    state = energy.value_and_gradient(energy.start.sample(generator))
+    state = energy.value_and_gradient(position)
     progress(1)
+    # As wide as a Gaussian whose gradient has these squares.
+    steepness = state.gradient.square().view(-1, chains * position.shape[1]).mean(dim=1)
+    tuning = StepSizes(num_leapfrogs, -0.5 * steepness.log(), chains)
     found: list[Tensor] = []
     for index in chosen.tolist():
         state = energy.at(float(inner[index]), state)
         for _ in range(steps_each if found else _PILOT_WARM_UP):
-            state, info = kernel.step(state, energy, kernel.noise(state, generator))
-            track_acceptance(kernel, info.acceptance, gain=_PILOT_GAIN)
+            state = tuning.step(state, energy, generator)
             progress(num_leapfrogs)
-        found.append(kernel.log_step_size.clone())
-    return _interpolate(chosen, torch.stack(found).double().cpu(), len(inner)).exp()
+        found.append(tuning.log_step_size.clone())
+    return Tuned(_interpolate(chosen, torch.stack(found), len(inner)).exp(), state.position)
+
+
+class StepSizes:
+    r"""HMC whose largest step size of each image follows the acceptance of that image's chains.
+
+    .. math:: \log ε_i ← \log ε_i + γ (\bar A_i - A^*)
+
+    Arguments:
+        num_leapfrogs: Leapfrogs a step.
+        log_step_size: log ε of each image to begin with, (n,).
+        chains: C, of each image, one after another.
+        target: A*, in (0, 1).
+    """
+
+    def __init__(
+        self, num_leapfrogs: int, log_step_size: Tensor, chains: int, target: float = 0.65
+    ) -> None:
+        self.kernel = HMC(num_leapfrogs).to(log_step_size)
+        self.log_step_size = log_step_size
+        self.chains = chains
+        self.target = target
+
+    def step(
+        self, state: State, energy: Energy, generator: torch.Generator | None, tune: bool = True
+    ) -> State:
+        """Take a step of all chains (n · C, D), and follow its acceptance."""
+        step_size = self.log_step_size.exp().repeat_interleave(self.chains)
+        self.kernel.log_step_size = jittered(step_size, generator).log()
+        state, info = self.kernel.step(state, energy, self.kernel.noise(state, generator))
+        if tune:
+            error = info.acceptance.view(-1, self.chains).mean(dim=1) - self.target
+            self.log_step_size = self.log_step_size + _PILOT_GAIN * error
+        return state
 
 
 def pilot_gradients(num_temperatures: int, num_leapfrogs: int) -> int:
@@ -207,18 +254,18 @@ def pilot_gradients(num_temperatures: int, num_leapfrogs: int) -> int:
 def _pilot_sizes(transitions: int) -> tuple[int, int]:
     """Return how many temperatures the pilot visits and its steps at each."""
     count = min(transitions, _PILOT_TEMPERATURES)
-    return count, -(-_PILOT_TEMPERATURES // count)
+    return count, max(1, _PILOT_STEPS // count)
 
 
 def _interpolate(places: Tensor, values: Tensor, count: int) -> Tensor:
-    """Interpolate ``values`` at the increasing ``places`` to 0 … count - 1, linearly."""
-    wanted = torch.arange(count)
-    right = torch.searchsorted(places, wanted).clamp(1, max(len(places) - 1, 1))
+    """Interpolate values (P, n) at the increasing ``places`` (P,) to 0 … count - 1, linearly."""
     if len(places) == 1:
-        return values.expand(count).clone()
+        return values.expand(count, -1).clone()
+    wanted = torch.arange(count)
+    right = torch.searchsorted(places, wanted).clamp(1, len(places) - 1)
     low, high = places[right - 1], places[right]
-    share = (wanted - low) / (high - low)
-    return values[right - 1] + share * (values[right] - values[right - 1])
+    share = ((wanted - low) / (high - low)).to(values)[:, None]
+    return torch.lerp(values[right - 1], values[right], share)
 
 
 def chunks_for_memory(
@@ -261,25 +308,13 @@ def _bytes_per_chain(model: GenerativeModel, images: Tensor) -> int:
     return 2 * (saved[1] - saved[0] + image)
 
 
-def log_mean_exp(log_weights: Tensor) -> Tensor:
-    """Return log((1/C) Σ exp(w)) over the last dimension."""
-    return log_weights.logsumexp(dim=-1) - math.log(log_weights.shape[-1])
+def scaled(progress: Callable[[int], None], chains: int) -> Callable[[int], None]:
+    """Turn a count of gradients over all chains into the count of each chain."""
+    return lambda gradients: progress(gradients * chains)
 
 
-def log_mean_standard_error(log_weights: Tensor) -> Tensor:
-    r"""Return the standard error of the log of a mean weight, by the delta method.
-
-    .. math:: \mathrm{se} = \frac{\mathrm{sd}(w)}{\bar w \sqrt{C}}
-
-    Arguments:
-        log_weights: (N, C); NaN for a single chain, which has no spread.
-    """
-    if log_weights.shape[-1] == 1:
-        return torch.full_like(log_weights[..., 0], torch.nan)
-    ratios = (log_weights - log_mean_exp(log_weights)[..., None]).exp()
-    return ratios.std(dim=-1) / math.sqrt(log_weights.shape[-1])
-
-
-def weight_effective_sample_size(log_weights: Tensor) -> Tensor:
-    """Return (Σw)² / Σw² over the last dimension, for log-weights."""
-    return (2 * log_weights.logsumexp(dim=-1) - (2 * log_weights).logsumexp(dim=-1)).exp()
+def check_counts(**counts: int) -> None:
+    """Raise ValueError that names the first count below 1."""
+    for name, count in counts.items():
+        if count < 1:
+            raise ValueError(f"{name} must be at least 1, got {count}")

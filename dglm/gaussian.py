@@ -6,6 +6,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from samplers import State
 from samplers.random import standard_normal
 
 
@@ -46,6 +47,19 @@ class DiagonalGaussian(NamedTuple):
         """Return the variance of each coordinate, (B, D)."""
         return (2 * self.log_std).exp()
 
+    def value_and_gradient(self, position: Tensor) -> State:
+        """Return -log density and its gradient at positions (B, D)."""
+        precision = (-2 * self.log_std).exp()
+        # Around the mean: the squares of a narrow Gaussian, expanded, would cancel in float32.
+        gradient = precision * (position - self.mean)
+        squares = torch.linalg.vecdot(position - self.mean, gradient)
+        constant = self.log_std.sum(dim=-1) + 0.5 * math.log(2 * math.pi) * position.shape[1]
+        return State(position, 0.5 * squares + constant, gradient)
+
+    def double(self) -> "DiagonalGaussian":
+        """Return it in float64."""
+        return DiagonalGaussian(self.mean.double(), self.log_std.double())
+
 
 class DenseGaussian(NamedTuple):
     """N(μ, L Lᵀ), one for each image, and coordinates w = L⁻¹(z - μ) in which it is N(0, I).
@@ -82,3 +96,39 @@ class DenseGaussian(NamedTuple):
 
     def _by_image(self, rows: Tensor) -> Tensor:
         return rows.view(len(self.mean), -1, rows.shape[1])
+
+
+class UnitMixture(NamedTuple):
+    """K Gaussians of unit variance in equal shares for each of n images.
+
+    Positions are (n · C, D), the C chains of each image one after another.
+    """
+
+    centres: Tensor
+    """(n, K, D)."""
+    chains: int
+    """C."""
+
+    def sample(self, generator: torch.Generator | None = None) -> Tensor:
+        """Draw one point a chain, (n · C, D), the Gaussians taken in turn from a random one on."""
+        images, count, dim = self.centres.shape
+        like = self.centres
+        offset = torch.rand(images, 1, generator=generator, dtype=like.dtype, device=like.device)
+        turns = (torch.arange(self.chains, device=like.device) + offset) * (count / self.chains)
+        own = turns.long().clamp(max=count - 1)
+        centre = like.gather(1, own[:, :, None].expand(-1, -1, dim)).flatten(0, 1)
+        return centre + standard_normal(centre, generator)
+
+    def value_and_gradient(self, position: Tensor) -> State:
+        """Return -log density and its gradient at positions (n · C, D)."""
+        images, count, dim = self.centres.shape
+        away = position.view(images, -1, 1, dim) - self.centres[:, None]
+        logits = -0.5 * away.square().sum(dim=-1)
+        constant = 0.5 * math.log(2 * math.pi) * dim + math.log(count)
+        energy = constant - logits.logsumexp(dim=-1)
+        gradient = (logits.softmax(dim=-1)[..., None] * away).sum(dim=2)
+        return State(position, energy.flatten(), gradient.view_as(position))
+
+    def double(self) -> "UnitMixture":
+        """Return it in float64."""
+        return UnitMixture(self.centres.double(), self.chains)

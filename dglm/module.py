@@ -2,7 +2,7 @@
 
 import math
 from collections.abc import Callable
-from dataclasses import asdict
+from dataclasses import replace
 from enum import IntEnum
 from typing import Any
 
@@ -13,14 +13,14 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LambdaLR
 
-from dglm.ais import AISResult, AISSettings, estimate_log_likelihood, gather
+from dglm.ais import AISResult, AISSettings, gather, quiet_estimate, warn_of
 from dglm.callbacks import Safeguard
 from dglm.chain import Chain, run_chain
 from dglm.coordinates import AmortizedPreconditioned, without_coordinates
 from dglm.gaussian import DiagonalGaussian
 from dglm.model import GenerativeModel
 from dglm.precision import check_precision, full_precision
-from dglm.starts import FittedStart, Start
+from dglm.starts import FittedStart, Start, StartName
 from samplers import Kernel, mixed_seed, seeded_generator, track_acceptance
 from samplers.io import Description, build, checked_description
 
@@ -123,6 +123,8 @@ class DGLM(LightningModule):
         """Counts skipped updates and divergences."""
         self.ais = AISSettings()
         """How :meth:`test_step` estimates; set it before ``trainer.test``."""
+        self.ais_start: StartName = "fitted"
+        """Where that starts, at the encoder or at fits that begin from it where it names them."""
         self.test_results: dict[int, AISResult] = {}
         """Estimates of this process, by batch; a caller may fill in those of an earlier run."""
         self.test_progress: Callable[[int], None] = _no_progress
@@ -295,14 +297,14 @@ class DGLM(LightningModule):
                 divergence=chain.diverging,
             )
 
-    def ais_start(self, settings: AISSettings) -> Start:
-        """Return where annealed importance sampling with these settings starts."""
-        starts: dict[str, Start] = {
+    def start(self, name: StartName) -> Start:
+        """Return where annealed importance sampling starts, in the words of the commands."""
+        starts: dict[StartName, Start] = {
             "prior": "prior",
             "encoder": self.encoder,
             "fitted": FittedStart(self.encoder),
         }
-        return starts[settings.start]
+        return starts[name]
 
     @full_precision()
     def test_step(self, x: Tensor, batch_index: int) -> None:
@@ -312,19 +314,19 @@ class DGLM(LightningModule):
         """
         if batch_index in self.test_results:
             return
-        options = asdict(self.ais)
-        options["start"] = self.ais_start(self.ais)
-        options["seed"] = mixed_seed(self.ais.seed, batch_index, self.global_rank)
+        seed = mixed_seed(self.ais.seed, batch_index, self.global_rank)
+        settings = replace(self.ais, seed=seed)
         # torch.autograd.grad, the faster way to the forces, needs tensors made outside of the
         # inference mode that Trainer.test is in.
         with torch.inference_mode(False), torch.no_grad():
-            self.test_results[batch_index] = estimate_log_likelihood(
-                self.model, x.clone(), **options, progress=self.test_progress
+            self.test_results[batch_index] = quiet_estimate(
+                self.model, x.clone(), settings, self.start(self.ais_start), self.test_progress
             )
 
     def on_test_epoch_end(self) -> None:
         """Put the estimates of all batches and processes together and log their mean."""
         self.test_result = gather([self.test_results[index] for index in sorted(self.test_results)])
+        warn_of(self.test_result)
         self.test_results = {}  # the next test may be of other images
         log_likelihood = self.test_result.log_likelihood
         self.log("test/log_likelihood", log_likelihood.mean(), rank_zero_only=True)

@@ -5,7 +5,7 @@ An evaluation that was interrupted goes on where it was when it is started again
 
 import csv
 import hashlib
-from dataclasses import asdict, dataclass, field, fields, replace
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -16,7 +16,7 @@ from rich.console import Console
 from rich.table import Table
 from torch import Tensor
 
-from dglm import DGLM, AISResult, AISSettings, bidirectional_bounds, importance_weighted_bound
+from dglm import DGLM, AISResult, bidirectional_bounds, importance_weighted_bound
 from dglm.ais import chain_gradients, check_counts, gradient_evaluations
 from experiments.shared.checkpoints import load_checkpoint
 from experiments.shared.cli import (
@@ -31,6 +31,7 @@ from experiments.shared.runs import output_file, write_json
 from experiments.shared.scoring import (
     DataOptions,
     KeepResults,
+    ScoringOptions,
     check_error_bars,
     held_out,
     mean_and_error,
@@ -57,7 +58,7 @@ class TrainerOptions:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Evaluate(AISSettings):
+class Evaluate(ScoringOptions):
     """What is estimated, of which model.
 
     Args:
@@ -68,9 +69,7 @@ class Evaluate(AISSettings):
         num_temperatures: Changes of temperature.
         num_leapfrogs: Leapfrogs of each transition.
         start: Where the chains start: at the prior, at the encoder's q(z|x), from where fewer
-            temperatures are needed, or at Gaussians fitted to the posteriors, from where few are.
-            Only the prior finds modes that chains from q(z|x) do not reach.
-        schedule: Spacing of the temperatures.
+            temperatures are needed, or at fits to the posteriors, from where few are.
         seed: Seed of all randomness.
         compile: Compile the transition: faster per gradient, once some twenty seconds are spent.
         curve: Several numbers of temperatures instead of one, for example 100,300,1000.
@@ -111,20 +110,19 @@ class Evaluate(AISSettings):
             raise ValueError(f"iwae_samples must be 0 or at least 2, got {self.iwae_samples}")
         if self.bdmc:
             check_error_bars(self.bdmc_images, self.num_chains)
-        self.settings()
+        self.points()
 
-    def settings(self) -> list[AISSettings]:
-        """Return the settings of each point of the curve, the most temperatures last."""
-        shared = {each.name: getattr(self, each.name) for each in fields(AISSettings)}
+    def points(self) -> list["Evaluate"]:
+        """Return the options of each point of the curve, the most temperatures last."""
         if self.curve is None:
-            return [AISSettings(**shared)]
+            return [self]
         try:
             counts = sorted({int(text) for text in self.curve.split(",")})
         except ValueError as error:
             raise ValueError(
                 f"curve takes numbers of temperatures like 100,300,1000, got {self.curve!r}"
             ) from error
-        return [replace(AISSettings(**shared), num_temperatures=count) for count in counts]
+        return [replace(self, num_temperatures=count, curve=None) for count in counts]
 
 
 def main(arguments: list[str] | None = None) -> None:
@@ -162,38 +160,36 @@ def evaluate_into(output: Path, options: Evaluate, dglm: DGLM, trained: dict[str
     keep = KeepResults(output, trainer.global_rank, identity)
     trainer.callbacks.append(keep)  # type: ignore[attr-defined]
     points = []
-    for settings in options.settings():
-        dglm.test_results = keep.results(settings)
-        result = score(trainer, dglm, images, settings, options.batch_size, options.quiet)
-        points.append((settings, result))
+    for point in options.points():
+        dglm.test_results = keep.results(point)
+        result = score(trainer, dglm, images, point, options.batch_size, options.quiet)
+        points.append((point, result))
     if not trainer.is_global_zero:
         return
-    bounds = other_bounds(dglm.to(trainer.strategy.root_device), images, settings, options)
+    bounds = other_bounds(dglm.to(trainer.strategy.root_device), images, point)
     summary: dict[str, Any] = {
         "checkpoint": options.checkpoint,
         "dataset": data.dataset_name,
         "split": options.split,
         "binarization": data.binarization,
         "seed": options.seed,
-        **score_summary(result, settings),
+        **score_summary(result, point),
     }
     if options.curve is not None:
-        summary["curve"] = [score_summary(result, settings) for settings, result in points]
+        summary["curve"] = [score_summary(result, point) for point, result in points]
         draw_curve(summary["curve"], output.with_suffix(".png"))
     write_scores(output.with_suffix(".csv"), result)
     write_json(summary | bounds, output)
     print_table(summary | bounds, output)
 
 
-def other_bounds(
-    dglm: DGLM, images: Tensor, settings: AISSettings, options: Evaluate
-) -> dict[str, Any]:
+def other_bounds(dglm: DGLM, images: Tensor, options: Evaluate) -> dict[str, Any]:
     """Return the bounds on log p(x) that are asked for beside the estimate."""
     found: dict[str, Any] = {}
     if options.iwae_samples:
         found |= importance_summary(dglm, images.to(dglm.device), options)
     if options.bdmc:
-        found |= bidirectional_summary(dglm, settings, options)
+        found |= bidirectional_summary(dglm, options)
     return found
 
 
@@ -213,16 +209,17 @@ def importance_summary(dglm: DGLM, images: Tensor, options: Evaluate) -> dict[st
     }
 
 
-def bidirectional_summary(dglm: DGLM, settings: AISSettings, options: Evaluate) -> dict[str, Any]:
+def bidirectional_summary(dglm: DGLM, options: Evaluate) -> dict[str, Any]:
     """Bound log p(x) of simulated images from both sides."""
-    arguments = asdict(settings)
-    arguments["start"] = dglm.ais_start(settings)
-    sizes = (settings.num_chains, settings.num_temperatures, settings.num_leapfrogs)
-    total = gradient_evaluations(options.bdmc_images, *sizes, settings.start)
-    total += options.bdmc_images * chain_gradients(*sizes)
+    total = gradient_evaluations(options.bdmc_images, options, options.start)
+    total += options.bdmc_images * chain_gradients(options)
     with counted("bidirectional, gradients", total, options.quiet) as progress:
         bounds = bidirectional_bounds(
-            dglm.model, options.bdmc_images, **arguments, progress=progress
+            dglm.model,
+            options.bdmc_images,
+            options.settings,
+            dglm.start(options.start),
+            progress,
         )
     lower, lower_error = mean_and_error(bounds.lower)
     upper, upper_error = mean_and_error(bounds.upper)

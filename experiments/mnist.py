@@ -149,9 +149,7 @@ class MnistCLI(LightningCLI):
             callbacks.insert(0, CompileTraining())
         if not self.config.quiet:
             scoring = self.config_init.evaluation
-            callbacks.append(
-                Banner(self.config.compile, scoring.settings, scoring.num_images, self.folder)
-            )
+            callbacks.append(Banner(self.config.compile, scoring, scoring.num_images, self.folder))
             if not chosen.enable_progress_bar:
                 callbacks.append(TrainingProgress())
         if chosen.logger in (None, True):

@@ -1,6 +1,6 @@
 """What a trained model is worth: figures, pictures and a table."""
 
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -11,7 +11,7 @@ from rich.table import Table
 from torch import Tensor
 
 from data import ImageDataModule, ImageShape
-from dglm import DGLM, AISSettings, inpaint
+from dglm import DGLM, inpaint
 from dglm.ais import check_counts
 from dglm.callbacks import (
     DIVERGENCE_BOUND,
@@ -24,7 +24,13 @@ from dglm.posterior import long_chain_log_joint
 from experiments.shared.models import kernel_name, model_name
 from experiments.shared.pictures import given_pixels, save_inpainting, save_rows, save_samples
 from experiments.shared.runs import print_files, write_json
-from experiments.shared.scoring import check_error_bars, mean_and_error, score, score_summary
+from experiments.shared.scoring import (
+    ScoringOptions,
+    check_error_bars,
+    mean_and_error,
+    score,
+    score_summary,
+)
 from samplers import seeded_generator
 
 _CHECKED_IMAGES = 100
@@ -33,16 +39,15 @@ _SHOWN_DIGITS = 3
 
 
 @dataclass(frozen=True)
-class Evaluation(AISSettings):
+class Evaluation(ScoringOptions):
     """How the trained model is scored on test images and drawn.
 
     Args:
         num_chains: Chains of annealed importance sampling for each image.
         num_temperatures: Changes of temperature.
         num_leapfrogs: Leapfrogs of each transition.
-        start: Where the chains start: at the prior, at the encoder's q(z|x), or at Gaussians
-            fitted to the posteriors.
-        schedule: Spacing of the temperatures.
+        start: Where the chains start: at the prior, at the encoder's q(z|x), or at fits to the
+            posteriors.
         seed: Seed of the estimate.
         compile: Compile the transition: faster per gradient, once some twenty seconds are spent.
         num_images: Test images that are scored, the first ones.
@@ -62,13 +67,6 @@ class Evaluation(AISSettings):
         check_counts(num_sweeps=self.num_sweeps)
         check_error_bars(self.num_images, self.num_chains)
 
-    @property
-    def settings(self) -> AISSettings:
-        """The settings of the estimate alone."""
-        return AISSettings(
-            **{field.name: getattr(self, field.name) for field in fields(AISSettings)}
-        )
-
 
 class Trained(NamedTuple):
     """A trained model, and what its training took."""
@@ -87,7 +85,7 @@ def report(
     """Write summary.json and the pictures of a trained model into its run folder; print both."""
     dglm, trainer, updates, images_each = trained
     images = data.heldout("test")[: options.num_images]
-    result = score(trainer, dglm, images, options.settings, _BATCH_SIZE, quiet)
+    result = score(trainer, dglm, images, options, _BATCH_SIZE, quiet)
     if not trainer.is_global_zero:
         return
     dglm = dglm.to(trainer.strategy.root_device).eval()
@@ -102,7 +100,7 @@ def report(
         **training_faults(dglm, images_each),
         "split": "test",
         "binarization": data.binarization,
-        **score_summary(result, options.settings),
+        **score_summary(result, options),
         **posterior_figures(dglm, images[:_CHECKED_IMAGES]),
     }
     write_json(summary, folder / "summary.json")

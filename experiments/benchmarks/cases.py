@@ -10,9 +10,8 @@ from torch import Tensor
 
 from dglm import Decoder, DiagonalGaussian, GenerativeModel
 from dglm.ais import transition
-from dglm.annealing import anneal, temperatures
+from dglm.annealing import AnnealedEnergy, anneal, temperatures
 from dglm.chain import run_chain
-from dglm.starts import annealed_path
 from samplers import L2HMC, seeded_generator
 from samplers.compiling import onednn_is_faster, product
 
@@ -165,7 +164,7 @@ class Annealing:
         self.case = Posterior(sizes, device)
         self.betas = temperatures(sizes.mh_steps + 1)
         # Where the chains are: from elsewhere they would be copied, which a CUDA graph cannot.
-        self.step_sizes = torch.full((sizes.mh_steps,), 0.1, dtype=torch.float64, device=device)
+        self.step_sizes = torch.full((sizes.mh_steps, len(self.case.x)), 0.1, device=device)
         self.kernel = transition(sizes.leapfrogs, self.case.x.device, compile)
 
     @torch.no_grad()
@@ -174,7 +173,8 @@ class Annealing:
         if generator is None:
             generator = seeded_generator(self.case.x.device, 0)
         zeros = torch.zeros_like(self.case.z)
-        path = annealed_path(self.case.model, self.case.x, DiagonalGaussian(zeros, zeros))
+        likelihood = self.case.model.negative_log_likelihood(self.case.x)
+        path = AnnealedEnergy(likelihood, DiagonalGaussian(zeros, zeros))
         return anneal(
             path, self.case.z, self.betas, self.kernel, self.step_sizes, generator
         ).log_weight

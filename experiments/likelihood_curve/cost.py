@@ -3,6 +3,7 @@
 import math
 import tempfile
 import time
+from dataclasses import replace
 from pathlib import Path
 from statistics import median
 from typing import Any, NamedTuple
@@ -14,8 +15,8 @@ from rich.table import Table
 from torch import Tensor
 
 from data import shard_indices
-from dglm import DGLM, estimate_log_likelihood
-from dglm.ais import gradient_evaluations
+from dglm import DGLM
+from dglm.ais import gradient_evaluations, quiet_estimate
 from experiments.evaluate import Evaluate
 from experiments.likelihood_curve.models import LikelihoodCurve, Model
 from experiments.mnist import command_line, train
@@ -76,10 +77,10 @@ def training_cost(options: LikelihoodCurve, model: Model) -> Cost:
 def scoring_seconds(options: LikelihoodCurve, dglm: DGLM, images: Tensor) -> float:
     """Return the seconds of one gradient of a score: few images and temperatures, not compiled."""
     images = images[: min(options.num_images, _TIMED_IMAGES)]
-    sizes = options.num_chains, _TIMED_TEMPERATURES, options.num_leapfrogs
+    settings = replace(options.settings, num_temperatures=_TIMED_TEMPERATURES, compile=False)
     began = time.perf_counter()
-    estimate_log_likelihood(dglm.model, images, *sizes, start=dglm.ais_start(options))
-    gradients = gradient_evaluations(len(images), *sizes, options.start)
+    quiet_estimate(dglm.model, images, settings, dglm.start(options.start), lambda gradients: None)
+    gradients = gradient_evaluations(len(images), settings, options.start)
     return (time.perf_counter() - began) / gradients
 
 

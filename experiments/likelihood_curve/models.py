@@ -2,21 +2,20 @@
 
 import shutil
 import tempfile
-from dataclasses import asdict, dataclass, field, fields
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Literal, NamedTuple
 
 import torch
 import yaml
 
-from dglm import AISSettings
 from dglm.ais import check_counts
 from experiments.evaluate import Evaluate, TrainerOptions, evaluate
 from experiments.mnist import command_line, train
 from experiments.shared.checkpoints import last_checkpoint
 from experiments.shared.models import KernelName
 from experiments.shared.runs import write_json
-from experiments.shared.scoring import DataOptions, check_error_bars, check_split
+from experiments.shared.scoring import DataOptions, ScoringOptions, check_error_bars, check_split
 
 Split = Literal["train", "validation", "test"]
 
@@ -49,7 +48,7 @@ class CurveData:
 
 
 @dataclass(frozen=True, kw_only=True)
-class LikelihoodCurve(AISSettings):
+class LikelihoodCurve(ScoringOptions):
     """What is trained and how it is scored.
 
     Args:
@@ -64,9 +63,7 @@ class LikelihoodCurve(AISSettings):
         num_temperatures: Changes of temperature.
         num_leapfrogs: Leapfrogs of each transition.
         start: Where the chains start: at the prior, at the encoder's q(z|x), from where fewer
-            temperatures are needed, or at Gaussians fitted to the posteriors, from where few are.
-            Only the prior finds modes that chains from q(z|x) do not reach.
-        schedule: Spacing of the temperatures.
+            temperatures are needed, or at fits to the posteriors, from where few are.
         seed: Seed of the scores.
         compile: Compile the transition: faster per gradient, once some twenty seconds are spent.
         data: Where the images come from.
@@ -104,11 +101,6 @@ class LikelihoodCurve(AISSettings):
             raise ValueError(f"num_mh_steps must be at least 1, got {min(self.num_mh_steps)}")
         if min(self.seeds) < 0:
             raise ValueError(f"seeds must be 0 or more, got {min(self.seeds)}")
-
-    @property
-    def scoring(self) -> AISSettings:
-        """The settings of the scores alone."""
-        return AISSettings(**{each.name: getattr(self, each.name) for each in fields(AISSettings)})
 
     def models(self) -> list[Model]:
         """Return the models, seed by seed, the cheapest first."""
@@ -199,6 +191,7 @@ def score_model(options: LikelihoodCurve, folder: Path, split: Split) -> None:
             trainer=TrainerOptions(devices=1),
             output=str(output),
             quiet=options.quiet,
-            **asdict(options.scoring),
+            start=options.start,
+            **asdict(options.settings),
         )
     )

@@ -16,11 +16,12 @@ from rich.table import Table
 from torch import Tensor, nn
 
 from data import ImageDataModule
-from dglm import DGLM, AISSettings
+from dglm import DGLM
 from dglm.ais import gradient_evaluations
 from experiments.shared.cli import progress_columns
 from experiments.shared.models import model_name
 from experiments.shared.pictures import image_grid
+from experiments.shared.scoring import ScoringOptions
 from samplers import Kernel, seeded_generator
 
 WORTH_COMPILING = 4e6
@@ -171,7 +172,9 @@ class Banner(Callback):
         folder: The run folder.
     """
 
-    def __init__(self, compile: bool, scoring: AISSettings, num_images: int, folder: Path) -> None:
+    def __init__(
+        self, compile: bool, scoring: ScoringOptions, num_images: int, folder: Path
+    ) -> None:
         self.compile = compile
         self.scoring = scoring
         self.num_images = num_images
@@ -204,13 +207,7 @@ class Banner(Callback):
 
     def _scoring_cost(self) -> str:
         sizes = self.scoring
-        gradients = gradient_evaluations(
-            self.num_images,
-            sizes.num_chains,
-            sizes.num_temperatures,
-            sizes.num_leapfrogs,
-            sizes.start,
-        )
+        gradients = gradient_evaluations(self.num_images, sizes, sizes.start)
         return (
             f"{self.num_images:,} test images, {sizes.num_chains} chains, "
             f"{sizes.num_temperatures:,} temperatures: {gradients:.2g} gradients"

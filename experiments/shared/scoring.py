@@ -2,9 +2,9 @@
 
 import math
 from collections.abc import Sequence, Sized
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
-from typing import Any, cast
+from typing import Any, cast, get_args
 
 from lightning.pytorch import Callback, LightningModule, Trainer
 from torch import Tensor
@@ -12,9 +12,43 @@ from torch import Tensor
 from data import Batches, DataError, ImageDataModule, Split, check_heldout, shard_indices
 from dglm import DGLM, AISResult, AISSettings
 from dglm.ais import gradient_evaluations
+from dglm.starts import StartName
 from experiments.shared.cli import counted
 from experiments.shared.runs import partial_file
 from samplers.io import Resumable
+
+
+@dataclass(frozen=True)
+class ScoringOptions(AISSettings):
+    """How log p(x) is estimated.
+
+    Args:
+        num_chains: Chains for each image.
+        num_temperatures: Changes of temperature.
+        num_leapfrogs: Leapfrogs of each transition.
+        seed: Seed of all randomness.
+        compile: Compile the transition: faster per gradient, once some twenty seconds are spent.
+        start: Where the chains start: at the prior, at the encoder's q(z|x), from where fewer
+            temperatures are needed, or at fits to the posteriors, from where few are.
+    """
+
+    start: StartName = "fitted"
+
+    def __post_init__(self) -> None:
+        """Check the settings.
+
+        Raises:
+            ValueError: A count is below 1, the seed is negative, or the start is unknown.
+        """
+        super().__post_init__()
+        if self.start not in get_args(StartName):
+            allowed = ", ".join(get_args(StartName))
+            raise ValueError(f"start must be one of {allowed}, got {self.start!r}")
+
+    @property
+    def settings(self) -> AISSettings:
+        """What an estimate takes beside its start."""
+        return AISSettings(**{each.name: getattr(self, each.name) for each in fields(AISSettings)})
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -111,7 +145,7 @@ def score(
     trainer: Trainer,
     dglm: DGLM,
     images: Tensor,
-    settings: AISSettings,
+    options: ScoringOptions,
     batch_size: int,
     quiet: bool,
 ) -> AISResult:
@@ -121,9 +155,9 @@ def score(
     """
     rows = shard_indices(len(images), batch_size, trainer.global_rank, trainer.world_size)
     batches = Batches(images.to(trainer.strategy.root_device), rows)
-    costs = scoring_gradients(rows, settings)
+    costs = scoring_gradients(rows, options)
     done = sum(costs[index] for index in dglm.test_results)
-    dglm.ais = settings
+    dglm.ais, dglm.ais_start = options.settings, options.start
     hidden = quiet or not trainer.is_global_zero
     with counted("log-likelihood, gradients", sum(costs), hidden) as progress:
         progress(done)
@@ -132,10 +166,9 @@ def score(
     return dglm.test_result
 
 
-def scoring_gradients(batches: Sequence[Sized], settings: AISSettings) -> list[int]:
+def scoring_gradients(batches: Sequence[Sized], options: ScoringOptions) -> list[int]:
     """Return the gradients that the score of each batch takes, its pilot's included."""
-    sizes = (settings.num_chains, settings.num_temperatures, settings.num_leapfrogs)
-    return [gradient_evaluations(len(batch), *sizes, settings.start) for batch in batches]
+    return [gradient_evaluations(len(batch), options, options.start) for batch in batches]
 
 
 class KeepResults(Callback):
@@ -171,7 +204,7 @@ def _point(settings: AISSettings) -> str:
     return f"{settings.num_temperatures} temperatures"
 
 
-def score_summary(result: AISResult, settings: AISSettings) -> dict[str, Any]:
+def score_summary(result: AISResult, options: ScoringOptions) -> dict[str, Any]:
     """Return the figures of a score over a set of images as flat keys."""
     log_likelihood, standard_error = mean_and_error(result.log_likelihood)
     count = len(result.log_likelihood)
@@ -180,9 +213,15 @@ def score_summary(result: AISResult, settings: AISSettings) -> dict[str, Any]:
         "standard_error": standard_error,
         "standard_error_chains": float(result.standard_error.square().sum().sqrt()) / count,
         "num_images": count,
-        **{name: value for name, value in asdict(settings).items() if name != "seed"},
+        **{
+            each.name: getattr(options, each.name)
+            for each in fields(ScoringOptions)
+            if each.name != "seed"
+        },
         "acceptance": float(result.acceptance.mean()),
         "effective_sample_size": float(result.effective_sample_size.mean()),
+        "unreliable_images": int(result.unreliable.sum()),
+        "missed_modes": int(result.missed_modes.sum()),
         "gradient_evaluations": result.gradient_evaluations,
     }
 

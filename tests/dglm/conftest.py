@@ -99,13 +99,6 @@ def gradients(monkeypatch: pytest.MonkeyPatch) -> list[int]:
 
 
 @pytest.fixture
-def quick_pilot(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Make the pilot run of AIS shorter: enough for a fair acceptance, but not for the target."""
-    monkeypatch.setattr("dglm.annealing._PILOT_TEMPERATURES", 30)
-    monkeypatch.setattr("dglm.annealing._PILOT_WARM_UP", 30)
-
-
-@pytest.fixture
 def linear_gaussian() -> Callable[..., GenerativeModel]:
     """A builder of models x = W z + b + noise, of which everything is known in closed form."""
 

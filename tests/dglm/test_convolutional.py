@@ -3,6 +3,7 @@ import torch
 from torch import Tensor, nn
 
 from dglm import (
+    AISSettings,
     Bernoulli,
     ConvolutionalDecoder,
     ConvolutionalEncoder,
@@ -134,7 +135,7 @@ def test_annealed_importance_sampling_through_a_convolutional_decoder() -> None:
     torch.manual_seed(2)
     model = GenerativeModel(ConvolutionalDecoder(1, (1, 4, 4), (3,), output_scale=5.0), 1)
     x, _ = model.sample(3, seeded_generator("cpu", 1))
-    result = estimate_log_likelihood(model, x, 64, 60, 3)
+    result = estimate_log_likelihood(model, x, AISSettings(64, 60, 3), "prior")
     grid = torch.linspace(-8, 8, 4001)[:, None]
     with torch.no_grad():
         exact = torch.stack([model.log_joint(row.expand(4001, -1), grid).logsumexp(0) for row in x])

@@ -6,6 +6,13 @@ import torch
 from torch import Tensor, nn
 
 from dglm import Encoder, GenerativeModel, ImportanceResult, importance_weighted_bound
+from dglm.importance import (
+    log_mean_exp,
+    log_mean_standard_error,
+    weight_effective_sample_size,
+)
+
+pytestmark = pytest.mark.filterwarnings("ignore:the importance-weighted bounds of")
 
 Model = Callable[..., GenerativeModel]
 ExactLogLikelihood = Callable[[GenerativeModel, Tensor], Tensor]
@@ -164,3 +171,43 @@ def test_impossible_settings_are_refused(
     settings: dict[str, Any] = {"images": images, "encoder": Encoder(6, 3, (4,)), **changes}
     with pytest.raises(ValueError, match=message):
         importance_weighted_bound(model, **settings)
+
+
+def test_a_bound_that_rests_on_one_sample_has_no_known_error(build_case: BuildCase) -> None:
+    with pytest.warns(UserWarning, match=r"of 4 of 4 images rest on less than two samples"):
+        result = build_case(2).bound(1e4, 50)
+    assert result.standard_error.isnan().all()
+
+
+# Weights
+
+
+def test_means_of_weights_neither_overflow_nor_vanish() -> None:
+    weights = torch.rand(3, 20)
+    for shift in (-1e4, 0.0, 1e4):
+        logs = weights.log() + shift
+        mean = weights.mean(dim=1)
+        torch.testing.assert_close(log_mean_exp(logs), mean.log() + shift)
+        error = weights.std(dim=1) / 20**0.5 / mean
+        torch.testing.assert_close(log_mean_standard_error(logs), error)
+        size = weights.sum(dim=1).square() / weights.square().sum(dim=1)
+        torch.testing.assert_close(weight_effective_sample_size(logs), size)
+
+
+@pytest.mark.parametrize(
+    ("logs", "known"),
+    [
+        ([0.0] * 16, True),
+        ([0.0] * 15 + [-800.0], True),  # one chain is lost, the others agree
+        ([0.0] * 15 + [4.5], False),  # one chain outweighs all others
+        ([-800.0] * 15 + [0.0], False),
+        ([4.0 * i for i in range(16)], False),
+        ([0.3 * i for i in range(16)], True),
+        ([0.0], False),
+        ([0.0, 0.1], True),
+        ([0.0, 3.0], False),
+    ],
+)
+def test_errors_are_given_where_the_weights_tell_them(logs: list[float], known: bool) -> None:
+    error = log_mean_standard_error(torch.tensor([logs]))
+    assert bool(error.isfinite()) == known

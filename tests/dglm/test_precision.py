@@ -108,7 +108,7 @@ def test_chains_of_training_and_validation(
     assert all(parameter.isfinite().all() for parameter in module.parameters())
 
 
-@pytest.mark.usefixtures("quick_pilot")
+@pytest.mark.filterwarnings("ignore:the log-likelihoods of")
 @pytest.mark.parametrize("start", ["prior", "encoder", "fitted"])
 def test_importance_weights_do_not_know_the_trainer_s_precision(
     build_dglm: BuildDGLM, start: str
@@ -116,7 +116,7 @@ def test_importance_weights_do_not_know_the_trainer_s_precision(
     results = []
     for precision in ("32-true", "bf16-mixed"):
         module = build_dglm("vae")
-        module.ais = AISSettings(3, 4, 2, start=start)  # type: ignore[arg-type]
+        module.ais, module.ais_start = AISSettings(3, 4, 2), start  # type: ignore[assignment]
         trainer(precision).test(module, Batches(), verbose=False)
         results.append(module.test_result.log_weights)
     assert results[0].dtype == torch.float64
@@ -131,7 +131,8 @@ def fast_products() -> Iterator[None]:
     torch.set_float32_matmul_precision("highest")
 
 
-@pytest.mark.usefixtures("fast_products", "quick_pilot")
+@pytest.mark.filterwarnings("ignore:the log-likelihoods of")
+@pytest.mark.usefixtures("fast_products")
 def test_chains_do_not_know_faster_products(
     build_dglm: BuildDGLM, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -148,10 +149,11 @@ def test_chains_do_not_know_faster_products(
 
     monkeypatch.setattr(NegativeLogLikelihood, "value_and_gradient", recording)
     axes, start = principal_axes(HMC(), module.model.energy(x), torch.randn(8, 3), 4, generator)
+    few = AISSettings(2, 2, 2)
     works = [
         lambda: module.posterior_samples(x),
-        lambda: estimate_log_likelihood(module.model, x, 2, 2, 2),
-        lambda: bidirectional_bounds(module.model, 2, 2, 2, 2),
+        lambda: estimate_log_likelihood(module.model, x, few),
+        lambda: bidirectional_bounds(module.model, 2, few),
         lambda: inpaint(module.model, x, torch.arange(6) < 3, 1, (HMC(), 1)),
         lambda: long_chains(HMC(), module.model.energy(x), start, 2, axes, generator),
         lambda: long_chain_log_joint(module.model, x, start, 2),

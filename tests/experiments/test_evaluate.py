@@ -11,7 +11,8 @@ import matplotlib.pyplot as plt
 import pytest
 import torch
 
-from dglm import DGLM, estimate_log_likelihood
+from dglm import DGLM
+from dglm.ais import quiet_estimate
 from experiments.evaluate import main
 from experiments.shared.cli import run_command
 from experiments.shared.scoring import mean_and_error
@@ -120,9 +121,9 @@ def test_an_interrupted_evaluation_goes_on_where_it_was(
 ) -> None:
     main(arguments(checkpoint, root, tmp_path / "whole.json"))
     interrupt(arguments(checkpoint, root, tmp_path / "halves.json"))
-    estimate, calls = estimate_log_likelihood, []
+    estimate, calls = quiet_estimate, []
     monkeypatch.setattr(
-        "dglm.module.estimate_log_likelihood",
+        "dglm.module.quiet_estimate",
         lambda *given, **options: calls.append(1) or estimate(*given, **options),
     )
     main(arguments(checkpoint, root, tmp_path / "halves.json"))

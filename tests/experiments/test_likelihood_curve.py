@@ -7,7 +7,7 @@ import pytest
 import torch
 import yaml
 
-from dglm import DGLM
+from dglm import DGLM, AISSettings
 from dglm.ais import gradient_evaluations
 from experiments.likelihood_curve import cost
 from experiments.likelihood_curve.__main__ import main
@@ -133,7 +133,7 @@ def test_a_dry_run_prints_the_cost_and_leaves_nothing(
     # 18 updates of 20 images, two steps of two leapfrogs each.
     assert f"{18 * 20 * 5:.2g}" in next(line for line in printed.split("\n") if "l2hmc-2" in line)
     # Three chains of two transitions for six images, in one batch with one pilot.
-    gradients = gradient_evaluations(6, 3, 3, 5, "encoder")
+    gradients = gradient_evaluations(6, AISSettings(3, 3, 5), "encoder")
     assert f"{6 * gradients:.2g}" in next(
         line for line in printed.split("\n") if "6 scores" in line
     )
@@ -166,7 +166,7 @@ def test_a_dry_run_counts_the_pilot_of_each_batch(
     )
     monkeypatch.setattr(cost, "training_cost", lambda *_: cost.Cost(1, 1, 1.0, 0.0))
     cost.print_costs(curve)
-    sizes = curve.num_chains, curve.num_temperatures, curve.num_leapfrogs, curve.start
+    sizes = curve, curve.start
     each = 2 * gradient_evaluations(50, *sizes) + gradient_evaluations(20, *sizes)
     assert f"{3 * each:.2g}" in capsys.readouterr().out
     assert f"{3 * each:.2g}" != f"{3 * gradient_evaluations(120, *sizes):.2g}"

@@ -13,7 +13,7 @@ from lightning.pytorch import Trainer
 from torch import Tensor
 
 from data import ImageDataModule
-from dglm import DGLM, estimate_log_likelihood
+from dglm import DGLM, AISSettings, estimate_log_likelihood
 from experiments.shared.checkpoints import load_checkpoint
 
 SCRIPT = Path(__file__).with_name("two_processes.py")
@@ -94,7 +94,8 @@ def test_each_image_is_scored_once_and_as_by_one_process(run: Path, root: Path) 
     data = ImageDataModule("mnist", str(root), validation=40)
     data.setup()
     images: Tensor = data.heldout("test")[:IMAGES]
-    one = estimate_log_likelihood(module.model, images, 16, 20, 10, start=module.encoder)
+    settings = AISSettings(16, 20, 10)
+    one = estimate_log_likelihood(module.model, images, settings, module.encoder)
     error = float(one.standard_error.square().sum().sqrt()) / IMAGES
     assert summary["effective_sample_size"] > 4
     difference = summary["log_likelihood"] - float(one.log_likelihood.mean())
