@@ -152,7 +152,7 @@ def quiet_estimate(
     progress: Callable[[int], None],
 ) -> AISResult:
     """Estimate as :func:`estimate_log_likelihood` does, without its warnings."""
-    model.check_observations(images)
+    images = model.observations(images)
     annealing = _Annealing(model, images, settings, start, progress)
     cost = gradient_evaluations(len(images), settings, start)
     return annealing.result(annealing.run(), cost)

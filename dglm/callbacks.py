@@ -28,7 +28,6 @@ what is reported here has error bars of that size. A sound kernel is at 1e-6 in 
 
 _WATCH_EVERY = 100
 _WATCHED_IMAGES = 32
-_EXACTNESS_STREAM = 2
 
 
 class TrainingFailed(RuntimeError):  # noqa: N818 (it is what happened)
@@ -166,13 +165,14 @@ class ReversibilityMonitor(Callback):
         self._warned = False
 
     def on_train_batch_end(
-        self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Tensor, *rest: int
+        self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, *rest: int
     ) -> None:
         """Measure where it is time to."""
         module = cast("DGLM", pl_module)
         if module.kernel is None or trainer.global_step % _WATCH_EVERY:
             return
-        errors = exactness_errors(module, batch[:_WATCHED_IMAGES], trainer.global_step)
+        x = module.model.observations(batch)[:_WATCHED_IMAGES]
+        errors = exactness_errors(module, x, trainer.global_step)
         errors = trainer.strategy.reduce(errors, reduce_op="max")
         module.log("train/round_trip_error", errors[0])
         module.log("train/log_det_error", errors[1])
@@ -188,7 +188,7 @@ def exactness_errors(module: "DGLM", x: Tensor, step: int) -> Tensor:
     if module.kernel is None:
         raise ValueError("a VAE has no kernel whose exactness could be measured")
     kernel = module.kernel
-    generator = seeded_generator(x.device, module.seed, _EXACTNESS_STREAM, step, module.global_rank)
+    generator = seeded_generator(x.device, module.seed, "reversibility", step, module.global_rank)
     q, energy, context = module.posterior(x), module.model.energy(x), kernel.embed(x)
     state = kernel.init(q.sample(generator), energy)
     noise = kernel.noise(state, generator)

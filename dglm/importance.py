@@ -66,7 +66,7 @@ def importance_weighted_bound(
     """
     if num_samples < 2:
         raise ValueError(f"num_samples must be at least 2, got {num_samples}")
-    model.check_observations(images)
+    images = model.observations(images)
     at_once = min(num_samples, _SAMPLES_AT_ONCE)
     pieces = []
     for first, rows in chunks_for_memory(model, images, at_once):

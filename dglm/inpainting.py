@@ -74,7 +74,7 @@ def inpaint(
         >>> inpaint(model, images, given, sweeps=4, posterior=(HMC(), 2), start=z).shape
         torch.Size([4, 3, 6])
     """
-    model.check_observations(images)
+    images = model.observations(images)
     _check_mask(given, images)
     if sweeps < 1:
         raise ValueError(f"sweeps must be at least 1, got {sweeps}")

@@ -32,6 +32,9 @@ class Likelihood(nn.Module, ABC):
             count = int((~x.isfinite()).any(dim=-1).sum())
             raise ValueError(f"{count} of {len(x)} observations hold NaN or infinite numbers")
 
+    def check_parameters(self, parameters: Tensor) -> None:
+        """Raise ValueError where a decoder's outputs cannot be this likelihood's parameters."""
+
 
 class Bernoulli(Likelihood):
     r"""Binary observations with the decoder's outputs as logits ℓ.
@@ -57,7 +60,17 @@ class Bernoulli(Likelihood):
         if x.numel() and (x.min() < 0 or x.max() > 1):
             raise ValueError(
                 f"a Bernoulli likelihood needs observations in [0, 1], "
-                f"got [{x.min():.4g}, {x.max():.4g}]; divide images of 0 to 255 by 255"
+                f"got [{x.min():.4g}, {x.max():.4g}]; leave out "
+                "transforms.Normalize and the like, and divide images of 0 to 255 by 255"
+            )
+
+    def check_parameters(self, parameters: Tensor) -> None:
+        """Raise ValueError where all outputs, which differ, are probabilities, not logits."""
+        low, high = float(parameters.min()), float(parameters.max())
+        if 0 <= low < high <= 1:
+            raise ValueError(
+                "a Bernoulli likelihood takes logits, but all that the decoder returns lies in "
+                "[0, 1]: leave out the Sigmoid that it ends in"
             )
 
 

@@ -1,14 +1,19 @@
 """The generative model p(x, z) = p(z) p(x|z)."""
 
+from typing import Any
+
+import numpy as np
 import torch
 from torch import Tensor, nn
 
+from dglm.checks import check_function
 from dglm.energy import NegativeLogLikelihood, PosteriorEnergy
 from dglm.gaussian import gaussian_log_prob
 from dglm.likelihoods import Bernoulli, Likelihood
 from dglm.networks import Selected
-
-_OTHER_IN_TRAINING = nn.modules.dropout._DropoutNd, nn.modules.batchnorm._BatchNorm, nn.RReLU
+from dglm.precision import full_precision
+from samplers import seeded_generator
+from samplers.random import standard_normal
 
 
 class GenerativeModel(nn.Module):
@@ -110,59 +115,50 @@ class GenerativeModel(nn.Module):
         )
         return self.likelihood.sample(self.decoder(z), generator), z
 
+    @full_precision()
     @torch.no_grad()
     def check_decoder(self) -> int:
         """Return N, the length of an observation.
 
         Raises:
-            ValueError: The decoder's output is not flat, (B, N), or not a function of z alone.
+            ValueError: The decoder's output is not flat, (B, N), or not a function of z alone, or
+                cannot be what the likelihood takes.
         """
-        check_evaluation_mode("decoder", self.decoder)
         parameter = next(self.decoder.parameters(), torch.empty(0))
-        shape = self.decoder(parameter.new_zeros(1, self.latent_dim)).shape
-        if len(shape) != 2:
+        generator = seeded_generator(parameter.device, 0, "decoder check")
+        z = standard_normal(parameter.new_empty(3, self.latent_dim), generator)
+        output = check_function("decoder", self.decoder, z)[0]
+        if output.dim() != 2:
             raise ValueError(
-                f"the decoder must return flat (B, N), but it returns {tuple(shape)} for B = 1"
-                "; put torch.nn.Flatten() behind it"
+                f"the decoder must return flat (B, N), but it returns {tuple(output.shape)} for "
+                "B = 3; put torch.nn.Flatten() behind it"
             )
-        return shape[1]
+        self.likelihood.check_parameters(self.decoder(torch.cat([10 * z, -10 * z])))
+        return output.shape[1]
 
-    def check_observations(self, x: Tensor) -> None:
-        """Raise ValueError unless ``x`` is a batch (B, N) that this model can have produced."""
+    def observations(self, x: Any) -> Tensor:
+        """Return a batch as this model takes it: flat (B, N), of its type, on its device.
+
+        Arguments:
+            x: A tensor or array of observations; or such with labels behind, which are left out.
+
+        Raises:
+            ValueError: The batch is empty, or this model cannot have produced it.
+        """
         width = self.check_decoder()
-        if x.dim() != 2 or x.shape[1] != width:
-            flat = "; flatten them with x.flatten(1)" if x.shape[1:].numel() == width else ""
+        if isinstance(x, (tuple, list)) and len(x) > 0 and isinstance(x[0], (Tensor, np.ndarray)):
+            x = x[0]
+        try:
+            x = torch.as_tensor(x)
+        except (TypeError, ValueError, RuntimeError) as error:
+            raise ValueError(f"observations must be a tensor or an array, got {type(x)}") from error
+        if x.dim() < 2 or x.shape[1:].numel() != width:
             raise ValueError(
-                f"this model's observations are flat, (B, {width}), got {tuple(x.shape)}{flat}"
+                f"this model's observations are flat, (B, {width}), or images of {width} numbers, "
+                f"got {tuple(x.shape)}"
             )
         if len(x) == 0:
             raise ValueError("there are no observations: the batch is empty")
         self.likelihood.check(x)
         parameter = next(self.decoder.parameters(), torch.empty(0))
-        if (x.dtype, x.device) != (parameter.dtype, parameter.device):
-            raise ValueError(
-                f"this model's observations are {parameter.dtype} on {parameter.device}, got "
-                f"{x.dtype} on {x.device}: pass x.to('{parameter.device}', {parameter.dtype})"
-            )
-
-
-def check_evaluation_mode(name: str, network: nn.Module) -> None:
-    """Refuse a network that does not treat the rows of a batch alike and apart.
-
-    Raises:
-        ValueError: A layer of dropout or batch normalization is in training mode, or normalizes
-            by the batch in evaluation mode too.
-    """
-    for layer in network.modules():
-        if not isinstance(layer, _OTHER_IN_TRAINING):
-            continue
-        if layer.training:
-            raise ValueError(
-                f"the {name}'s {type(layer).__name__} is in training mode, where its output "
-                f"is not a function of its input alone; call {name}.eval()"
-            )
-        if getattr(layer, "running_mean", layer) is None:
-            raise ValueError(
-                f"the {name}'s {type(layer).__name__} normalizes by the batch at hand, so that its "
-                "output is not a function of its input alone; build it with track_running_stats"
-            )
+        return x.flatten(1).to(parameter)

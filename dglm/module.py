@@ -1,9 +1,9 @@
 """Training of deep latent Gaussian models: VAE, HMC-DGLM and L2HMC-DGLM."""
 
 import math
+import warnings
 from collections.abc import Callable
 from dataclasses import replace
-from enum import IntEnum
 from typing import Any
 
 import torch
@@ -16,6 +16,7 @@ from torch.optim.lr_scheduler import LambdaLR
 from dglm.ais import AISResult, AISSettings, gather, quiet_estimate, warn_of
 from dglm.callbacks import Safeguard
 from dglm.chain import Chain, run_chain
+from dglm.checks import check_fingerprint, check_sizes, digest, fingerprint
 from dglm.coordinates import AmortizedPreconditioned, without_coordinates
 from dglm.gaussian import DiagonalGaussian
 from dglm.model import GenerativeModel
@@ -29,13 +30,6 @@ SAMPLER_GRADIENT_NORM = 5.0
 
 _LAST = 0.03
 """What is left of the learning rate in the end."""
-
-
-class Stream(IntEnum):
-    """Which of the module's random streams a key belongs to."""
-
-    TRAINING = 0
-    VALIDATION = 1
 
 
 class DGLM(LightningModule):
@@ -128,6 +122,7 @@ class DGLM(LightningModule):
         self.test_results: dict[int, AISResult] = {}
         """Estimates of this process, by batch; a caller may fill in those of an earlier run."""
         self.test_progress: Callable[[int], None] = _no_progress
+        self._fingerprint: dict[str, Any] | None = None
         arguments = {
             "model": checked_description(self.model),
             "encoder": checked_description(self.encoder),
@@ -184,7 +179,7 @@ class DGLM(LightningModule):
         """
         if num_mh_steps is not None and num_mh_steps < 0:
             raise ValueError(f"num_mh_steps must be 0 or more, got {num_mh_steps}")
-        self.model.check_observations(x)
+        x = self.model.observations(x)
         q = self.posterior(x)
         z = q.sample(generator)
         if self.kernel is None or num_mh_steps == 0:
@@ -235,9 +230,12 @@ class DGLM(LightningModule):
         )
 
     def setup(self, stage: str) -> None:
-        """Refuse a precision, or a decoder, with which chains would not be exact.
+        """Refuse what would not train or not be exact, before anything is computed.
 
-        And a bound on all gradients together, which this training has no place for.
+        Raises:
+            ValueError: The precision is too low, the decoder is no function of z, encoder, decoder
+                and kernel do not fit together, or there is a bound on all gradients together, which
+                this training has no place for.
         """
         check_precision(self.trainer.precision)
         if self.trainer.gradient_clip_val:
@@ -245,14 +243,38 @@ class DGLM(LightningModule):
                 "gradient_clip_val would be ignored: the sampler's gradient is clipped to norm "
                 f"{SAMPLER_GRADIENT_NORM:g}, those of encoder and decoder are not; leave it out"
             )
+        check_sizes(*self.parts)
         if self.kernel is not None:
             self.model.check_decoder()
+        if getattr(self, "_compiler_ctx", None) is not None:
+            warnings.warn(
+                "the steps of a DGLM are not compiled as a whole: compile its chain, by "
+                "dglm.kernel.compile(), and pass the DGLM itself",
+                stacklevel=2,
+            )
 
-    def training_step(self, x: Tensor, batch_index: int) -> Tensor:
+    @property
+    def parts(self) -> tuple[nn.Module, int, nn.Module, Kernel | None]:
+        """Decoder, latent_dim, encoder and kernel."""
+        return self.model.decoder, self.model.latent_dim, self.encoder, self.kernel
+
+    def _observations(self, batch: Any, batch_index: int) -> Tensor:
+        """Return a loader's batch as the model takes it; what it holds is looked at in the first.
+
+        Looking at each would have the host wait for the device.
+        """
+        if batch_index == 0:
+            return self.model.observations(batch)
+        x = batch[0] if isinstance(batch, (tuple, list)) else batch
+        return x.flatten(1).to(next(self.parameters()))
+
+    @torch.compiler.disable
+    def training_step(self, batch: Any, batch_index: int) -> Tensor:
         """Return the sum of the losses; each reaches parameters that the others do not."""
+        x = self._observations(batch, batch_index)
         accumulated = self.trainer.accumulate_grad_batches
-        batch = self.global_step * accumulated + batch_index % accumulated
-        generator = self._generator(Stream.TRAINING, batch)
+        index = self.global_step * accumulated + batch_index % accumulated
+        generator = self._generator("training", index)
         q = self.posterior(x)
         z = q.sample(generator)
         if self.kernel is None:
@@ -280,10 +302,12 @@ class DGLM(LightningModule):
             track_acceptance(self.kernel, acceptance)
         return (chain.loss + chain.coordinate_loss - elbo - log_joint).mean()
 
+    @torch.compiler.disable
     @full_precision()
-    def validation_step(self, x: Tensor, batch_index: int) -> None:
+    def validation_step(self, batch: Any, batch_index: int) -> None:
         """Log the bound, and how far the kernel carries log p(x, z) from q's value."""
-        generator = self._generator(Stream.VALIDATION, batch_index)
+        x = self._observations(batch, batch_index)
+        generator = self._generator("validation", batch_index)
         q = self.posterior(x)
         z = q.sample(generator)
         log_joint = self.model.log_joint(x, z)
@@ -306,8 +330,14 @@ class DGLM(LightningModule):
         }
         return starts[name]
 
+    @torch.compiler.disable
+    def predict_step(self, batch: Any, batch_index: int) -> Tensor:
+        """Return a posterior sample for each observation, (B, latent_dim)."""
+        return self.posterior_samples(batch, generator=self._generator("prediction", batch_index))
+
+    @torch.compiler.disable
     @full_precision()
-    def test_step(self, x: Tensor, batch_index: int) -> None:
+    def test_step(self, batch: Any, batch_index: int) -> None:
         """Estimate the log-likelihood of a batch by annealed importance sampling.
 
         As ``ais`` says; batches that ``test_results`` holds already are not estimated again.
@@ -319,8 +349,9 @@ class DGLM(LightningModule):
         # torch.autograd.grad, the faster way to the forces, needs tensors made outside of the
         # inference mode that Trainer.test is in.
         with torch.inference_mode(False), torch.no_grad():
+            x = self._observations(batch, 0).clone()
             self.test_results[batch_index] = quiet_estimate(
-                self.model, x.clone(), settings, self.start(self.ais_start), self.test_progress
+                self.model, x, settings, self.start(self.ais_start), self.test_progress
             )
 
     def on_test_epoch_end(self) -> None:
@@ -333,6 +364,27 @@ class DGLM(LightningModule):
         count = len(log_likelihood)
         error = log_likelihood.std() / count**0.5 if count > 1 else math.nan
         self.log("test/standard_error", error, rank_zero_only=True)
+
+    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Keep what the parts return for fixed inputs."""
+        outputs = fingerprint(*self.parts)
+        checkpoint["fingerprint"] = {"weights": digest(self.state_dict()), "outputs": outputs}
+
+    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Have the weights that are loaded next looked at."""
+        self._fingerprint = checkpoint.get("fingerprint")
+
+    def load_state_dict(self, *arguments: Any, **options: Any) -> Any:
+        """Load the weights; of a checkpoint's, look whether they still make the same functions.
+
+        Raises:
+            ValueError: They do not.
+        """
+        found = super().load_state_dict(*arguments, **options)
+        expected, self._fingerprint = self._fingerprint, None
+        if expected is not None and expected["weights"] == digest(self.state_dict()):
+            check_fingerprint(expected["outputs"], fingerprint(*self.parts))
+        return found
 
     def configure_callbacks(self) -> list[Callback]:
         """Have every Trainer skip what is not finite."""
@@ -361,7 +413,7 @@ class DGLM(LightningModule):
         if learned:
             nn.utils.clip_grad_norm_(learned, SAMPLER_GRADIENT_NORM)
 
-    def _generator(self, stream: Stream, index: int) -> torch.Generator:
+    def _generator(self, stream: str, index: int) -> torch.Generator:
         return seeded_generator(self.device, self.seed, stream, index, self.global_rank)
 
     def _log(self, stage: str, **metrics: Tensor) -> None:

@@ -15,9 +15,10 @@ from dglm.annealing import (
     temperatures,
     tune_step_sizes,
 )
+from dglm.checks import check_function
 from dglm.energy import PosteriorEnergy
 from dglm.gaussian import DenseGaussian, DiagonalGaussian, UnitMixture, gaussian_log_prob
-from dglm.model import GenerativeModel, check_evaluation_mode
+from dglm.model import GenerativeModel
 from samplers import State, seeded_generator, value_and_gradient
 
 _CHAINS, _FROM_Q, _TEMPERATURES, _STEPS = 32, 8, 50, 32
@@ -141,7 +142,7 @@ def starting_points(
 
 def encoded(encoder: nn.Module, images: Tensor) -> DiagonalGaussian:
     """Return q(z|x) of images (N, D); ValueError where it is not finite or depends on the batch."""
-    check_evaluation_mode("encoder", encoder)
+    check_function("encoder", encoder, torch.cat([images[:2], torch.zeros_like(images[:1])]))
     q = DiagonalGaussian(*encoder(images))
     if not all(bool(part.isfinite().all()) for part in q):
         raise ValueError("the encoder's q(z|x) is not finite: start at the prior, or train it anew")

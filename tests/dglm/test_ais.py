@@ -434,7 +434,7 @@ def test_shares_of_processes_are_put_in_the_order_of_the_images(
         ({"start": "posterior"}, "start must be 'prior', 'fitted', FittedStart or an encoder"),
         ({"images": torch.full((2, 6), torch.nan)}, "2 of 2 observations hold NaN"),
         ({"images": torch.full((2, 6), 255.0)}, r"in \[0, 1\]"),
-        ({"images": torch.zeros(2, 5)}, r"flat, \(B, 6\), got \(2, 5\)"),
+        ({"images": torch.zeros(2, 5)}, r"flat, \(B, 6\), or images of 6 numbers, got \(2, 5\)"),
         ({"images": torch.zeros(0, 6)}, "the batch is empty"),
     ],
 )

@@ -211,7 +211,7 @@ def test_each_sweep_can_be_observed(model: GenerativeModel, posterior: Any) -> N
         ({"posterior": (HMC(), 0)}, "at least 1 step a sweep, got 0"),
         ({"posterior": KernelSteps(HMC(), -1)}, "at least 1 step a sweep, got -1"),
         ({"posterior": (HMC(), 1), "start": torch.zeros(1, 3)}, r"\(2, 3\), got \(1, 3\)"),
-        ({"images": torch.zeros(2, 5)}, r"flat, \(B, 6\), got \(2, 5\)"),
+        ({"images": torch.zeros(2, 5)}, r"flat, \(B, 6\), or images of 6 numbers, got \(2, 5\)"),
         ({"images": torch.full((2, 6), torch.nan)}, "NaN"),
         ({"images": torch.full((2, 6), 255.0)}, r"in \[0, 1\]"),
         ({"images": torch.zeros(0, 6)}, "the batch is empty"),

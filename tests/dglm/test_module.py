@@ -18,11 +18,20 @@ from torch.distributions import (
     MultivariateNormal,
     Normal,
 )
+from torch.utils.data import DataLoader, TensorDataset
 
 import dglm
-from dglm import DGLM, AISSettings, Encoder, FittedStart, GenerativeModel, estimate_log_likelihood
+from dglm import (
+    DGLM,
+    AISSettings,
+    Encoder,
+    FittedStart,
+    Gaussian,
+    GenerativeModel,
+    estimate_log_likelihood,
+)
 from dglm.coordinates import AmortizedPreconditioned, GaussianNetwork
-from dglm.module import SAMPLER_GRADIENT_NORM, Stream
+from dglm.module import SAMPLER_GRADIENT_NORM
 from samplers import HMC, L2HMC, Kernel, State, mixed_seed, seeded_generator
 
 BuildDGLM = Callable[..., DGLM]
@@ -97,7 +106,7 @@ class Step(NamedTuple):
 def by_hand(module: DGLM, x: Tensor, second_order: bool = True) -> Step:
     """Repeat the module's first training step."""
     decoder = module.model.decoder
-    generator = seeded_generator("cpu", module.seed, Stream.TRAINING, 0, 0)
+    generator = seeded_generator("cpu", module.seed, "training", 0, 0)
     mean, log_std = module.encoder(x)
     z = mean + log_std.exp() * torch.randn(mean.shape, generator=generator)
     entropy = Normal(mean, log_std.exp()).entropy().sum(dim=-1)
@@ -286,7 +295,7 @@ def test_the_gradient_of_the_sampler_is_the_slope_of_its_loss(
 
     @torch.no_grad()
     def loss(change: float) -> float:
-        generator = seeded_generator("cpu", module.seed, Stream.TRAINING, 0, 0)
+        generator = seeded_generator("cpu", module.seed, "training", 0, 0)
         q = module.posterior(x)
         parameter[index] += change
         value = module.chain(x, q, q.sample(generator), generator).loss.mean()
@@ -518,7 +527,7 @@ def test_training_moves_everything_that_is_trained_and_repeats_itself(
 def test_a_decoder_that_is_not_a_function_of_z_cannot_have_a_chain() -> None:
     decoder = nn.Sequential(nn.Linear(3, 6), nn.BatchNorm1d(6))
     module = DGLM(GenerativeModel(decoder, 3), Encoder(6, 3, (4,)), HMC(2))
-    with pytest.raises(ValueError, match=r"BatchNorm1d is in training mode.*decoder\.eval\(\)"):
+    with pytest.raises(ValueError, match=r"depends on the other rows.*decoder\.eval\(\)"):
         fit(module)
     decoder.eval()
     fit(module)
@@ -604,7 +613,7 @@ def test_validation_logs_what_a_chain_does(build_dglm: BuildDGLM, kind: str) -> 
     (metrics,) = make_trainer().validate(module, batches, verbose=False)
     expected: dict[str, list[float]] = {name.removeprefix("validation/"): [] for name in metrics}
     for index, x in enumerate(batches):
-        generator = seeded_generator("cpu", 0, Stream.VALIDATION, index, 0)
+        generator = seeded_generator("cpu", 0, "validation", index, 0)
         q = module.posterior(x)
         z = q.sample(generator)
         joint = log_joint(module.model.decoder, x, z)
@@ -619,6 +628,63 @@ def test_validation_logs_what_a_chain_does(build_dglm: BuildDGLM, kind: str) -> 
             expected["divergence"].append(0.0)
     for name, values in expected.items():
         assert metrics[f"validation/{name}"] == pytest.approx(sum(values) / STEPS), name
+
+
+# Anyone's data and devices
+
+
+@pytest.mark.parametrize(
+    ("likelihood", "pixels", "message"),
+    [
+        (None, lambda x: (x - 0.1307) / 0.3081, r"in \[0, 1\], got .*Normalize"),
+        (None, lambda x: 2 * x - 1, r"in \[0, 1\]"),
+        (None, lambda x: 255 * x, "divide images of 0 to 255 by 255"),
+        (None, lambda x: x[:, :4], "images of 6 numbers"),
+        (Gaussian(), lambda x: x / 0, "NaN or infinite"),
+    ],
+)
+def test_what_testing_refuses_is_refused_in_the_first_batch_of_training(
+    likelihood: Any, pixels: Callable[[Tensor], Tensor], message: str
+) -> None:
+    x = pixels(torch.rand(20, 6))
+    module = DGLM(GenerativeModel(nn.Linear(3, 6), 3, likelihood), Encoder(6, 3, (4,)))
+    with pytest.raises(ValueError, match=message):
+        make_trainer(devices=1, max_epochs=1).fit(module, DataLoader(x, 10))  # type: ignore[arg-type]
+    assert module.safeguard.updates == 0
+
+
+def test_labels_are_left_out_and_images_flattened(build_dglm: BuildDGLM) -> None:
+    x, weights = torch.rand(20, 6).round().float(), []
+    for data in (x, TensorDataset(x.view(20, 1, 2, 3), torch.arange(20))):
+        module = build_dglm("hmc")
+        trainer = make_trainer(devices=1, max_epochs=1)
+        loader: Any = DataLoader(data, 10)  # type: ignore[arg-type]
+        trainer.fit(module, loader, loader)
+        weights.append(module.state_dict())
+        drawn = trainer.predict(module, loader)
+        assert [z.shape for z in drawn] == [(10, 3), (10, 3)]  # type: ignore[union-attr]
+        again = trainer.predict(module, loader)
+        assert all(map(torch.equal, drawn, again))  # type: ignore[arg-type]
+        assert not torch.equal(*drawn)  # type: ignore[misc]
+    assert all(torch.equal(value, weights[1][name]) for name, value in weights[0].items())
+
+
+@pytest.mark.filterwarnings("ignore:the steps of a DGLM are not compiled")
+@pytest.mark.parametrize("kind", ["vae", "hmc"])
+def test_a_compiled_module_trains_as_it_is(build_dglm: BuildDGLM, kind: str) -> None:
+    plain, compiled = build_dglm(kind), build_dglm(kind)
+    make_trainer(devices=1, max_epochs=1).fit(plain, Batches())
+    make_trainer(devices=1, max_epochs=1).fit(torch.compile(compiled, backend="eager"), Batches())  # type: ignore[arg-type]
+    found = compiled.state_dict()
+    assert all(torch.equal(value, found[name]) for name, value in plain.state_dict().items())
+
+
+def test_64_bit_training_is_in_float64() -> None:
+    torch.set_default_dtype(torch.float32)
+    module = DGLM(GenerativeModel(nn.Linear(3, 6), 3), Encoder(6, 3, (4,)), HMC(2))
+    trainer = make_trainer(devices=1, max_epochs=1, precision="64-true")
+    trainer.fit(module, DataLoader(torch.rand(20, 6), 10))  # type: ignore[arg-type]
+    assert {parameter.dtype for parameter in module.parameters()} == {torch.float64}
 
 
 # Log-likelihood

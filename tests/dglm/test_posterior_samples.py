@@ -86,8 +86,8 @@ def test_posterior_samples_work_in_inference_mode(
 @pytest.mark.parametrize(
     ("x", "message"),
     [
-        (torch.zeros(2, 5), r"flat, \(B, 6\), got \(2, 5\)"),
-        (torch.zeros(2, 1, 6), r"flat, \(B, 6\), got \(2, 1, 6\)"),
+        (torch.zeros(2, 5), r"flat, \(B, 6\), or images of 6 numbers, got \(2, 5\)"),
+        (torch.zeros(2, 1, 5), r"flat, \(B, 6\), or images of 6 numbers, got \(2, 1, 5\)"),
         (torch.zeros(0, 6), "the batch is empty"),
         (torch.full((2, 6), torch.nan), "NaN"),
         (torch.full((2, 6), 255.0), "divide images of 0 to 255 by 255"),

@@ -22,6 +22,8 @@ from experiments.likelihood_curve.results import across_seeds, draw_curve
 from experiments.mnist import MnistCLI, command_line, train
 from experiments.shared.cli import run_command
 
+pytestmark = pytest.mark.filterwarnings("ignore:the log-likelihoods of")
+
 Arguments = Callable[..., list[str]]
 
 
@@ -158,7 +160,7 @@ def test_a_dry_run_times_scores_where_the_training_was(
     assert found.seconds_a_scoring_gradient == 0.25
 
 
-def test_a_dry_run_counts_the_pilot_of_each_batch(
+def test_a_dry_run_counts_the_gradients_of_each_batch(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     curve = LikelihoodCurve(
@@ -169,7 +171,6 @@ def test_a_dry_run_counts_the_pilot_of_each_batch(
     sizes = curve, curve.start
     each = 2 * gradient_evaluations(50, *sizes) + gradient_evaluations(20, *sizes)
     assert f"{3 * each:.2g}" in capsys.readouterr().out
-    assert f"{3 * each:.2g}" != f"{3 * gradient_evaluations(120, *sizes):.2g}"
 
 
 def test_data_are_the_trainings_and_devices_one_and_accumulated_batches_are_counted(

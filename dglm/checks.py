@@ -1,0 +1,178 @@
+"""Checks of networks by calling them: functions of each row alone, sizes that fit, fingerprints."""
+
+import hashlib
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import TypeVar
+
+import torch
+from torch import Tensor, nn
+
+from dglm.precision import full_precision
+from samplers import Kernel
+
+Fingerprint = dict[str, list[Tensor]]
+"""What each part of a model returns for inputs that never change."""
+
+_ROUNDING = 1e-4
+"""Relative to the largest output: other batch sizes, devices and compilers round otherwise."""
+_OTHER_DEVICES = 1e-2
+
+Result = TypeVar("Result")
+
+
+@torch.no_grad()
+def check_function(name: str, network: nn.Module, rows: Tensor) -> list[Tensor]:
+    """Return a network's outputs for some rows, if they are a function of each row alone.
+
+    It is called again, on the rows in another order, and on one of them: dropout of any make, noise
+    and batch statistics show in what it returns. Its buffers stay as they are.
+
+    Raises:
+        ValueError: The outputs differ by more than rounding.
+    """
+    order = torch.arange(len(rows), device=rows.device).flip(0)
+    with _buffers_kept(network):
+        first, again, backward = (_outputs(network(given)) for given in (rows, rows, rows[order]))
+        try:
+            alone = _outputs(network(rows[:1]))
+        except (RuntimeError, ValueError):  # batch statistics of a single row
+            alone = []
+    cure = f"call {name}.eval(), or take out what is random or looks at the whole batch"
+    if not _same(first, again):
+        raise ValueError(f"the {name} returns something else each time it is called: {cure}")
+    mirrored = [part[order] if len(part) == len(rows) else part for part in backward]
+    if not (_same(first, mirrored) and _same([part[:1] for part in first], alone)):
+        raise ValueError(f"what the {name} returns for a row depends on the other rows: {cure}")
+    return first
+
+
+@torch.no_grad()
+def check_sizes(
+    decoder: nn.Module, latent_dim: int, encoder: nn.Module, kernel: Kernel | None
+) -> None:
+    """Raise ValueError where decoder, encoder and kernel are of sizes that do not fit together."""
+    like = next(decoder.parameters(), next(encoder.parameters(), torch.empty(0)))
+    z = like.new_zeros(2, latent_dim)
+    with _buffers_kept(decoder), _buffers_kept(encoder):
+        x = _fitting(lambda: decoder(z), f"the decoder does not take {latent_dim} latent variables")
+        sizes = f"observations of {x[0].numel()} numbers, which the decoder returns"
+        q = _fitting(lambda: _outputs(encoder(x)), f"the encoder does not take {sizes}")
+    if len(q) != 2 or any(part.shape != z.shape for part in q):
+        raise ValueError(
+            f"the encoder must return mean and log standard deviation of {latent_dim} latent "
+            f"variables, as the decoder takes, but it returns {_shapes(q)} for 2 observations"
+        )
+    if kernel is not None:
+        name = type(kernel).__name__
+        _fitting(
+            lambda: _moved(kernel, x, z),
+            f"the kernel, {name}, does not take {latent_dim} latent variables and {sizes}",
+        )
+
+
+@full_precision()
+@torch.no_grad()
+def fingerprint(
+    decoder: nn.Module, latent_dim: int, encoder: nn.Module, kernel: Kernel | None
+) -> Fingerprint:
+    """Return what the parts of a model, in evaluation mode, return for inputs that never change.
+
+    A part that returns something else each time it is called has none.
+    """
+    modes = [
+        (module, module.training)
+        for part in (decoder, encoder, kernel)
+        if part is not None
+        for module in part.modules()
+    ]
+    for module, _ in modes:
+        module.training = False
+    try:
+        like = next(decoder.parameters(), next(encoder.parameters(), torch.empty(0)))
+        z = torch.linspace(-2, 2, 3 * latent_dim).cos().mul(2).view(3, latent_dim).to(like)
+        width = _outputs(decoder(z))[0][0].numel()
+        x = torch.linspace(0, 9, 3 * width).cos().square().view(3, width).to(like)
+        calls: dict[str, Callable[[], object]] = {
+            "decoder": lambda: decoder(z),
+            "encoder": lambda: encoder(x),
+        }
+        if kernel is not None:
+            calls["kernel"] = lambda: _moved(kernel, x, z)
+        found = {name: [_outputs(call()) for _ in range(2)] for name, call in calls.items()}
+        return {
+            name: [part.float().cpu() for part in first]
+            for name, (first, again) in found.items()
+            if _same(first, again)
+        }
+    finally:
+        for module, training in modes:
+            module.training = training
+
+
+def digest(weights: dict[str, Tensor]) -> str:
+    """Return a hash of a state_dict: with other weights, a fingerprint says nothing."""
+    found = hashlib.sha256()
+    for name, value in sorted(weights.items()):
+        found.update(name.encode())
+        found.update(value.detach().cpu().reshape(-1).view(torch.uint8).numpy().tobytes())
+    return found.hexdigest()
+
+
+def check_fingerprint(expected: Fingerprint, found: Fingerprint) -> None:
+    """Raise ValueError that names the first part that is another function than it was."""
+    for name, outputs in expected.items():
+        if name in found and not _same(outputs, found[name], _OTHER_DEVICES):
+            raise ValueError(
+                f"the {name} that was rebuilt from the checkpoint is another function than the one "
+                "that was saved: an activation, an attribute or its code has changed since it was "
+                "built; make what differs an argument of its constructor"
+            )
+
+
+def _moved(kernel: Kernel, x: Tensor, z: Tensor) -> tuple[Tensor, Tensor]:
+    """Return where a trajectory in N(0, I) leads, and its momentum."""
+    ones = torch.ones_like(z[:, 0])
+    end, momentum, _ = kernel.trajectory(
+        z, 0.5 - z, ones, lambda point: 0.5 * point.square().sum(dim=1), kernel.embed(x)
+    )
+    return end, momentum
+
+
+def _fitting(call: Callable[[], Result], otherwise: str) -> Result:
+    try:
+        return call()
+    except (RuntimeError, ValueError, TypeError, IndexError) as error:
+        raise ValueError(f"{otherwise}: {' '.join(str(error).split())}") from error
+
+
+def _outputs(output: object) -> list[Tensor]:
+    parts = output if isinstance(output, (tuple, list)) else (output,)
+    return [part for part in parts if isinstance(part, Tensor)]
+
+
+def _shapes(parts: list[Tensor]) -> str:
+    return " and ".join(str(tuple(part.shape)) for part in parts)
+
+
+def _same(one: list[Tensor], other: list[Tensor], tolerance: float = _ROUNDING) -> bool:
+    return len(one) == len(other) and all(
+        a.shape == b.shape
+        and torch.allclose(a, b, rtol=0, atol=tolerance * _scale(a), equal_nan=True)
+        for a, b in zip(one, other, strict=True)
+    )
+
+
+def _scale(output: Tensor) -> float:
+    return float(output.abs().nan_to_num(0.0, 0.0, 0.0).max()) if output.numel() else 0.0
+
+
+@contextmanager
+def _buffers_kept(network: nn.Module) -> Iterator[None]:
+    """Put back what calls in training mode do to batch statistics."""
+    before = [(buffer, buffer.clone()) for buffer in network.buffers()]
+    try:
+        yield
+    finally:
+        for buffer, value in before:
+            buffer.copy_(value)

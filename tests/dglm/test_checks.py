@@ -1,0 +1,165 @@
+"""Networks that are no function of their rows, that do not fit, or that have changed."""
+
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from dglm import DGLM, Encoder
+from dglm.checks import check_fingerprint, check_function, check_sizes, fingerprint
+from samplers import HMC, L2HMC
+
+
+class Noisy(nn.Module):
+    """Noise of its own, not of a layer that anybody could know by name."""
+
+    def forward(self, z: Tensor) -> Tensor:
+        return z + 1e-3 * torch.randn_like(z)
+
+
+class BatchMean(nn.Module):
+    def forward(self, z: Tensor) -> Tensor:
+        return z - z.mean(dim=0)
+
+
+class Shifted(nn.Module):
+    """Each row looks at the one before."""
+
+    def forward(self, z: Tensor) -> Tensor:
+        return z + z.roll(1, dims=0)
+
+
+class Attention(nn.Module):
+    def __init__(self, dropout: float) -> None:
+        super().__init__()
+        self.attention = nn.MultiheadAttention(2, 1, dropout, batch_first=True)
+
+    def forward(self, z: Tensor) -> Tensor:
+        tokens = z.view(len(z), -1, 2)
+        return self.attention(tokens, tokens, tokens)[0].flatten(1)
+
+
+@pytest.mark.parametrize(
+    ("build", "message"),
+    [
+        (lambda: nn.Dropout(), "something else each time"),
+        (lambda: nn.RReLU(), "something else each time"),
+        (lambda: Noisy(), "something else each time"),
+        (lambda: Attention(0.5), "something else each time"),
+        (lambda: nn.BatchNorm1d(4), "depends on the other rows"),
+        (lambda: nn.BatchNorm1d(4, track_running_stats=False).eval(), "depends on the other rows"),
+        (lambda: BatchMean(), "depends on the other rows"),
+        (lambda: Shifted(), "depends on the other rows"),
+    ],
+)
+def test_what_is_no_function_of_a_row_is_found_by_calling(network: nn.Module, message: str) -> None:
+    before = {name: value.clone() for name, value in network.state_dict().items()}
+    with pytest.raises(ValueError, match=rf"the decoder .*{message}.*call decoder\.eval\(\)"):
+        check_function("decoder", network, torch.randn(3, 4))
+    assert all(torch.equal(value, before[name]) for name, value in network.state_dict().items())
+
+
+@pytest.mark.parametrize(
+    "build",
+    [nn.Dropout, lambda: nn.BatchNorm1d(4), lambda: Attention(0.5), lambda: Attention(0.0)],
+)
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_functions_of_a_row_pass(build: Callable[[], nn.Module], dtype: torch.dtype) -> None:
+    check_function("decoder", build().eval().to(dtype), torch.randn(3, 4, dtype=dtype))
+
+
+@pytest.mark.parametrize(
+    ("latent_dim", "encoder", "kernel", "message"),
+    [
+        (5, lambda: Encoder(6, 5, (4,)), None, "the decoder does not take 5 latent variables"),
+        (
+            3,
+            lambda: Encoder(7, 3, (4,)),
+            None,
+            "encoder does not take observations of 6",
+        ),
+        (3, lambda: Encoder(6, 2, (4,)), None, r"of 3 latent variables, .* returns \(2, 2\)"),
+        (3, lambda: nn.Linear(6, 3), None, "mean and log standard deviation"),
+        (
+            3,
+            lambda: Encoder(6, 3, (4,)),
+            lambda: L2HMC(4, 2),
+            "L2HMC, does not take 3 latent",
+        ),
+        (
+            3,
+            lambda: Encoder(6, 3, (4,)),
+            lambda: L2HMC(3, 2, observation_dim=5, embedding_hidden=(4,)),
+            "the kernel, L2HMC, .* observations of 6 numbers",
+        ),
+    ],
+)
+def test_sizes_that_do_not_fit_are_named(
+    latent_dim: int, encoder: Any, kernel: Any, message: str
+) -> None:
+    with pytest.raises(ValueError, match=message):
+        check_sizes(nn.Linear(3, 6), latent_dim, encoder(), kernel and kernel())
+
+
+@pytest.mark.parametrize("kernel", [lambda: None, lambda: HMC(2), lambda: L2HMC(3, 2)])
+def test_sizes_that_fit_pass_and_nothing_is_left(kernel: Any) -> None:
+    decoder = nn.Sequential(nn.Linear(3, 6), nn.BatchNorm1d(6))
+    before = decoder[1].running_mean.clone()  # type: ignore[union-attr, operator]
+    check_sizes(decoder, 3, Encoder(6, 3, (4,)), kernel())
+    assert torch.equal(decoder[1].running_mean, before)  # type: ignore[arg-type]
+
+
+def change_activation(dglm: DGLM) -> None:
+    dglm.model.decoder.trunk[1] = nn.ReLU()  # type: ignore[operator, index, union-attr]
+
+
+def change_encoder(dglm: DGLM) -> None:
+    dglm.encoder.trunk[1].beta = 5.0  # type: ignore[union-attr, index]
+
+
+def change_kernel(dglm: DGLM) -> None:
+    dglm.kernel.mask.logical_not_()  # type: ignore[union-attr, operator]
+
+
+@pytest.mark.parametrize(
+    ("change", "name"),
+    [(change_activation, "decoder"), (change_encoder, "encoder"), (change_kernel, "kernel")],
+)
+def test_another_function_is_told_from_the_same(
+    build_dglm: Callable[..., DGLM], change: Callable[[DGLM], None], name: str
+) -> None:
+    dglm = build_dglm("l2hmc")
+    before = fingerprint(*dglm.parts)
+    check_fingerprint(before, fingerprint(*dglm.parts))
+    check_fingerprint(before, fingerprint(*dglm.float().parts))
+    dglm.double()
+    change(dglm)
+    with pytest.raises(ValueError, match=f"the {name} .* another function than the one that was"):
+        check_fingerprint(before, fingerprint(*dglm.parts))
+
+
+def test_fingerprints_leave_modes_alone_and_leave_random_parts_out() -> None:
+    decoder = nn.Sequential(nn.Linear(3, 6), nn.Dropout(), nn.BatchNorm1d(6).eval())
+    found = fingerprint(decoder, 3, nn.Sequential(Encoder(6, 3, (4,))), None)
+    assert [module.training for module in decoder] == [True, True, False]
+    assert found.keys() == {"decoder", "encoder"}
+    assert fingerprint(Noisy(), 3, Encoder(3, 3, (4,)), None).keys() == {"encoder"}
+
+
+def test_a_loaded_checkpoint_is_looked_at(build_dglm: Callable[..., DGLM]) -> None:
+    dglm, checkpoint = build_dglm("hmc"), dict[str, Any]()
+    dglm.on_save_checkpoint(checkpoint)
+    for change in (lambda each: None, change_activation):
+        loaded = build_dglm("hmc")
+        change(loaded)
+        loaded.on_load_checkpoint(checkpoint)
+        if change is change_activation:
+            with pytest.raises(ValueError, match=r"the decoder .* another function"):
+                loaded.load_state_dict(dglm.state_dict())
+        else:
+            loaded.load_state_dict(dglm.state_dict())
+    # Averages of weights, or others of one's own, are another function on purpose.
+    loaded.on_load_checkpoint(checkpoint)
+    loaded.load_state_dict({name: 2 * value for name, value in dglm.state_dict().items()})
