@@ -44,17 +44,20 @@ class Attention(nn.Module):
 @pytest.mark.parametrize(
     ("build", "message"),
     [
-        (lambda: nn.Dropout(), "something else each time"),
-        (lambda: nn.RReLU(), "something else each time"),
-        (lambda: Noisy(), "something else each time"),
+        (nn.Dropout, "something else each time"),
+        (nn.RReLU, "something else each time"),
+        (Noisy, "something else each time"),
         (lambda: Attention(0.5), "something else each time"),
         (lambda: nn.BatchNorm1d(4), "depends on the other rows"),
         (lambda: nn.BatchNorm1d(4, track_running_stats=False).eval(), "depends on the other rows"),
-        (lambda: BatchMean(), "depends on the other rows"),
-        (lambda: Shifted(), "depends on the other rows"),
+        (BatchMean, "depends on the other rows"),
+        (Shifted, "depends on the other rows"),
     ],
 )
-def test_what_is_no_function_of_a_row_is_found_by_calling(network: nn.Module, message: str) -> None:
+def test_what_is_no_function_of_a_row_is_found_by_calling(
+    build: Callable[[], nn.Module], message: str
+) -> None:
+    network = build()
     before = {name: value.clone() for name, value in network.state_dict().items()}
     with pytest.raises(ValueError, match=rf"the decoder .*{message}.*call decoder\.eval\(\)"):
         check_function("decoder", network, torch.randn(3, 4))

@@ -632,7 +632,10 @@ def test_validation_logs_what_a_chain_does(build_dglm: BuildDGLM, kind: str) -> 
 
 # Anyone's data and devices
 
+TRAINING_ALONE = pytest.mark.filterwarnings("ignore:You defined a .validation_step")
 
+
+@TRAINING_ALONE
 @pytest.mark.parametrize(
     ("likelihood", "pixels", "message"),
     [
@@ -669,6 +672,7 @@ def test_labels_are_left_out_and_images_flattened(build_dglm: BuildDGLM) -> None
     assert all(torch.equal(value, weights[1][name]) for name, value in weights[0].items())
 
 
+@TRAINING_ALONE
 @pytest.mark.filterwarnings("ignore:the steps of a DGLM are not compiled")
 @pytest.mark.parametrize("kind", ["vae", "hmc"])
 def test_a_compiled_module_trains_as_it_is(build_dglm: BuildDGLM, kind: str) -> None:
@@ -679,6 +683,7 @@ def test_a_compiled_module_trains_as_it_is(build_dglm: BuildDGLM, kind: str) -> 
     assert all(torch.equal(value, found[name]) for name, value in plain.state_dict().items())
 
 
+@TRAINING_ALONE
 def test_64_bit_training_is_in_float64() -> None:
     torch.set_default_dtype(torch.float32)
     module = DGLM(GenerativeModel(nn.Linear(3, 6), 3), Encoder(6, 3, (4,)), HMC(2))

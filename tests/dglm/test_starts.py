@@ -114,10 +114,9 @@ def test_an_encoder_that_has_diverged_is_refused(
 
 
 def test_an_encoder_in_training_mode_is_refused(model: GenerativeModel, images: Tensor) -> None:
-    encoder = Encoder(images.shape[1], model.latent_dim, (4,))
-    encoder.add_module("dropout", nn.Dropout())
-    with pytest.raises(ValueError, match=r"encoder's Dropout is in training mode.*encoder\.eval"):
-        encoded(encoder, images)
+    encoder = nn.Sequential(nn.Dropout(), Encoder(images.shape[1], model.latent_dim, (4,)))
+    with pytest.raises(ValueError, match=r"the encoder returns something else.*encoder\.eval"):
+        encoded(encoder, images + 0.5)
     encoded(encoder.eval(), images)
 
 
