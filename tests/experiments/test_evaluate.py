@@ -198,8 +198,9 @@ def test_two_processes_give_the_estimate_of_one(
                 ]
             )
     assert len(scores[1]) == 11
+    # Other noise, but for the images that are the first of a batch in both.
+    assert sum(one != two for one, two in zip(*scores, strict=True)) >= 8
     for (one, error_one), (two, error_two) in zip(*scores, strict=True):
-        assert one != two  # other noise
         assert abs(one - two) < 5 * (error_one**2 + error_two**2) ** 0.5
 
 
