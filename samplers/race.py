@@ -16,7 +16,7 @@ from samplers.kernel import Kernel
 from samplers.preconditioned import Preconditioned
 
 LENGTHS = (1, 2, 3, 5, 8, 13, 20)
-_MULTIPLES = (0.5, 0.7, 1.0, 1.4, 2.0, 4.0, 6.0)
+_MULTIPLES = (0.5, 0.7, 1.0, 1.4, 2.0, 4.0, 8.0)
 _FINALISTS = 3
 _FEWEST_DRAWS = 20
 _BATCHES = 5
