@@ -17,9 +17,6 @@ from experiments.evaluate import main
 from experiments.shared.cli import run_command
 from experiments.shared.scoring import mean_and_error
 
-# Few temperatures: what is said of it is tested where the estimate is.
-pytestmark = pytest.mark.filterwarnings("ignore:the log-likelihoods of")
-
 REQUIRED = {
     "log_likelihood",
     "standard_error",

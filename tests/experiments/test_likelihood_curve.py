@@ -22,8 +22,6 @@ from experiments.likelihood_curve.results import across_seeds, draw_curve
 from experiments.mnist import MnistCLI, command_line, train
 from experiments.shared.cli import run_command
 
-pytestmark = pytest.mark.filterwarnings("ignore:the log-likelihoods of")
-
 Arguments = Callable[..., list[str]]
 
 
