@@ -129,12 +129,12 @@ def anneal(
     acceptance = torch.zeros_like(state.energy)
     changes, inner = betas.diff().tolist(), betas[1:-1].tolist()
     chains = len(position) // max(step_sizes.shape[1], 1)
-    kernel.log_step_size = torch.zeros_like(state.energy)
+    kernel.log_step_size = torch.zeros_like(state.energy)[:, None]
     for index, beta in enumerate(inner):
         log_weight += changes[index] * energy.slope(state)
         state = energy.at(beta, state)
         step_size = step_sizes[index].repeat_interleave(chains)
-        kernel.log_step_size.copy_(jittered(step_size, generator).log())
+        kernel.log_step_size.copy_(jittered(step_size, generator).log()[:, None])
         state, info = kernel.step(state, energy, kernel.noise(state, generator))
         acceptance += info.acceptance
         progress(kernel.num_leapfrogs)
@@ -235,7 +235,7 @@ class StepSizes:
     ) -> State:
         """Take a step of all chains (n · C, D), and follow its acceptance."""
         step_size = self.log_step_size.exp().repeat_interleave(self.chains)
-        self.kernel.log_step_size = jittered(step_size, generator).log()
+        self.kernel.log_step_size = jittered(step_size, generator).log()[:, None]
         state, info = self.kernel.step(state, energy, self.kernel.noise(state, generator))
         if tune:
             error = info.acceptance.view(-1, self.chains).mean(dim=1) - self.target

@@ -26,7 +26,6 @@ class HMC(Kernel):
     Arguments:
         num_leapfrogs: M, leapfrogs a proposal.
         step_size: The initial ε; kept as a buffer, so that adaptation travels with the kernel.
-            ``log_step_size`` may be set to one for each chain, (B,), too.
 
     Raises:
         ValueError: M is below 1 or ε is not a positive number.
@@ -64,7 +63,7 @@ class HMC(Kernel):
         context: Context = None,
     ) -> tuple[State, Tensor, Tensor]:
         """Take ``num_leapfrogs`` leapfrogs, which preserve volume: log|det J| = 0."""
-        step_size = (direction * self.step_size.to(momentum.dtype))[:, None]
+        step_size = direction[:, None] * self.step_size.to(momentum.dtype)
         take, piece = leapfrogs, self.num_leapfrogs
         if not self.step_is_one_region and self.is_compiled:
             take, piece = self.compiled(leapfrogs), _PIECE

@@ -168,7 +168,7 @@ def test_weights_are_taken_before_transitions_with_the_step_sizes_of_image_and_t
         expected += before - after
         if index < 3:
             kernel = HMC(2)
-            kernel.log_step_size = jittered(steps[index], generator).log()
+            kernel.log_step_size = jittered(steps[index], generator).log()[:, None]
             state = kernel.init(z, partial(path.by_hand, float(betas[index + 1])))
             noise = kernel.noise(state, generator)
             state, info = kernel.step(state, partial(path.by_hand, float(betas[index + 1])), noise)
@@ -183,7 +183,7 @@ def test_chains_of_an_image_share_its_step_size_but_not_its_jitter(path: Path) -
 
     class Watched(HMC):
         def step(self, *arguments: Any) -> Any:
-            used.append(self.step_size.clone())
+            used.append(self.step_size[:, 0].clone())
             return super().step(*arguments)
 
     steps = torch.tensor([[0.1, 1.0, 3.0]]).expand(100, -1)
