@@ -14,6 +14,7 @@ from data import ImageDataModule
 from dglm import DGLM, KernelSteps, inpaint
 from experiments.shared.scoring import mean_and_error
 from samplers import HMC, adapt, sample, seeded_generator
+from samplers.adaptation import warm_up_gradients
 
 _REFERENCE_LEAPFROGS, _REFERENCE_WARM_UP, _REFERENCE_THIN = 10, 300, 5
 NAMES = {
@@ -111,8 +112,9 @@ def fill_in(
 
 def reference_gradients(hidden: InpaintingTask) -> int:
     """Return the gradients of U that :func:`posterior_classes` takes."""
-    steps = _REFERENCE_WARM_UP + _REFERENCE_THIN * hidden.sweeps
-    return len(hidden.images) * hidden.num_chains * (2 + steps * _REFERENCE_LEAPFROGS)
+    warm_up = warm_up_gradients(_REFERENCE_WARM_UP, _REFERENCE_LEAPFROGS)
+    draws = 1 + _REFERENCE_THIN * hidden.sweeps * _REFERENCE_LEAPFROGS
+    return len(hidden.images) * hidden.num_chains * (warm_up + draws)
 
 
 @torch.no_grad()

@@ -23,6 +23,7 @@ _WINDOWS = (0.15, 0.1, 0.2, 0.4, 0.15)
 """Shares of the warm-up; the mass is set after each of the inner ones, from its draws alone."""
 _PRIOR_DRAWS, _PRIOR_SHARE = 5, 1e-3
 """The covariance is shrunk as by five draws with a thousandth of the variances, in any unit."""
+_SETTLING_LEAPFROGS = 3
 _LONGEST_SETTLING = 150
 _UNMOVED_VARIANCE = 1e-3
 """Of a coordinate in which no chain has moved yet."""
@@ -91,7 +92,7 @@ def settle(
     Returns:
         Where the chains are, (B, D).
     """
-    kernel = HMC(3, step_size)
+    kernel = HMC(_SETTLING_LEAPFROGS, step_size)
     state = finite_start(kernel, energy, position)
     kernel.to(state.position)
     kernel.log_step_size = kernel.log_step_size.expand(len(state.position), 1).clone()
@@ -202,7 +203,7 @@ def adapt(
     if not 0 < target < 1:
         raise ValueError(f"target must lie between 0 and 1, got {target}")
     state = finite_start(kernel, energy, position)
-    settling = min(num_steps // 4, _LONGEST_SETTLING)
+    settling = _settling_steps(num_steps)
     step_size = float(kernel.step_size)
     position = settle(energy, state.position, settling, step_size=step_size, generator=generator)
     state, moving = kernel.init(position, energy), kernel
@@ -227,6 +228,16 @@ def adapt(
             stacklevel=3,
         )
     return Adapted(moving, state.position)
+
+
+def warm_up_gradients(num_steps: int, num_leapfrogs: int) -> int:
+    """Return the gradients that :func:`adapt` takes of each chain, of HMC or L2HMC."""
+    settling = _settling_steps(num_steps)
+    return 3 + settling * _SETTLING_LEAPFROGS + (num_steps - settling) * num_leapfrogs
+
+
+def _settling_steps(num_steps: int) -> int:
+    return min(num_steps // 4, _LONGEST_SETTLING)
 
 
 def _window(

@@ -301,7 +301,7 @@ def test_a_trial_at_which_the_energy_raises_is_a_counted_divergence(compiled: bo
         pytest.skip("torch.compile does not run here")
     kernel = HMC(3, 0.5)
     if compiled:
-        kernel.compile(backend="eager")
+        kernel.compile(backend="aot_eager")
     generator = seeded_generator("cpu", 0)
     chains = sample(kernel, outside_one, torch.zeros(100, 1), 200, generator=generator)
     assert 0.05 < chains.diverging.double().mean() < 0.5

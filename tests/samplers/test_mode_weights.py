@@ -35,6 +35,7 @@ def kernels() -> Kernels:
     settings = TrainingSettings(
         400,
         100,
+        objective="reciprocal",
         jump_scale=0.1,
         initial_weight=1.0,
         initial_temperature=10.0,
