@@ -14,9 +14,6 @@ from experiments.shared.cli import CommandError, run_command, with_switches
 from experiments.shared.runs import read_json
 from samplers.io import write_whole
 
-PAPER_ESS = {"icg": 0.783, "rough_well": 0.625, "scg": 0.497, "mog": 0.0324}
-"""The paper's effective sample sizes of L2HMC per step (Table 1)."""
-
 _PEER = "NUTS, blackjax"
 _COLUMNS = {
     "min_coordinate_ess_per_gradient": "worst ESS/gradient",

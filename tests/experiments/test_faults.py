@@ -98,6 +98,7 @@ def test_a_stopped_run_saves_and_says_how_to_go_on(processes: Processes) -> None
     hint = f"go on with python -m experiments.mnist --resume {run}"
     told = [line for line in processes.errors.splitlines() if line.startswith("SIG")]
     assert told == [f"SIGINT: {hint}", f"SIGTERM: {hint}"]
+    assert "Traceback" not in processes.errors
     check_same_end(processes.folder / "whole-hmc", run)
     steps = [
         torch.load(run / "checkpoints" / name, weights_only=True)["global_step"]
