@@ -8,8 +8,9 @@ from torch import Tensor, nn
 
 from dglm.gaussian import DenseGaussian
 from dglm.networks import check_sizes, softplus_layers
-from samplers import Energy, Kernel, State, value_and_gradient
-from samplers.kernel import Context
+from samplers import Energy, Kernel, State
+from samplers.kernel import Context, Endpoint, PhasePoint
+from samplers.preconditioned import Transformed, Whitened
 
 
 class GaussianNetwork(nn.Module):
@@ -66,7 +67,7 @@ class Coordinates(NamedTuple):
     """The context of the kernel inside."""
 
 
-class AmortizedPreconditioned(Kernel):
+class AmortizedPreconditioned(Transformed):
     r"""Any kernel, run in coordinates of each observation's own, w = L(x)⁻¹(z - μ(x)).
 
     Where N(μ(x), L(x) L(x)ᵀ) is like p(z|x), all posteriors are like N(0, I) in w: one step size
@@ -83,66 +84,28 @@ class AmortizedPreconditioned(Kernel):
     """
 
     def __init__(self, kernel: Kernel, network: nn.Module) -> None:
-        super().__init__()
-        self.kernel = kernel
+        super().__init__(kernel)
         self.network = network
-        self.num_leapfrogs = kernel.num_leapfrogs
-
-    @property
-    def log_step_size(self) -> Tensor:  # type: ignore[override]
-        """Log ε, in the coordinates w."""
-        return self.kernel.log_step_size
 
     def embed(self, observations: Tensor) -> Coordinates:
         """Return the coordinates of observations (B, N), and the context of the kernel inside."""
         mean, factor = self.network(observations)
         return Coordinates(DenseGaussian(mean, factor), self.kernel.embed(observations))
 
-    @property
-    def step_is_one_region(self) -> bool:  # type: ignore[override]
-        """As of the kernel inside; else the way into its coordinates and back stays eager."""
-        return self.kernel.step_is_one_region
-
-    def integrate(
-        self,
-        state: State,
-        momentum: Tensor,
-        direction: Tensor,
-        energy: Energy,
-        context: Context = None,
-    ) -> tuple[State, Tensor, Tensor]:
-        """Follow the kernel's trajectory in w; volumes there are those in z up to a constant.
+    def coordinates(self, energy: Energy, context: Context = None) -> Whitened:
+        """Return the energy as a function of w.
 
         Raises:
             ValueError: There is no context.
         """
         if context is None:
             raise ValueError("coordinates are those of observations: pass context=kernel.embed(x)")
-        gaussian = DenseGaussian(*(part.detach() for part in context.gaussian))
-        whitened = _Whitened(energy, gaussian)
-        start = State(gaussian.whiten(state.position), *whitened.around(state))
-        end, momentum, log_determinant = self.kernel.integrate(
-            start, momentum, direction, whitened, context.inside
-        )
-        gradient, *extra = end.extra
-        end = State(gaussian.colour(end.position), end.energy, gradient, tuple(extra))
-        return end, momentum, log_determinant
+        return Whitened(energy, DenseGaussian(*(part.detach() for part in context.gaussian)))
 
-
-class _Whitened:
-    """U as a function of w, which keeps the gradient in z beside that in w."""
-
-    def __init__(self, energy: Energy, gaussian: DenseGaussian) -> None:
-        self.energy = energy
-        self.gaussian = gaussian
-
-    def value_and_gradient(self, position: Tensor) -> State:
-        state = value_and_gradient(self.energy, self.gaussian.colour(position))
-        return State(position, *self.around(state))
-
-    def around(self, state: State) -> tuple[Tensor, Tensor, tuple[Tensor, ...]]:
-        """Return all but the position of a state in z as that of a state in w."""
-        return state.energy, self.gaussian.pull(state.gradient), (state.gradient, *state.extra)
+    def integrate(self, start: PhasePoint, energy: Energy, context: Context = None) -> Endpoint:
+        """Follow the kernel's trajectory in w."""
+        inside = self.coordinates(energy, context)
+        return inside.integrate(self.kernel, start, context.inside)
 
 
 def score_loss(gaussian: DenseGaussian, state: State) -> Tensor:

@@ -24,7 +24,7 @@ from samplers.energy import Energy, EnergyWithGradient, State, fresh_leaf, value
 from samplers.flows import Flow
 from samplers.hmc import HMC
 from samplers.independence import Independence
-from samplers.kernel import Info, Kernel, Noise
+from samplers.kernel import Endpoint, Info, Kernel, Noise, PhasePoint
 from samplers.l2hmc import L2HMC
 from samplers.learning import Learned, learn
 from samplers.objective import reciprocal_jump_loss, squared_jump
@@ -57,6 +57,7 @@ __all__ = [
     "DistributionEnergy",
     "DualAveraging",
     "ESSPerStep",
+    "Endpoint",
     "Energy",
     "EnergyWithGradient",
     "Flow",
@@ -70,6 +71,7 @@ __all__ = [
     "Mass",
     "Moments",
     "Noise",
+    "PhasePoint",
     "Preconditioned",
     "RoughWell",
     "Snapshot",

@@ -107,6 +107,13 @@ def _rows_apart(energy: Energy, position: Tensor) -> State:
     return chosen(inside, state, outside._replace(extra=state.extra))._replace(position=position)
 
 
+def twice(state: State) -> State:
+    """Return the state of two chains at each of these places, (2B, …), one set after the other."""
+    position, energy, gradient = (torch.cat([each, each]) for each in state[:3])
+    extra = tuple(torch.cat([each, each]) for each in state.extra)
+    return State(position, energy, gradient, extra)
+
+
 def chosen(rows: Tensor, first: State, second: State) -> State:
     """Return the state that is the first one in some rows (B,), boolean, and else the second."""
 

@@ -7,8 +7,8 @@ import zuko
 from torch import Tensor, nn
 
 from samplers.energy import Energy, State, value_and_gradient
-from samplers.kernel import Context, Kernel
-from samplers.preconditioned import Coordinates, Transformed, whitened
+from samplers.kernel import Context, Endpoint, Kernel, PhasePoint
+from samplers.preconditioned import Affine, Coordinates, Transformed
 
 INVERSE_TOLERANCE = 1e-2
 """Largest error of the way into a flow's coordinates and back, in standard deviations."""
@@ -44,12 +44,9 @@ class Flow(Transformed):
         Sountsov, Dillon, Langmore, Tran and Vasudevan, 2019).
     """
 
-    step_is_one_region = False
-    """The flow stays eager."""
-
     location: Tensor
     factor: Tensor
-    step_is_one_region = False  # nor is anything in it: the compiler does not take a flow
+    step_is_one_region = False  # the compiler does not take a flow
 
     def __init__(
         self,
@@ -59,15 +56,13 @@ class Flow(Transformed):
         num_couplings: int = 6,
         hidden: int = 64,
     ) -> None:
-        super().__init__()
+        super().__init__(kernel)
         dim = len(location)
         if dim < 2 or factor.shape != (dim, dim):
             raise ValueError(
                 f"a flow needs a location (D,), D at least 2, and a factor (D, D), got "
                 f"{tuple(location.shape)} and {tuple(factor.shape)}"
             )
-        self.kernel = kernel
-        self.num_leapfrogs = kernel.num_leapfrogs
         self.num_couplings = num_couplings
         self.hidden = hidden
         self.register_buffer("location", location.clone())
@@ -83,45 +78,28 @@ class Flow(Transformed):
         other.flow = self.flow
         return other.to(self.location.device)
 
-    @property
-    def log_step_size(self) -> Tensor:  # type: ignore[override]
-        """Log ε, in the coordinates w."""
-        return self.kernel.log_step_size
-
-    def coordinates(self, energy: Energy) -> "FlowCoordinates":
+    def coordinates(self, energy: Energy, context: Context = None) -> "FlowCoordinates":
         """Return the energy as a function of w."""
         return FlowCoordinates(energy, self)
 
     def inverse_error(self, x: Tensor) -> Tensor:
         """Return how far the way into the coordinates and back is off, in deviations, (B,)."""
-        coordinates = FlowCoordinates(torch.zeros_like, self)
-        return self._distance(coordinates.out_of(coordinates.into(x)), x)
+        coordinates = self.coordinates(torch.zeros_like)
+        found = coordinates.out_of(coordinates.into(x))
+        return Affine(x, self.factor).whiten(found).abs().amax(dim=-1)
 
-    def _distance(self, found: Tensor, x: Tensor) -> Tensor:
-        return whitened(found, x, self.factor).abs().amax(dim=-1)
-
-    def integrate(
-        self,
-        state: State,
-        momentum: Tensor,
-        direction: Tensor,
-        energy: Energy,
-        context: Context | None = None,
-    ) -> tuple[State, Tensor, Tensor]:
+    def integrate(self, start: PhasePoint, energy: Energy, context: Context = None) -> Endpoint:
         """Follow the kernel's trajectory in w."""
         coordinates = self.coordinates(energy)
-        start = coordinates.pulled(coordinates.into(state.position), state)
-        error = self._distance(start.extra[0], state.position)
+        begin = coordinates.state_into(start.state)
         eager = copy(self.kernel)  # not compiled, whatever the kernel is
-        end, momentum, log_determinant = eager.integrate(
-            start, momentum, direction, coordinates, context
-        )
-        log_volume = end.extra[3] - start.extra[3]
-        position, potential, gradient, _, *extra = end.extra
-        error = torch.maximum(error, self.inverse_error(position))
-        log_determinant = log_determinant + log_volume
-        exact = torch.where(error < INVERSE_TOLERANCE, log_determinant, torch.nan)
-        return State(position, potential, gradient, tuple(extra)), momentum, exact
+        end = eager.integrate(start._replace(state=begin), coordinates, context)
+        log_volume = coordinates.log_volume(end.state) - coordinates.log_volume(begin)
+        state = coordinates.state_out_of(end.state)
+        there, back = self.inverse_error(start.state.position), self.inverse_error(state.position)
+        exact = torch.maximum(there, back) < INVERSE_TOLERANCE
+        log_determinant = torch.where(exact, end.log_determinant + log_volume, torch.nan)
+        return Endpoint(state, end.momentum, log_determinant)
 
 
 class FlowCoordinates(Coordinates):
@@ -129,8 +107,7 @@ class FlowCoordinates(Coordinates):
 
     def __init__(self, energy: Energy, flow: Flow) -> None:
         self.energy = energy
-        self.location = flow.location
-        self.factor = flow.factor
+        self.affine = Affine(flow.location, flow.factor)
         self.transform = flow.flow().transform
         self.log_scale = flow.factor.diagonal().log().sum()
 
@@ -143,12 +120,21 @@ class FlowCoordinates(Coordinates):
             there = value_and_gradient(self.energy, x if differentiable else x.detach())
             return self._state(leaf, x, log_volume, there, differentiable)
 
-    def pulled(self, position: Tensor, there: State) -> State:
-        """Return the state at w where that at x is known already."""
+    def state_into(self, state: State) -> State:
+        """Return the state at w of that at x."""
         with torch.enable_grad():
-            leaf = position.detach().requires_grad_()
+            leaf = self.into(state.position).requires_grad_()
             x, log_volume = self._out_of(leaf)
-            return self._state(leaf, x, log_volume, there, False)
+            return self._state(leaf, x, log_volume, state, False)
+
+    def state_out_of(self, state: State) -> State:
+        """Return the state at x of that at w."""
+        position, energy, gradient, _, *extra = state.extra
+        return State(position, energy, gradient, tuple(extra))
+
+    def log_volume(self, state: State) -> Tensor:
+        """Return log|∂x/∂w| at the state at w, (B,)."""
+        return state.extra[3]
 
     def _state(
         self, w: Tensor, x: Tensor, log_volume: Tensor, there: State, differentiable: bool
@@ -165,7 +151,7 @@ class FlowCoordinates(Coordinates):
 
     def into(self, x: Tensor) -> Tensor:
         """Return w of x, (B, D)."""
-        return self.transform(whitened(x, self.location, self.factor)).detach()
+        return self.transform(self.affine.whiten(x)).detach()
 
     def out_of(self, w: Tensor) -> Tensor:
         """Return x of w, (B, D)."""
@@ -173,7 +159,7 @@ class FlowCoordinates(Coordinates):
 
     def _out_of(self, w: Tensor) -> tuple[Tensor, Tensor]:
         y, log_volume = self.transform.inv.call_and_ladj(w)
-        return self.location + y @ self.factor.T, log_volume + self.log_scale
+        return self.affine.colour(y), log_volume + self.log_scale
 
 
 def fit_flow(
@@ -198,7 +184,7 @@ def fit_flow(
         learning_rate: Adam's.
         generator: Of the order of the draws.
     """
-    y = whitened(draws, flow.location, flow.factor)
+    y = Affine(flow.location, flow.factor).whiten(draws)
     order = torch.randperm(len(y), generator=generator, device=y.device)
     kept = max(1, int(_HELD_OUT * len(y)))
     held_out, y = y[order[:kept]], y[order[kept:]]

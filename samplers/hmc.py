@@ -5,8 +5,8 @@ import math
 import torch
 from torch import Tensor
 
-from samplers.energy import Energy, State
-from samplers.kernel import Context, Kernel
+from samplers.energy import Energy
+from samplers.kernel import Context, Endpoint, Kernel, PhasePoint
 from samplers.leapfrog import leapfrogs
 
 _ONE_REGION = 20
@@ -54,15 +54,9 @@ class HMC(Kernel):
         """Not with more than twenty leapfrogs, which are compiled in turns of ten then."""
         return self.num_leapfrogs <= _ONE_REGION
 
-    def integrate(
-        self,
-        state: State,
-        momentum: Tensor,
-        direction: Tensor,
-        energy: Energy,
-        context: Context = None,
-    ) -> tuple[State, Tensor, Tensor]:
+    def integrate(self, start: PhasePoint, energy: Energy, context: Context = None) -> Endpoint:
         """Take ``num_leapfrogs`` leapfrogs, which preserve volume: log|det J| = 0."""
+        state, momentum, direction = start
         step_size = direction[:, None] * self.step_size.to(momentum.dtype)
         take, piece = leapfrogs, self.num_leapfrogs
         if not self.step_is_one_region and self.is_compiled:
@@ -70,7 +64,7 @@ class HMC(Kernel):
         for done in range(0, self.num_leapfrogs, piece):
             count = min(piece, self.num_leapfrogs - done)
             state, momentum = take(state, momentum, energy, step_size, count)
-        return state, momentum, torch.zeros_like(state.energy)
+        return Endpoint(state, momentum, torch.zeros_like(state.energy))
 
 
 def initial_log_step_size(num_leapfrogs: int, step_size: float) -> Tensor:

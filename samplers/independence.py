@@ -1,10 +1,9 @@
 """The Metropolis independence sampler."""
 
 import torch
-from torch import Tensor
 
-from samplers.energy import Energy, State, value_and_gradient
-from samplers.kernel import Context, Kernel
+from samplers.energy import Energy, value_and_gradient
+from samplers.kernel import Context, Endpoint, Kernel, PhasePoint
 
 
 class Independence(Kernel):
@@ -28,14 +27,7 @@ class Independence(Kernel):
         self.num_leapfrogs = 1
         self.register_buffer("log_step_size", torch.zeros(()))
 
-    def integrate(
-        self,
-        state: State,
-        momentum: Tensor,
-        direction: Tensor,
-        energy: Energy,
-        context: Context | None = None,
-    ) -> tuple[State, Tensor, Tensor]:
+    def integrate(self, start: PhasePoint, energy: Energy, context: Context = None) -> Endpoint:
         """Swap position and momentum."""
-        end = value_and_gradient(energy, momentum)
-        return end, state.position, torch.zeros_like(state.energy)
+        end = value_and_gradient(energy, start.momentum)
+        return Endpoint(end, start.state.position, torch.zeros_like(end.energy))

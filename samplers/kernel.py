@@ -45,6 +45,28 @@ class Info(NamedTuple):
     """Whether the integration failed, (B,), boolean."""
 
 
+class PhasePoint(NamedTuple):
+    """Where a trajectory starts."""
+
+    state: State
+    """Position, energy and gradient of the chains."""
+    momentum: Tensor
+    """v, (B, D)."""
+    direction: Tensor
+    """d, ±1, (B,)."""
+
+
+class Endpoint(NamedTuple):
+    """Where a trajectory ends, and what it did to volumes on its way."""
+
+    state: State
+    """Position, energy and gradient of the chains."""
+    momentum: Tensor
+    """v', (B, D)."""
+    log_determinant: Tensor
+    """log|det J| of the map from start to end, (B,) nats."""
+
+
 class RoundTrip(NamedTuple):
     """What a trajectory and its way back leave, of which exact arithmetic would leave nothing."""
 
@@ -83,15 +105,8 @@ class Kernel(nn.Module, ABC):
         return self.log_step_size.exp()
 
     @abstractmethod
-    def integrate(
-        self,
-        state: State,
-        momentum: Tensor,
-        direction: Tensor,
-        energy: Energy,
-        context: Context = None,
-    ) -> tuple[State, Tensor, Tensor]:
-        """Follow a trajectory from ``state``; return its end, the momentum and log|det J| (B,)."""
+    def integrate(self, start: PhasePoint, energy: Energy, context: Context = None) -> Endpoint:
+        """Follow a trajectory to its end."""
 
     def embed(self, observations: Tensor) -> Context:
         """Return the context of :meth:`step` for observations (B, N), computed once a chain."""
@@ -201,8 +216,8 @@ class Kernel(nn.Module, ABC):
         The trajectory in direction -d from there leads back to where this one began.
         """
         state = self.init(position, energy)
-        end, momentum, log_determinant = self.integrate(state, momentum, direction, energy, context)
-        return end.position, momentum, log_determinant
+        end = self.integrate(PhasePoint(state, momentum, direction), energy, context)
+        return end.state.position, end.momentum, end.log_determinant
 
     @torch.no_grad()
     def round_trip(
@@ -246,7 +261,7 @@ def transition(
         state.extra,
     )
     end, momentum, log_determinant = kernel.integrate(
-        start, noise.momentum, noise.direction, energy, context
+        PhasePoint(start, noise.momentum, noise.direction), energy, context
     )
     # Zero times a finite number is 0, else NaN: one sum over coordinates, where a conjunction
     # of booleans would take as long as the trajectory of a small target.

@@ -8,7 +8,7 @@ from torch import Tensor, nn
 
 from samplers.energy import Energy, State, finite_gradient
 from samplers.hmc import initial_log_step_size
-from samplers.kernel import Context, Kernel
+from samplers.kernel import Context, Endpoint, Kernel, PhasePoint
 from samplers.leapfrog import Update, augmented_leapfrog
 from samplers.networks import UpdateNetwork, embedding_network
 
@@ -100,14 +100,7 @@ class L2HMC(Kernel):
         """Return the embedding (B, hidden) of observations (B, N); None without an embedding."""
         return None if self.embedding is None else self.embedding(observations)
 
-    def integrate(
-        self,
-        state: State,
-        momentum: Tensor,
-        direction: Tensor,
-        energy: Energy,
-        context: Context = None,
-    ) -> tuple[State, Tensor, Tensor]:
+    def integrate(self, start: PhasePoint, energy: Energy, context: Context = None) -> Endpoint:
         """Take ``num_leapfrogs`` augmented leapfrogs, each chain in its own direction.
 
         Raises:
@@ -120,6 +113,7 @@ class L2HMC(Kernel):
             )
         if context is not None and self.embedding is None:
             raise ValueError("this kernel was built without observation_dim and takes no context")
+        state, momentum, direction = start
         if state.position.shape[-1] != self.dim:
             raise ValueError(
                 f"this kernel is of {self.dim} dimensions, the chains of {state.position.shape[-1]}"
@@ -137,18 +131,17 @@ class L2HMC(Kernel):
             reverse = self.num_leapfrogs - 1 - step
             time = torch.where(forward, self.times[step], self.times[reverse]).to(momentum)
             mask = torch.where(forward, self.mask[step], ~self.mask[reverse])
+            point = PhasePoint(state, momentum, direction)
             state, momentum, change = self.compiled(_leapfrog)(
-                self, state, momentum, direction, energy, step_size, mask, time, context
+                self, point, energy, step_size, mask, time, context
             )
             log_determinant = log_determinant + change
-        return state, momentum, log_determinant
+        return Endpoint(state, momentum, log_determinant)
 
 
 def _leapfrog(
     kernel: L2HMC,
-    state: State,
-    momentum: Tensor,
-    direction: Tensor,
+    start: PhasePoint,
     energy: Energy,
     step_size: Tensor,
     mask: Tensor,
@@ -163,9 +156,7 @@ def _leapfrog(
     def position_update(fixed: Tensor, momentum: Tensor) -> Update:
         return kernel.position_network(fixed, momentum, time, context)
 
-    return augmented_leapfrog(
-        state, momentum, direction, energy, step_size, mask, momentum_update, position_update
-    )
+    return augmented_leapfrog(*start, energy, step_size, mask, momentum_update, position_update)
 
 
 def time_encoding(num_leapfrogs: int) -> Tensor:

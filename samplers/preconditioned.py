@@ -1,16 +1,20 @@
 """A kernel in whitened coordinates: diagonal or dense mass for HMC, and the same for L2HMC."""
 
 from abc import ABC, abstractmethod
+from typing import NamedTuple, Protocol
 
 import torch
 from torch import Tensor
 
 from samplers.energy import Energy, State, value_and_gradient
-from samplers.kernel import Context, Kernel
+from samplers.kernel import Context, Endpoint, Kernel, PhasePoint
 
 
 class Coordinates(ABC):
-    """An energy as a function of other coordinates w of x; both ways between them."""
+    """An energy as a function of other coordinates w of x; both ways between them.
+
+    A state at w carries what belongs to x in its ``extra``, so that the way back costs nothing.
+    """
 
     @abstractmethod
     def value_and_gradient(self, position: Tensor) -> State:
@@ -24,15 +28,54 @@ class Coordinates(ABC):
     def out_of(self, w: Tensor) -> Tensor:
         """Return x of w, (B, D)."""
 
-
-class Transformed(Kernel, ABC):
-    """A kernel that runs in other coordinates than those of its energy."""
-
-    kernel: Kernel
+    @abstractmethod
+    def state_into(self, state: State) -> State:
+        """Return the state at w of that at x, without an evaluation of the energy."""
 
     @abstractmethod
-    def coordinates(self, energy: Energy) -> Coordinates:
+    def state_out_of(self, state: State) -> State:
+        """Return the state at x of that at w, without an evaluation of the energy."""
+
+    def integrate(self, kernel: Kernel, start: PhasePoint, context: Context) -> Endpoint:
+        """Follow a kernel's trajectory in w; its log-determinant is that in w."""
+        begin = start._replace(state=self.state_into(start.state))
+        end = kernel.integrate(begin, self, context)
+        return end._replace(state=self.state_out_of(end.state))
+
+
+class Transformed(Kernel, ABC):
+    """A kernel that runs in other coordinates than those of its energy.
+
+    Arguments:
+        kernel: What moves in them.
+    """
+
+    def __init__(self, kernel: Kernel) -> None:
+        super().__init__()
+        self.kernel = kernel
+        self.num_leapfrogs = kernel.num_leapfrogs
+
+    @property
+    def log_step_size(self) -> Tensor:  # type: ignore[override]
+        """Log ε, in the coordinates w."""
+        return self.kernel.log_step_size
+
+    @property
+    def step_is_one_region(self) -> bool:  # type: ignore[override]
+        """As of the kernel inside; else the way into its coordinates and back stays eager."""
+        return self.kernel.step_is_one_region
+
+    def embed(self, observations: Tensor) -> Context:
+        """Return the context of the kernel inside."""
+        return self.kernel.embed(observations)
+
+    @abstractmethod
+    def coordinates(self, energy: Energy, context: Context = None) -> Coordinates:
         """Return the energy in the coordinates in which the kernel inside runs."""
+
+    def integrate(self, start: PhasePoint, energy: Energy, context: Context = None) -> Endpoint:
+        """Follow the kernel's trajectory in w; volumes there are those in x up to a constant."""
+        return self.coordinates(energy, context).integrate(self.kernel, start, context)
 
 
 class Preconditioned(Transformed):
@@ -59,7 +102,7 @@ class Preconditioned(Transformed):
     factor: Tensor
 
     def __init__(self, kernel: Kernel, location: Tensor, factor: Tensor) -> None:
-        super().__init__()
+        super().__init__(kernel)
         dim = len(location)
         if factor.shape not in ((dim,), (dim, dim)):
             raise ValueError(
@@ -72,8 +115,6 @@ class Preconditioned(Transformed):
             raise ValueError(
                 "the factor must be lower triangular: torch.linalg.cholesky(covariance)"
             )
-        self.kernel = kernel
-        self.num_leapfrogs = kernel.num_leapfrogs
         self.register_buffer("location", location.clone())
         self.register_buffer("factor", factor.clone())
 
@@ -81,82 +122,76 @@ class Preconditioned(Transformed):
         """Return another kernel in these same coordinates."""
         return Preconditioned(kernel, self.location, self.factor)
 
-    def coordinates(self, energy: Energy) -> "Whitened":
+    def coordinates(self, energy: Energy, context: Context = None) -> "Whitened":
         """Return the energy as a function of w."""
-        return Whitened(energy, self.location, self.factor)
-
-    @property
-    def log_step_size(self) -> Tensor:  # type: ignore[override]
-        """Log ε, in the coordinates w."""
-        return self.kernel.log_step_size
-
-    @property
-    def step_is_one_region(self) -> bool:  # type: ignore[override]
-        """As of the kernel inside; else the way into its coordinates and back stays eager."""
-        return self.kernel.step_is_one_region
-
-    def embed(self, observations: Tensor) -> Context:
-        """Return the context of the kernel inside."""
-        return self.kernel.embed(observations)
-
-    def integrate(
-        self,
-        state: State,
-        momentum: Tensor,
-        direction: Tensor,
-        energy: Energy,
-        context: Context = None,
-    ) -> tuple[State, Tensor, Tensor]:
-        """Follow the kernel's trajectory in w; volumes there are those in x up to a constant."""
-        whitened = self.coordinates(energy)
-        start = State(
-            whitened.into(state.position), state.energy, whitened.pull(state.gradient), state.extra
-        )
-        end, momentum, log_determinant = self.kernel.integrate(
-            start, momentum, direction, whitened, context
-        )
-        gradient = whitened.push(end.gradient)
-        state = State(whitened.out_of(end.position), end.energy, gradient, end.extra)
-        return state, momentum, log_determinant
+        return Whitened(energy, Affine(self.location, self.factor))
 
 
-class Whitened(Coordinates):
-    """U as a function of w = L⁻¹(x - μ)."""
+class Whitening(Protocol):
+    """The map x = μ + L w."""
 
-    def __init__(self, energy: Energy, location: Tensor, factor: Tensor) -> None:
-        self.energy = energy
-        self.location = location
-        self.factor = factor
-
-    def value_and_gradient(self, position: Tensor) -> State:
-        """Return U and its gradient in w."""
-        state = value_and_gradient(self.energy, self.out_of(position))
-        return State(position, state.energy, self.pull(state.gradient), state.extra)
-
-    def into(self, x: Tensor) -> Tensor:
+    def whiten(self, x: Tensor, /) -> Tensor:
         """Return w = L⁻¹(x - μ)."""
-        return whitened(x, self.location, self.factor)
 
-    def out_of(self, w: Tensor) -> Tensor:
+    def colour(self, w: Tensor, /) -> Tensor:
+        """Return x = μ + L w."""
+
+    def pull(self, gradient: Tensor, /) -> Tensor:
+        """Return the gradient in w, Lᵀ times that in x."""
+
+
+class Affine(NamedTuple):
+    """x = μ + L w, the same for all chains; L is lower triangular, or its diagonal."""
+
+    location: Tensor
+    """μ, (D,)."""
+    factor: Tensor
+    """L, (D, D) or (D,)."""
+
+    def whiten(self, x: Tensor) -> Tensor:
+        """Return w = L⁻¹(x - μ)."""
+        centred = x - self.location
+        if self.factor.dim() == 1:
+            return centred / self.factor
+        return torch.linalg.solve_triangular(self.factor.T, centred, upper=True, left=False)
+
+    def colour(self, w: Tensor) -> Tensor:
         """Return x = μ + L w."""
         return self.location + (w * self.factor if self.factor.dim() == 1 else w @ self.factor.T)
 
     def pull(self, gradient: Tensor) -> Tensor:
-        """Return the gradient in w, Lᵀ ∂U."""
+        """Return the gradient in w, Lᵀ times that in x."""
         return gradient * self.factor if self.factor.dim() == 1 else gradient @ self.factor
 
-    def push(self, gradient: Tensor) -> Tensor:
-        """Return the gradient in x, L⁻ᵀ of that in w."""
-        if self.factor.dim() == 1:
-            return gradient / self.factor
-        solved = torch.linalg.solve_triangular(self.factor, gradient, upper=False, left=False)
-        # Its columns are contiguous, a first state's rows: steps would be compiled for either.
-        return solved.contiguous()
 
+class Whitened(Coordinates):
+    """U as a function of w = L⁻¹(x - μ), with the gradient in x beside that in w."""
 
-def whitened(x: Tensor, location: Tensor, factor: Tensor) -> Tensor:
-    """Return L⁻¹(x - μ) of points (B, D), L as in :class:`Preconditioned`."""
-    centred = x - location
-    if factor.dim() == 1:
-        return centred / factor
-    return torch.linalg.solve_triangular(factor.T, centred, upper=True, left=False)
+    def __init__(self, energy: Energy, whitening: Whitening) -> None:
+        self.energy = energy
+        self.whitening = whitening
+
+    def value_and_gradient(self, position: Tensor) -> State:
+        """Return U and its gradient in w."""
+        return self._at(position, value_and_gradient(self.energy, self.out_of(position)))
+
+    def into(self, x: Tensor) -> Tensor:
+        """Return w = L⁻¹(x - μ)."""
+        return self.whitening.whiten(x)
+
+    def out_of(self, w: Tensor) -> Tensor:
+        """Return x = μ + L w."""
+        return self.whitening.colour(w)
+
+    def state_into(self, state: State) -> State:
+        """Return the state at w of that at x."""
+        return self._at(self.into(state.position), state)
+
+    def state_out_of(self, state: State) -> State:
+        """Return the state at x of that at w."""
+        gradient, *extra = state.extra
+        return State(self.out_of(state.position), state.energy, gradient, tuple(extra))
+
+    def _at(self, w: Tensor, there: State) -> State:
+        gradient = self.whitening.pull(there.gradient)
+        return State(w, there.energy, gradient, (there.gradient, *there.extra))

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from samplers.adaptation import Mass, Moments, mass_factor
-from samplers.energy import Energy, Smoothed, State, Tempered, fresh_leaf
+from samplers.energy import Energy, Smoothed, State, Tempered, fresh_leaf, twice
 from samplers.io import Resumable
 from samplers.kernel import Info, Kernel, finite_start
 from samplers.objective import Objective, RunningMeans, jumps, reciprocal, siblings
@@ -261,8 +261,7 @@ class _Training:
             start = torch.cat([start, self._into(fresh)])
         state = self.inner.init(start, self.energy)
         if settings.objective == "siblings":
-            position, potential, gradient = (torch.cat([each, each]) for each in state[:3])
-            state = State(position, potential, gradient)
+            state = twice(state)
         state = fresh_leaf(state)
         after, info = self.inner.step(state, self.energy, self.inner.noise(state, generator))
         first, second = _rows(info, slice(count)), _rows(info, slice(count, None))

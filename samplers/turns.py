@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from samplers.energy import Energy, State
-from samplers.kernel import Context, Info, Kernel, Noise
+from samplers.kernel import Context, Endpoint, Info, Kernel, Noise, PhasePoint
 
 
 class Turns(Kernel):
@@ -34,8 +34,6 @@ class Turns(Kernel):
         self.kernels = nn.ModuleList(kernels)
         self.num_leapfrogs = sum(kernel.num_leapfrogs for kernel in kernels)
 
-    step_is_one_region = False  # each kernel compiles its own
-
     def __getstate__(self) -> dict[str, Any]:
         """Have copies hold copies of the kernels, or they would be compiled together."""
         copies = nn.ModuleList(copy(kernel) for kernel in self._each())
@@ -52,7 +50,7 @@ class Turns(Kernel):
         return Noise(*(torch.stack(field) for field in zip(*drawn, strict=True)))
 
     def step(
-        self, state: State, energy: Energy, noise: Noise, context: Context | None = None
+        self, state: State, energy: Energy, noise: Noise, context: Context = None
     ) -> tuple[State, Info]:
         """Take one step of each kernel; acceptance is their mean, the rest is as of the last.
 
@@ -68,14 +66,7 @@ class Turns(Kernel):
         diverging = torch.stack([info.diverging for info in infos]).any(dim=0)
         return state, Info(infos[-1].proposal, acceptance, accepted, diverging)
 
-    def integrate(
-        self,
-        state: State,
-        momentum: Tensor,
-        direction: Tensor,
-        energy: Energy,
-        context: Context | None = None,
-    ) -> tuple[State, Tensor, Tensor]:
+    def integrate(self, start: PhasePoint, energy: Energy, context: Context = None) -> Endpoint:
         """Raise TypeError: each turn accepts or rejects by itself."""
         raise TypeError("kernels in turns have no single trajectory: ask each of turns.kernels")
 

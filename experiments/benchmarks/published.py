@@ -1,9 +1,11 @@
 """The trajectory as it was first published, for comparison."""
 
+from typing import Any
+
 import torch
 from torch import Tensor
 
-from samplers import L2HMC, Energy, State, value_and_gradient
+from samplers import L2HMC, Endpoint, Energy, PhasePoint, State, value_and_gradient
 from samplers.leapfrog import Update, augmented_leapfrog
 from samplers.networks import UpdateNetwork
 
@@ -24,33 +26,21 @@ class PublishedL2HMC(L2HMC):
         """Return the observations themselves, which :meth:`integrate` embeds."""
         return observations
 
-    def integrate(
-        self,
-        state: State,
-        momentum: Tensor,
-        direction: Tensor,
-        energy: Energy,
-        context: Tensor | None = None,
-    ) -> tuple[State, Tensor, Tensor]:
+    def integrate(self, start: PhasePoint, energy: Energy, context: Any = None) -> Endpoint:
         """Take ``num_leapfrogs`` leapfrogs in both directions, and choose."""
         assert context is not None
-        forward = self._one_way(state, momentum, torch.ones_like(direction), energy, context)
-        backward = self._one_way(state, momentum, -torch.ones_like(direction), energy, context)
+        ahead = torch.ones_like(start.direction)
+        forward = self._one_way(start._replace(direction=ahead), energy, context)
+        backward = self._one_way(start._replace(direction=-ahead), energy, context)
         position, energies, gradient, momentum, log_determinant = (
-            torch.where((direction > 0).view(-1, *[1] * (ours.dim() - 1)), ours, theirs)
+            torch.where((start.direction > 0).view(-1, *[1] * (ours.dim() - 1)), ours, theirs)
             for ours, theirs in zip(forward, backward, strict=True)
         )
-        return State(position, energies, gradient), momentum, log_determinant
+        return Endpoint(State(position, energies, gradient), momentum, log_determinant)
 
-    def _one_way(
-        self,
-        state: State,
-        momentum: Tensor,
-        direction: Tensor,
-        energy: Energy,
-        images: Tensor,
-    ) -> list[Tensor]:
+    def _one_way(self, start: PhasePoint, energy: Energy, images: Tensor) -> list[Tensor]:
         assert callable(energy)
+        state, momentum, direction = start
         forward = bool(direction[0] > 0)
         # Of rounding's size: whatever takes the kept energy of the start takes this one instead.
         log_determinant = energy(state.position) - state.energy

@@ -1,6 +1,5 @@
 import warnings
 from collections.abc import Callable, Iterator
-from typing import Any
 
 import pytest
 import torch
@@ -9,7 +8,7 @@ from torch import Tensor
 
 from dglm import DGLM, ReversibilityMonitor
 from dglm.callbacks import EXACTNESS_BOUND, exactness_errors
-from samplers import HMC, State, seeded_generator
+from samplers import HMC, Endpoint, Energy, PhasePoint, seeded_generator
 
 BuildDGLM = Callable[..., DGLM]
 
@@ -54,10 +53,11 @@ def fit(module: DGLM) -> dict[str, float]:
 class Coarse(HMC):
     """Takes the position far away and back, where float32 forgets its last digits."""
 
-    def integrate(self, *arguments: Any) -> tuple[State, Tensor, Tensor]:
-        end, momentum, log_det = super().integrate(*arguments)
+    def integrate(self, start: PhasePoint, energy: Energy, context: object = None) -> Endpoint:
+        state, momentum, log_det = super().integrate(start, energy, context)
         far = 2.0**20
-        return end._replace(position=end.position + far - far), momentum, log_det + far - far
+        state = state._replace(position=state.position + far - far)
+        return Endpoint(state, momentum, log_det + far - far)
 
 
 def with_coarse_kernel(build_dglm: BuildDGLM) -> DGLM:

@@ -1,12 +1,12 @@
-from typing import Any
-
 import pytest
 import torch
 from torch import Tensor
 
 from samplers import (
     HMC,
-    State,
+    Endpoint,
+    Energy,
+    PhasePoint,
     Turns,
     compare,
     sample,
@@ -46,9 +46,10 @@ def test_chains_that_mislead_are_told_of() -> None:
     class Mirror(HMC):
         """Leaps to the mirror image, and hardly beyond."""
 
-        def integrate(self, state: State, momentum: Tensor, *arguments: Any) -> Any:
-            position = -state.position + 0.05 * momentum
-            return value_and_gradient(arguments[1], position), momentum, torch.zeros(len(position))
+        def integrate(self, start: PhasePoint, energy: Energy, context: object = None) -> Endpoint:
+            position = -start.state.position + 0.05 * start.momentum
+            end = value_and_gradient(energy, position)
+            return Endpoint(end, start.momentum, torch.zeros_like(end.energy))
 
     with pytest.warns(
         UserWarning, match=r"R̂ > 1.01, of slow \(\d.*more slowly .* of mirror, which"

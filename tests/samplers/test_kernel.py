@@ -12,10 +12,12 @@ from torch import Tensor
 from samplers import (
     HMC,
     L2HMC,
+    Endpoint,
     Energy,
     Info,
     Kernel,
     Noise,
+    PhasePoint,
     State,
     fresh_leaf,
     seeded_generator,
@@ -540,11 +542,10 @@ def test_errors_are_those_of_the_precision(
 class OneWay(HMC):
     """Wrong: both directions move forward, and each claims to change the volume."""
 
-    def integrate(self, state, momentum, direction, energy, context=None):  # type: ignore  # noqa: ANN001, ANN201
-        end, momentum, log_det = super().integrate(
-            state, momentum, torch.ones_like(direction), energy, context
-        )
-        return end, momentum, log_det + 0.25
+    def integrate(self, start: PhasePoint, energy: Energy, context: object = None) -> Endpoint:
+        ahead = start._replace(direction=torch.ones_like(start.direction))
+        end = super().integrate(ahead, energy, context)
+        return end._replace(log_determinant=end.log_determinant + 0.25)
 
 
 def test_a_kernel_that_does_not_come_back_is_measured(energy: Energy) -> None:

@@ -14,6 +14,7 @@ from samplers import (
     HMC,
     L2HMC,
     TARGETS,
+    Endpoint,
     Energy,
     Flow,
     GaussianMixture,
@@ -22,8 +23,8 @@ from samplers import (
     Kernel,
     Learned,
     Noise,
+    PhasePoint,
     Preconditioned,
-    State,
     Turns,
     flows,
     learn,
@@ -174,17 +175,10 @@ class Stuck(Kernel):
         self.num_leapfrogs, self.share = 1, share
         self.register_buffer("log_step_size", torch.zeros(()))
 
-    def integrate(
-        self,
-        state: State,
-        momentum: Tensor,
-        direction: Tensor,
-        energy: Energy,
-        context: object = None,
-    ) -> tuple[State, Tensor, Tensor]:
-        end, momentum, log_det = HMC(1, 1.4).integrate(state, momentum, direction, energy)
-        stuck = torch.arange(len(log_det)) < self.share * len(log_det)
-        return end, momentum, torch.where(stuck, torch.nan, log_det)
+    def integrate(self, start: PhasePoint, energy: Energy, context: object = None) -> Endpoint:
+        end = HMC(1, 1.4).integrate(start, energy)
+        stuck = torch.arange(len(start.momentum)) < self.share * len(start.momentum)
+        return end._replace(log_determinant=end.log_determinant.masked_fill(stuck, torch.nan))
 
 
 def normal(position: Tensor) -> Tensor:
