@@ -8,7 +8,9 @@ from torch import Tensor
 from dglm.coordinates import Coordinates, score_loss, without_coordinates
 from dglm.gaussian import DiagonalGaussian
 from dglm.model import GenerativeModel
-from samplers import Kernel, State, fresh_leaf, reciprocal_jump_loss, squared_jump
+from samplers import Kernel, State, reciprocal_jump_loss
+from samplers.energy import fresh_leaf
+from samplers.objective import squared_jump
 
 
 class Chain(NamedTuple):

@@ -22,8 +22,10 @@ from dglm.gaussian import DiagonalGaussian
 from dglm.model import GenerativeModel
 from dglm.precision import check_precision, full_precision
 from dglm.starts import FittedStart, Start, StartName
-from samplers import Kernel, mixed_seed, seeded_generator, track_acceptance
+from samplers import Kernel, seeded_generator
+from samplers.adaptation import track_acceptance
 from samplers.io import Description, build, checked_description
+from samplers.random import mixed_seed
 
 SAMPLER_GRADIENT_NORM = 5.0
 """Bound on the norm of the sampler's gradient, the paper's."""

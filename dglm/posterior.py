@@ -11,16 +11,9 @@ from torch import Tensor
 from dglm.model import GenerativeModel
 from dglm.precision import full_precision
 from dglm.shape import ChainMeans, PrincipalAxes
-from samplers import (
-    HMC,
-    Chains,
-    Energy,
-    Kernel,
-    Moments,
-    Snapshot,
-    sample_chunks,
-    track_acceptance,
-)
+from samplers import HMC, Chains, Energy, Kernel, sample_chunks
+from samplers.adaptation import Moments, track_acceptance
+from samplers.chains import Snapshot
 from samplers.io import Resumable
 from samplers.kernel import Context
 

@@ -10,7 +10,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from samplers import Moments
+from samplers.adaptation import Moments
 
 EDGES = torch.linspace(-6, 6, 121, dtype=torch.float64)
 """Ends of the histogram's bins in standard deviations; the outer bins reach to infinity."""

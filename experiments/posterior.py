@@ -17,8 +17,10 @@ from rich.console import Console
 from rich.table import Table
 from torch import Tensor
 
-from dglm import DGLM, ChainMeans, Estimate, LongChains, PrincipalAxes, long_chains, principal_axes
+from dglm import DGLM, long_chains, principal_axes
 from dglm.ais import check_counts
+from dglm.posterior import LongChains
+from dglm.shape import ChainMeans, Estimate, PrincipalAxes
 from experiments.shared.checkpoints import load_checkpoint
 from experiments.shared.cli import (
     CommandError,
@@ -37,7 +39,8 @@ from experiments.shared.runs import (
     write_json,
 )
 from experiments.shared.scoring import PictureOptions, held_out, mean_and_error
-from samplers import HMC, Kernel, Moments, adapt, sample, seeded_generator, summarise
+from samplers import HMC, Kernel, adapt, sample, seeded_generator, summarise
+from samplers.adaptation import Moments
 
 _NAMES = {"kernel": "the model's kernel", "hmc": "HMC, step size adapted"}
 SEARCH_CHAINS, SEARCH_STEPS = 16, 400

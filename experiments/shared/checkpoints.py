@@ -13,7 +13,8 @@ from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.callbacks import Checkpoint
 from lightning.pytorch.trainer.states import TrainerFn
 
-from dglm import DGLM, TrainingFailed
+from dglm import DGLM
+from dglm.callbacks import TrainingFailed
 from experiments.shared.cli import STOP_SIGNALS, CommandError, Stopped, stop
 from samplers.io import differences, write_beside
 

@@ -26,7 +26,7 @@ from rich.progress import (
 )
 
 from data import DataError
-from dglm import TrainingFailed
+from dglm.callbacks import TrainingFailed
 from samplers.io import ResumeError
 
 CONFIGS = Path(__file__).parents[1] / "configs"

@@ -13,8 +13,9 @@ from torch import Tensor
 from torchvision.utils import make_grid
 
 from data import ImageShape
-from dglm import ChainMeans, DiagonalGaussian, LongChains, PrincipalAxes
-from dglm.shape import EDGES
+from dglm import DiagonalGaussian
+from dglm.posterior import LongChains
+from dglm.shape import EDGES, ChainMeans, PrincipalAxes
 
 MaskName = Literal["top", "bottom", "left", "right", "random"]
 _SHOWN_SWEEPS = 12

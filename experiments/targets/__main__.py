@@ -35,9 +35,9 @@ from experiments.targets.figure import draw_autocorrelations
 from experiments.targets.nuts import nuts_is_installed, run_nuts
 from experiments.targets.reference import Reference, weight_from_one_mode
 from experiments.targets.table import markdown
-from samplers import Chains, Comparison, sample, seeded_generator
+from samplers import Chains, sample, seeded_generator
 from samplers.chains import draw_chains
-from samplers.comparison import warn_of_misleading
+from samplers.comparison import Comparison, warn_of_misleading
 from samplers.io import load_plain, save_whole, write_whole
 from samplers.learning import BUDGET
 

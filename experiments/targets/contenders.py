@@ -16,16 +16,15 @@ from samplers import (
     Independence,
     Kernel,
     Learned,
-    Mass,
     Preconditioned,
     Target,
     TrainingSettings,
     adapt,
     learn,
     seeded_generator,
-    settle,
     train_sampler,
 )
+from samplers.adaptation import Mass, settle
 from samplers.energy import Counted
 from samplers.race import LENGTHS, tune_hmc
 

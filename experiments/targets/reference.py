@@ -16,20 +16,18 @@ from experiments.shared.runs import read_json, write_json
 from samplers import (
     HMC,
     TARGETS,
-    ESSPerStep,
     Funnel,
     GaussianMixture,
     Kernel,
     Preconditioned,
     adapt,
-    autocorrelation,
-    ess_per_step,
     sample,
     sample_chunks,
     seeded_generator,
-    settle,
     summarise,
 )
+from samplers.adaptation import settle
+from samplers.diagnostics import ESSPerStep, autocorrelation, ess_per_step
 from samplers.posteriors import POSTERIORS
 from samplers.race import tune_hmc
 

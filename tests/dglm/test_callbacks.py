@@ -8,8 +8,8 @@ import torch
 from lightning.pytorch import Callback, Trainer
 from torch import Tensor, nn
 
-from dglm import DGLM, Encoder, GenerativeModel, TrainingFailed
-from dglm.callbacks import PATIENCE
+from dglm import DGLM, Encoder, GenerativeModel
+from dglm.callbacks import PATIENCE, TrainingFailed
 from samplers import HMC, L2HMC, Kernel, seeded_generator
 
 BuildDGLM = Callable[..., DGLM]

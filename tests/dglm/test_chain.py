@@ -4,7 +4,8 @@ import pytest
 import torch
 from torch import Tensor
 
-from dglm import DGLM, Chain, DiagonalGaussian
+from dglm import DGLM, DiagonalGaussian
+from dglm.chain import Chain
 from samplers import L2HMC, seeded_generator
 
 BuildDGLM = Callable[..., DGLM]

@@ -10,10 +10,10 @@ from dglm import (
     DiagonalGaussian,
     Gaussian,
     GenerativeModel,
-    Likelihood,
     estimate_log_likelihood,
 )
 from dglm.chain import run_chain
+from dglm.likelihoods import Likelihood
 from samplers import HMC, L2HMC, Kernel, seeded_generator, value_and_gradient
 from samplers.io import build, describe
 

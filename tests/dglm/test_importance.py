@@ -5,8 +5,9 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from dglm import Encoder, GenerativeModel, ImportanceResult, importance_weighted_bound
+from dglm import Encoder, GenerativeModel, importance_weighted_bound
 from dglm.importance import (
+    ImportanceResult,
     log_mean_exp,
     log_mean_standard_error,
     weight_effective_sample_size,

@@ -2,7 +2,8 @@ import pytest
 import torch
 from torch import Tensor, distributions
 
-from dglm import Bernoulli, Gaussian, Likelihood
+from dglm import Bernoulli, Gaussian
+from dglm.likelihoods import Likelihood
 from samplers import seeded_generator
 
 

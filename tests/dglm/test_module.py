@@ -32,7 +32,8 @@ from dglm import (
 )
 from dglm.coordinates import AmortizedPreconditioned, GaussianNetwork
 from dglm.module import SAMPLER_GRADIENT_NORM
-from samplers import HMC, L2HMC, Kernel, State, mixed_seed, seeded_generator
+from samplers import HMC, L2HMC, Kernel, State, seeded_generator
+from samplers.random import mixed_seed
 
 BuildDGLM = Callable[..., DGLM]
 Gradients = dict[str, Tensor]

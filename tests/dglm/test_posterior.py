@@ -6,9 +6,11 @@ import torch
 from torch import Tensor, nn
 from torch.distributions import MultivariateNormal
 
-from dglm import ChainMeans, GenerativeModel, LongChains, PrincipalAxes, long_chains, principal_axes
-from dglm.posterior import long_chain_log_joint
-from samplers import HMC, L2HMC, Moments, sample, seeded_generator
+from dglm import GenerativeModel, long_chains, principal_axes
+from dglm.posterior import LongChains, long_chain_log_joint
+from dglm.shape import ChainMeans, PrincipalAxes
+from samplers import HMC, L2HMC, sample, seeded_generator
+from samplers.adaptation import Moments
 
 Model = Callable[..., GenerativeModel]
 ExactPosterior = Callable[[GenerativeModel, Tensor], MultivariateNormal]

@@ -17,14 +17,13 @@ import dglm
 from dglm import (
     DGLM,
     AISSettings,
-    Chain,
     bidirectional_bounds,
     estimate_log_likelihood,
     inpaint,
     long_chains,
     principal_axes,
 )
-from dglm.chain import run_chain
+from dglm.chain import Chain, run_chain
 from dglm.energy import NegativeLogLikelihood
 from dglm.posterior import long_chain_log_joint
 from samplers import HMC, State, seeded_generator

@@ -6,9 +6,8 @@ import pytest
 import torch
 from torch import Tensor
 
-from dglm import ChainMeans, Estimate, PrincipalAxes
-from dglm.shape import between_chains
-from samplers import Moments
+from dglm.shape import ChainMeans, Estimate, PrincipalAxes, between_chains
+from samplers.adaptation import Moments
 
 CHAINS, DRAWS = 200, 500
 

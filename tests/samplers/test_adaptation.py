@@ -9,7 +9,6 @@ from torch import Tensor
 from samplers import (
     HMC,
     L2HMC,
-    DualAveraging,
     GaussianTarget,
     Preconditioned,
     adapt,
@@ -17,9 +16,14 @@ from samplers import (
     seeded_generator,
     strongly_correlated_gaussian,
     summarise,
+)
+from samplers.adaptation import (
+    TARGET_ACCEPTANCE,
+    DualAveraging,
+    Moments,
+    mass_factor,
     track_acceptance,
 )
-from samplers.adaptation import TARGET_ACCEPTANCE, Moments, mass_factor
 
 
 def gaussian(position: Tensor) -> Tensor:

@@ -4,16 +4,8 @@ import pytest
 import torch
 from torch import Tensor
 
-from samplers import (
-    HMC,
-    RELEASE_CUTOFF,
-    autocorrelation,
-    diagnostics,
-    ess_per_step,
-    sample,
-    seeded_generator,
-    summarise,
-)
+from samplers import HMC, diagnostics, sample, seeded_generator, summarise
+from samplers.diagnostics import RELEASE_CUTOFF, autocorrelation, ess_per_step
 
 
 def autoregression(

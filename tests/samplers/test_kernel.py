@@ -19,10 +19,10 @@ from samplers import (
     Noise,
     PhasePoint,
     State,
-    fresh_leaf,
     seeded_generator,
     value_and_gradient,
 )
+from samplers.energy import fresh_leaf
 from samplers.kernel import RoundTrip
 
 CHAINS = 6

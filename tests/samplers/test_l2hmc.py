@@ -17,11 +17,11 @@ from samplers import (
     State,
     reciprocal_jump_loss,
     seeded_generator,
-    squared_jump,
     value_and_gradient,
 )
 from samplers.leapfrog import Update
 from samplers.networks import UpdateNetwork
+from samplers.objective import squared_jump
 
 BuildL2HMC = Callable[..., L2HMC]
 MIXED = torch.tensor([1.0, -1.0, -1.0, 1.0], dtype=torch.float64)

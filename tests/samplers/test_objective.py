@@ -4,8 +4,8 @@ import pytest
 import torch
 from torch import Tensor
 
-from samplers import Info, reciprocal_jump_loss, seeded_generator, squared_jump
-from samplers.objective import Objective, RunningMeans, jumps, siblings
+from samplers import Info, reciprocal_jump_loss, seeded_generator
+from samplers.objective import Objective, RunningMeans, jumps, siblings, squared_jump
 
 START = torch.tensor([[0.0, 0.0], [1.0, 2.0]], dtype=torch.float64)
 PROPOSAL = torch.tensor([[3.0, 4.0], [1.0, 1.0]], dtype=torch.float64)

@@ -17,12 +17,12 @@ from samplers import (
     RoughWell,
     Target,
     ill_conditioned_gaussian,
-    mixed_seed,
     sample,
     seeded_generator,
     strongly_correlated_gaussian,
     value_and_gradient,
 )
+from samplers.random import mixed_seed
 
 COUNT = 10_000
 STEP_SIZES = {

@@ -15,16 +15,15 @@ from samplers import (
     Energy,
     GaussianTarget,
     Info,
-    Moments,
     Noise,
     Preconditioned,
     State,
-    TrainingHistory,
     TrainingSettings,
     reciprocal_jump_loss,
     train_sampler,
 )
-from samplers.training import _Training
+from samplers.adaptation import Moments
+from samplers.training import TrainingHistory, _Training
 
 SCALES = torch.tensor([[0.5, 0.0], [1.5, 1.0]], dtype=torch.float64)
 CENTRE = torch.tensor([1.0, -2.0], dtype=torch.float64)
