@@ -16,9 +16,8 @@ from dglm.annealing import (
     tune_step_sizes,
 )
 from dglm.checks import check_function
-from dglm.energy import PosteriorEnergy
 from dglm.gaussian import DenseGaussian, DiagonalGaussian, UnitMixture, gaussian_log_prob
-from dglm.model import GenerativeModel
+from dglm.model import GenerativeModel, PosteriorEnergy
 from samplers import State, seeded_generator, value_and_gradient
 
 _CHAINS, _FROM_Q, _TEMPERATURES, _STEPS = 32, 8, 50, 32

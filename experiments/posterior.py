@@ -19,8 +19,7 @@ from torch import Tensor
 
 from dglm import DGLM, long_chains, principal_axes
 from dglm.ais import check_counts
-from dglm.posterior import LongChains
-from dglm.shape import ChainMeans, Estimate, PrincipalAxes
+from dglm.posterior import ChainMeans, Estimate, LongChains, PrincipalAxes
 from experiments.shared.checkpoints import load_checkpoint
 from experiments.shared.cli import (
     CommandError,

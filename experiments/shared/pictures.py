@@ -14,8 +14,7 @@ from torchvision.utils import make_grid
 
 from data import ImageShape
 from dglm import DiagonalGaussian
-from dglm.posterior import LongChains
-from dglm.shape import EDGES, ChainMeans, PrincipalAxes
+from dglm.posterior import EDGES, ChainMeans, LongChains, PrincipalAxes
 
 MaskName = Literal["top", "bottom", "left", "right", "random"]
 _SHOWN_SWEEPS = 12

@@ -9,7 +9,7 @@ from torch.distributions import MultivariateNormal
 
 from dglm import DGLM, Decoder, Encoder, Gaussian, GenerativeModel
 from dglm.coordinates import AmortizedPreconditioned, GaussianNetwork
-from dglm.energy import NegativeLogLikelihood
+from dglm.model import NegativeLogLikelihood
 from samplers import HMC, L2HMC, Kernel, State
 
 PIXELS, LATENT = 6, 3

@@ -6,7 +6,7 @@ import torch.nn.utils.prune
 from torch import Tensor
 
 from dglm import Decoder, GenerativeModel
-from dglm.energy import NegativeLogLikelihood
+from dglm.model import NegativeLogLikelihood
 from samplers import value_and_gradient
 
 

@@ -7,8 +7,7 @@ from torch import Tensor, nn
 from torch.distributions import MultivariateNormal
 
 from dglm import GenerativeModel, long_chains, principal_axes
-from dglm.posterior import LongChains, long_chain_log_joint
-from dglm.shape import ChainMeans, PrincipalAxes
+from dglm.posterior import ChainMeans, LongChains, PrincipalAxes, long_chain_log_joint
 from samplers import HMC, L2HMC, sample, seeded_generator
 from samplers.adaptation import Moments
 

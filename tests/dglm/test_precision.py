@@ -24,7 +24,7 @@ from dglm import (
     principal_axes,
 )
 from dglm.chain import Chain, run_chain
-from dglm.energy import NegativeLogLikelihood
+from dglm.model import NegativeLogLikelihood
 from dglm.posterior import long_chain_log_joint
 from samplers import HMC, State, seeded_generator
 

@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from dglm.shape import ChainMeans, Estimate, PrincipalAxes, between_chains
+from dglm.posterior import ChainMeans, Estimate, PrincipalAxes, between_chains
 from samplers.adaptation import Moments
 
 CHAINS, DRAWS = 200, 500

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from dglm import DGLM, GenerativeModel, KernelSteps
-from dglm.energy import NegativeLogLikelihood
+from dglm.model import NegativeLogLikelihood
 from experiments.classes import (
     InpaintingTask,
     class_distances,
