@@ -10,7 +10,6 @@ import torch
 from lightning.pytorch import Callback, LightningModule
 from lightning.pytorch.utilities.types import OptimizerLRScheduler
 from torch import Tensor, nn
-from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LambdaLR
 
 from dglm.ais import AISResult, AISSettings, gather, quiet_estimate, warn_of
@@ -132,18 +131,13 @@ class DGLM(LightningModule):
         """Estimates of this process, by batch; a caller may fill in those of an earlier run."""
         self.test_progress: Callable[[int], None] = _no_progress
         self._fingerprint: dict[str, Any] | None = None
-        arguments = {
+        modules = {
             "model": checked_description(self.model),
             "encoder": checked_description(self.encoder),
             "kernel": None if self.kernel is None else checked_description(self.kernel),
-            "num_mh_steps": num_mh_steps,
-            "learning_rate": learning_rate,
-            "seed": seed,
-            "jump_scale": jump_scale,
-            "decay_share": decay_share,
-            "sampler_share": sampler_share,
         }
-        self.save_hyperparameters(arguments, logger=False)
+        self.save_hyperparameters(ignore=list(modules), logger=False)
+        self.save_hyperparameters(modules, logger=False)
 
     @property
     def sampler(self) -> Kernel | None:
@@ -219,15 +213,7 @@ class DGLM(LightningModule):
         generator: torch.Generator | None = None,
         num_mh_steps: int | None = None,
     ) -> Chain:
-        """Run the kernel from ``start`` (B, latent_dim), differentiable in its parameters alone.
-
-        Arguments:
-            x: Observations, (B, N).
-            q: The approximate posterior, whose variances are the unit of the jumps where the kernel
-                has no coordinates.
-            start: z₀; no gradient reaches it.
-            generator: Of the noise.
-            num_mh_steps: J, at least 1; by default as many as in training.
+        """Run the kernel as in training, by default as many steps (:func:`dglm.chain.run_chain`).
 
         Raises:
             ValueError: The model is a VAE.
@@ -409,10 +395,7 @@ class DGLM(LightningModule):
         return [self.safeguard]
 
     def configure_optimizers(self) -> OptimizerLRScheduler:
-        """Return Adam, which can skip a step, with a parameter group for each part of the model.
-
-        And the schedule of its learning rate, where that falls.
-        """
+        """Return Adam, with a parameter group for each part of the model, and its falling rate."""
         parts = [self.encoder, self.model, self.sampler, self.coordinates]
         groups = [list(part.parameters()) for part in parts if part is not None]
         adam = torch.optim.Adam(
@@ -420,9 +403,11 @@ class DGLM(LightningModule):
         )
         if self.decay_share == 0:
             return adam
-        schedule = falling_learning_rate(
-            adam, self.trainer.estimated_stepping_batches, self.decay_share
-        )
+        updates, share = self.trainer.estimated_stepping_batches, self.decay_share
+        if not math.isfinite(updates):
+            raise ValueError("decay_share needs the training's length: set max_epochs or max_steps")
+        begin = 1 - share
+        schedule = LambdaLR(adam, lambda done: _LAST ** max(0.0, (done / updates - begin) / share))
         return {"optimizer": adam, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
 
     def configure_gradient_clipping(self, *arguments: Any, **options: Any) -> None:
@@ -443,26 +428,3 @@ class DGLM(LightningModule):
 
 def _no_progress(gradients: int) -> None:
     """Show nothing; a function of the module, so that what holds it can be pickled."""
-
-
-def falling_learning_rate(optimizer: Optimizer, updates: float, share: float) -> LambdaLR:
-    """Return a schedule in which the last part of a training has a falling learning rate.
-
-    It falls geometrically, to 3 % at the end.
-
-    Arguments:
-        optimizer: Whose learning rate it is.
-        updates: Of the whole training.
-        share: That of the last part, in (0, 1].
-
-    Raises:
-        ValueError: The training has no end.
-    """
-    if not math.isfinite(updates):
-        raise ValueError("decay_share needs the training's length: set max_epochs or max_steps")
-    begin = 1 - share
-
-    def factor(done: int) -> float:
-        return _LAST ** max(0.0, (done / updates - begin) / share)
-
-    return LambdaLR(optimizer, factor)
