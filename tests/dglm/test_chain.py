@@ -98,3 +98,24 @@ def test_a_chain_that_diverges_stays_and_brings_no_gradient(
     rows = torch.arange(7) != 2
     healthy = torch.autograd.grad(run(module, images, q, start).loss[rows].sum(), parameters)
     torch.testing.assert_close(found, healthy)
+
+
+def test_the_first_rows_train_the_kernel_and_the_others_follow_it(
+    build_dglm: BuildDGLM, images: Tensor
+) -> None:
+    whole, module = build_dglm("l2hmc"), build_dglm("l2hmc", sampler_share=0.4)
+    q = whole.posterior(images)
+    start = q.mean.detach() + 0.1
+    chain, generator = run(module, images, q, start), seeded_generator("cpu", 2)
+    for rows in (slice(3), slice(3, None)):
+        own = DiagonalGaussian(q.mean[rows], q.log_std[rows])
+        alone = whole.chain(images[rows], own, start[rows], generator, STEPS)
+        torch.testing.assert_close(chain.state.position[rows], alone.state.position)
+        torch.testing.assert_close(chain.acceptance[rows], alone.acceptance)
+        if rows.start is None:
+            torch.testing.assert_close(chain.loss, alone.loss)
+            chain.loss.sum().backward()
+            alone.loss.sum().backward()
+    pairs = zip(module.kernel.parameters(), whole.kernel.parameters(), strict=True)  # type: ignore[union-attr]
+    for ours, theirs in pairs:
+        torch.testing.assert_close(ours.grad, theirs.grad)

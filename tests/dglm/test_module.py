@@ -408,10 +408,11 @@ def test_a_chain_of_training_has_at_least_one_step(
         build_dglm("hmc", num_mh_steps=num_mh_steps)
 
 
-@pytest.mark.parametrize("decay_share", [-0.1, 1.1, math.nan])
-def test_the_decay_is_a_share(build_dglm: BuildDGLM, decay_share: float) -> None:
-    with pytest.raises(ValueError, match=f"decay_share must lie .*got {decay_share}"):
-        build_dglm("l2hmc", decay_share=decay_share)
+@pytest.mark.parametrize("name", ["decay_share", "sampler_share"])
+@pytest.mark.parametrize("share", [-0.1, 1.1, math.nan])
+def test_shares_are_shares(build_dglm: BuildDGLM, name: str, share: float) -> None:
+    with pytest.raises(ValueError, match=f"{name} must .*got {share}"):
+        build_dglm("l2hmc", **{name: share})
 
 
 class LearningRates(Callback):
