@@ -7,13 +7,13 @@ import torch
 from torch import Tensor, nn
 
 from dglm.gaussian import DenseGaussian
-from dglm.networks import check_sizes, softplus_layers
+from dglm.networks import InferenceNetwork
 from samplers import Energy, Kernel, State
 from samplers.kernel import Context, Endpoint, PhasePoint
 from samplers.preconditioned import Transformed, Whitened
 
 
-class GaussianNetwork(nn.Module):
+class GaussianNetwork(InferenceNetwork):
     r"""A softplus network from observations to Gaussians with dense covariances.
 
     .. math:: x \mapsto N(μ(x), L(x) L(x)^\top), \quad L_{ii}(x) = e^{s_i(x)}
@@ -36,13 +36,8 @@ class GaussianNetwork(nn.Module):
     def __init__(
         self, observation_dim: int, latent_dim: int, hidden: Sequence[int] = (400, 400)
     ) -> None:
-        super().__init__()
-        check_sizes(latent_dim, observation_dim, hidden)
-        self.observation_dim = observation_dim
-        self.latent_dim = latent_dim
-        self.hidden = tuple(hidden)
+        super().__init__(observation_dim, latent_dim, hidden)
         below = torch.tril_indices(latent_dim, latent_dim, offset=-1)
-        self.trunk = softplus_layers([observation_dim, *hidden])
         self.output = nn.Linear(hidden[-1], 2 * latent_dim + below.shape[1])
         with torch.no_grad():
             self.output.weight.mul_(0.01)

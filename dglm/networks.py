@@ -62,7 +62,19 @@ def _is_plain(layer: nn.Module) -> bool:
     return {name for name, _ in layer.named_parameters()} == {"weight", "bias"} and not hooks
 
 
-class Encoder(nn.Module):
+class InferenceNetwork(nn.Module):
+    """What networks from observations to Gaussians of z have in common: softplus layers."""
+
+    def __init__(self, observation_dim: int, latent_dim: int, hidden: Sequence[int]) -> None:
+        super().__init__()
+        check_sizes(latent_dim, observation_dim, hidden)
+        self.observation_dim = observation_dim
+        self.latent_dim = latent_dim
+        self.hidden = tuple(hidden)
+        self.trunk = softplus_layers([observation_dim, *hidden])
+
+
+class Encoder(InferenceNetwork):
     r"""A softplus network from observations to a Gaussian q(z|x) with diagonal covariance.
 
     .. math:: q(z|x) = N(z; μ(x), \operatorname{diag}(σ(x)^2))
@@ -81,12 +93,7 @@ class Encoder(nn.Module):
     def __init__(
         self, observation_dim: int, latent_dim: int, hidden: Sequence[int] = (1024, 1024)
     ) -> None:
-        super().__init__()
-        check_sizes(latent_dim, observation_dim, hidden)
-        self.observation_dim = observation_dim
-        self.latent_dim = latent_dim
-        self.hidden = tuple(hidden)
-        self.trunk = softplus_layers([observation_dim, *hidden])
+        super().__init__(observation_dim, latent_dim, hidden)
         self.mean = nn.Linear(hidden[-1], latent_dim)
         self.log_std = nn.Linear(hidden[-1], latent_dim)
 

@@ -65,13 +65,6 @@ class Evaluate(ScoringOptions):
         checkpoint: Checkpoint of a DGLM, for example runs/mnist-001/checkpoints/last.ckpt.
         split: Which images are scored.
         num_images: How many of them, the first ones.
-        num_chains: Chains for each image.
-        num_temperatures: Changes of temperature.
-        num_leapfrogs: Leapfrogs of each transition.
-        start: Where the chains start: at the prior, at the encoder's q(z|x), from where fewer
-            temperatures are needed, or at fits to the posteriors, from where few are.
-        seed: Seed of all randomness.
-        compile: Compile the transition: faster per gradient, once some twenty seconds are spent.
         curve: Several numbers of temperatures instead of one, for example 100,300,1000.
         bdmc: Also bound log p(x) from both sides on simulated images, with the same settings.
         bdmc_images: How many images are simulated for it.
@@ -98,11 +91,7 @@ class Evaluate(ScoringOptions):
     trainer: TrainerOptions = field(default_factory=TrainerOptions)
 
     def __post_init__(self) -> None:
-        """Check the numbers.
-
-        Raises:
-            ValueError: A number is too small.
-        """
+        """Raise ValueError where a number is too small."""
         super().__post_init__()
         check_error_bars(self.num_images, self.num_chains)
         check_counts(batch_size=self.batch_size)

@@ -69,11 +69,7 @@ class Inpaint(PictureOptions):
     num_chains: int = 8
 
     def __post_init__(self) -> None:
-        """Check the numbers.
-
-        Raises:
-            ValueError: A number is too small.
-        """
+        """Raise ValueError where a number is too small."""
         super().__post_init__()
         check_error_bars(self.num_images, self.num_chains)
         if self.sweeps < 2:

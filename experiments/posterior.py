@@ -71,11 +71,7 @@ class Posterior(PictureOptions):
     num_leapfrogs: int | None = None
 
     def __post_init__(self) -> None:
-        """Check the numbers.
-
-        Raises:
-            ValueError: A number is too small.
-        """
+        """Raise ValueError where a number is too small."""
         super().__post_init__()
         least = {"image": 0, "num_chains": 10, "num_steps": 4, "num_warmup": 20}
         for name, minimum in least.items():

@@ -43,13 +43,6 @@ class Evaluation(ScoringOptions):
     """How the trained model is scored on test images and drawn.
 
     Args:
-        num_chains: Chains of annealed importance sampling for each image.
-        num_temperatures: Changes of temperature.
-        num_leapfrogs: Leapfrogs of each transition.
-        start: Where the chains start: at the prior, at the encoder's q(z|x), or at fits to the
-            posteriors.
-        seed: Seed of the estimate.
-        compile: Compile the transition: faster per gradient, once some twenty seconds are spent.
         num_images: Test images that are scored, the first ones.
         num_sweeps: Sweeps of the inpainting.
     """
@@ -58,11 +51,7 @@ class Evaluation(ScoringOptions):
     num_sweeps: int = 48
 
     def __post_init__(self) -> None:
-        """Check the numbers.
-
-        Raises:
-            ValueError: A number is too small.
-        """
+        """Raise ValueError where a number is too small."""
         super().__post_init__()
         check_counts(num_sweeps=self.num_sweeps)
         check_error_bars(self.num_images, self.num_chains)

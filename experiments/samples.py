@@ -34,11 +34,7 @@ class Samples:
     output: str | None = None
 
     def __post_init__(self) -> None:
-        """Check the numbers.
-
-        Raises:
-            ValueError: A number is too small.
-        """
+        """Raise ValueError where a number is too small."""
         check_counts(num_images=self.num_images)
         if self.seed < 0:
             raise ValueError(f"seed must be 0 or more, got {self.seed}")

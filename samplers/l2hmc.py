@@ -49,13 +49,11 @@ class L2HMC(Kernel):
 
     Example:
         >>> import torch
-        >>> from samplers import L2HMC
+        >>> from samplers import L2HMC, sample
         >>> kernel = L2HMC(dim=2, num_leapfrogs=5)
         >>> energy = lambda x: 0.5 * x.square().sum(dim=-1)
-        >>> state = kernel.init(torch.zeros(4, 2), energy)
-        >>> state, info = kernel.step(state, energy, kernel.noise(state))
-        >>> info.acceptance.shape
-        torch.Size([4])
+        >>> sample(kernel, energy, torch.zeros(4, 2), num_draws=10).draws.shape
+        torch.Size([4, 10, 2])
     """
 
     step_is_one_region = False

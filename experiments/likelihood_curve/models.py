@@ -59,13 +59,7 @@ class LikelihoodCurve(ScoringOptions):
             default that command's defaults. Always on one device.
         splits: Which images are scored. Choose with validation, score the test set once.
         num_images: How many images of each split, the first ones.
-        num_chains: Chains for each image.
-        num_temperatures: Changes of temperature.
-        num_leapfrogs: Leapfrogs of each transition.
-        start: Where the chains start: at the prior, at the encoder's q(z|x), from where fewer
-            temperatures are needed, or at fits to the posteriors, from where few are.
         seed: Seed of the scores.
-        compile: Compile the transition: faster per gradient, once some twenty seconds are spent.
         data: Where the images come from.
         dry_run: Print what it would cost, by timing a few updates of each model, and stop.
         output: Folder of the models and results; runs/likelihood_curve-NNN if null.
@@ -86,11 +80,7 @@ class LikelihoodCurve(ScoringOptions):
     quiet: bool = False
 
     def __post_init__(self) -> None:
-        """Check the numbers.
-
-        Raises:
-            ValueError: A number is out of range, or a list is empty.
-        """
+        """Raise ValueError where a number is out of range, or a list is empty."""
         super().__post_init__()
         check_error_bars(self.num_images, self.num_chains)
         check_counts(num_epochs=self.num_epochs)

@@ -23,11 +23,6 @@ class ScoringOptions(AISSettings):
     """How log p(x) is estimated.
 
     Args:
-        num_chains: Chains for each image.
-        num_temperatures: Changes of temperature.
-        num_leapfrogs: Leapfrogs of each transition.
-        seed: Seed of all randomness.
-        compile: Compile the transition: faster per gradient, once some twenty seconds are spent.
         start: Where the chains start: at the prior, at the encoder's q(z|x), from where fewer
             temperatures are needed, or at fits to the posteriors, from where few are.
     """
@@ -35,11 +30,7 @@ class ScoringOptions(AISSettings):
     start: StartName = "fitted"
 
     def __post_init__(self) -> None:
-        """Check the settings.
-
-        Raises:
-            ValueError: A count is below 1, the seed is negative, or the start is unknown.
-        """
+        """Raise ValueError where a number is out of range, or the start is unknown."""
         super().__post_init__()
         if self.start not in get_args(StartName):
             allowed = ", ".join(get_args(StartName))

@@ -101,11 +101,7 @@ class Options:
     quiet: bool = False
 
     def __post_init__(self) -> None:
-        """Check the numbers.
-
-        Raises:
-            ValueError: A number is out of range.
-        """
+        """Raise ValueError where a number is out of range."""
         for name, least in (("num_chains", 20), ("num_steps", 50), ("num_iterations", 2)):
             if getattr(self, name) < least:
                 raise ValueError(f"{name} must be at least {least}, got {getattr(self, name)}")
