@@ -1,16 +1,20 @@
-"""What these tests share: double precision, a small binary model, and one with known evidence."""
+"""What these tests share: double precision, small models, exact answers, trainers and batches."""
 
+import math
 from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
+from lightning.pytorch import Callback, Trainer
 from torch import Tensor, nn
 from torch.distributions import MultivariateNormal
 
 from dglm import DGLM, Decoder, Encoder, Gaussian, GenerativeModel
 from dglm.coordinates import AmortizedPreconditioned, GaussianNetwork
 from dglm.model import NegativeLogLikelihood
-from samplers import HMC, L2HMC, Kernel, State
+from samplers import HMC, L2HMC, Kernel, State, seeded_generator
 
 PIXELS, LATENT = 6, 3
 
@@ -157,3 +161,69 @@ def exact_posterior() -> Callable[[GenerativeModel, Tensor], MultivariateNormal]
         return MultivariateNormal(mean, precision_matrix=precision)
 
     return posterior
+
+
+@pytest.fixture
+def on_a_grid() -> Callable[[GenerativeModel, Tensor], Tensor]:
+    """log p(x) of models of one or two latent variables, by a sum over a grid."""
+
+    @torch.no_grad()
+    def log_likelihood(model: GenerativeModel, x: Tensor) -> Tensor:
+        line = torch.linspace(-8, 8, 4001 if model.latent_dim == 1 else 101)
+        z = torch.cartesian_prod(*[line] * model.latent_dim).view(-1, model.latent_dim)
+        sums = [model.log_joint(each.expand(len(z), -1), z).logsumexp(dim=0) for each in x]
+        return torch.stack(sums) + model.latent_dim * math.log(16 / (len(line) - 1))
+
+    return log_likelihood
+
+
+@pytest.fixture(scope="session")
+def make_trainer() -> Callable[..., Trainer]:
+    """A builder of silent trainers on the CPU."""
+
+    def make(**arguments: Any) -> Trainer:
+        quiet = ("logger", "enable_progress_bar", "enable_model_summary", "enable_checkpointing")
+        settings = {**dict.fromkeys(quiet, False), "accelerator": "cpu", "num_sanity_val_steps": 0}
+        return Trainer(**{**settings, **arguments})
+
+    return make
+
+
+class Batches:
+    """A data loader of batches of eight binary images."""
+
+    def __init__(self, count: int) -> None:
+        generator = seeded_generator("cpu", 17)
+        self.images = torch.rand(count, 8, PIXELS, generator=generator).round()
+
+    def __iter__(self) -> Iterator[Tensor]:
+        return iter(self.images.unbind())
+
+    def __len__(self) -> int:
+        return len(self.images)
+
+
+@pytest.fixture(scope="session")
+def batches() -> Callable[[int], Batches]:
+    """A builder of data loaders, which always give the same images."""
+    return Batches
+
+
+@pytest.fixture(scope="session")
+def fit(make_trainer: Callable[..., Trainer], batches: Callable[[int], Batches]) -> Callable:
+    """A function that trains for so many updates, in one epoch or in more."""
+
+    def fit(
+        module: DGLM,
+        steps: int = 3,
+        *callbacks: Callback,
+        epoch: int | None = None,
+        checkpoint: Path | None = None,
+        **options: Any,
+    ) -> Trainer:
+        trainer = make_trainer(**{"max_steps": steps, "callbacks": [*callbacks], **options})
+        loaders = batches(epoch or steps), batches(1)
+        trainer.fit(module, *loaders, ckpt_path=checkpoint, weights_only=True)
+        return trainer
+
+    return fit

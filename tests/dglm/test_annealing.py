@@ -7,7 +7,6 @@ import numpy as np
 import pytest
 import torch
 from torch import Tensor
-from torch.distributions import MultivariateNormal
 
 from dglm import DiagonalGaussian, GenerativeModel
 from dglm.annealing import (
@@ -22,8 +21,6 @@ from dglm.annealing import (
 from samplers import HMC, State, seeded_generator, value_and_gradient
 
 Model = Callable[..., GenerativeModel]
-ExactLogLikelihood = Callable[[GenerativeModel, Tensor], Tensor]
-ExactPosterior = Callable[[GenerativeModel, Tensor], MultivariateNormal]
 
 
 class Path:
@@ -51,27 +48,14 @@ def path(model: GenerativeModel, images: Tensor) -> Path:
 # Temperatures
 
 
-@pytest.mark.parametrize("count", [1, 2, 7, 1000])
-def test_temperatures_rise_from_zero_to_one(count: int) -> None:
+@pytest.mark.parametrize("count", [1, 2, 7, 1001])
+def test_temperatures_rise_from_zero_to_one_and_are_close_together_at_both_ends(count: int) -> None:
     betas = temperatures(count)
-    assert betas.shape == (count + 1,)
     assert betas.dtype == torch.float64
     assert (betas[0], betas[-1]) == (0, 1)
-    assert (betas.diff() > 0).all()
-    torch.testing.assert_close(betas, 1 - betas.flip(0))
-
-
-def test_temperatures_are_close_together_at_both_ends() -> None:
-    betas = temperatures(1001)
     low, high = torch.sigmoid(torch.tensor([-4.0, 4.0]))
-    torch.testing.assert_close(torch.logit(low.lerp(high, betas)), torch.linspace(-4, 4, 1002))
-    changes = betas.diff()
-    assert changes[500] > 10 * changes[0]
-
-
-def test_impossible_temperatures_are_refused() -> None:
-    with pytest.raises(ValueError, match="num_temperatures must be at least 1, got 0"):
-        temperatures(0)
+    wanted = torch.linspace(-4, 4, count + 1)
+    torch.testing.assert_close(torch.logit(low.lerp(high, betas)), wanted)
 
 
 # The path
@@ -101,72 +85,46 @@ def test_narrow_starts_are_exact_in_single_precision(std: float) -> None:
     torch.testing.assert_close(first - second, expected, rtol=0, atol=5e-5)
 
 
-def test_a_change_of_temperature_costs_no_gradient(path: Path) -> None:
-    state = path.energy.value_and_gradient(torch.randn(7, 3))
-    assert path.calls == 1
-    changed = path.energy.at(0.6, state)
-    assert path.calls == 1
-    expected = path.energy.value_and_gradient(state.position)
-    torch.testing.assert_close(changed, expected)
-    assert not torch.equal(changed.energy, state.energy)
-
-
-def test_what_a_chain_carries_stays_that_of_its_position(path: Path) -> None:
+def test_a_change_of_temperature_costs_no_gradient_wherever_the_chain_is(path: Path) -> None:
     kernel = HMC(3, 1.2)
     path.energy.beta = 0.5
     state = path.energy.value_and_gradient(path.start.sample())
     moved, info = kernel.step(state, path.energy, kernel.noise(state))
     assert info.accepted.any()
     assert not info.accepted.all()
-    torch.testing.assert_close(
-        path.energy.at(0.9, moved), path.energy.value_and_gradient(moved.position)
-    )
+    assert path.calls == 1 + 3
+    changed = path.energy.at(0.9, moved)
+    assert path.calls == 1 + 3
+    torch.testing.assert_close(changed, path.energy.value_and_gradient(moved.position))
+    assert not torch.equal(changed.energy, moved.energy)
 
 
 def test_slope_is_the_derivative_of_the_path_in_the_temperature(path: Path) -> None:
     z = torch.randn(7, 3)
-    state, slope = (
-        path.energy.value_and_gradient(z),
-        path.energy.slope(path.energy.value_and_gradient(z)),
-    )
-    difference = path.energy.at(0.0, state).energy - path.energy.at(1.0, state).energy
-    torch.testing.assert_close(slope, difference)
     expected = path.model.log_joint(path.x, z) - path.start.log_prob(z)
+    slope = path.energy.slope(path.energy.value_and_gradient(z))
     torch.testing.assert_close(slope, expected.detach())
-
-
-def test_slope_is_float64_for_a_float32_model(path: Path) -> None:
     start = DiagonalGaussian(*(tensor.float() for tensor in path.start))
     energy = AnnealedEnergy(path.model.float().negative_log_likelihood(path.x.float()), start)
-    state = energy.value_and_gradient(torch.randn(7, 3).float())
-    assert state.energy.dtype == torch.float32
-    assert energy.slope(state).dtype == torch.float64
+    assert energy.slope(energy.value_and_gradient(z.float())).dtype == torch.float64
 
 
 # Annealing
 
 
 @torch.no_grad()
-def test_one_change_of_temperature_weighs_the_start_by_importance(path: Path) -> None:
-    z = path.start.sample()
-    generator = seeded_generator("cpu", 0)
-    found = anneal(path.energy, z, temperatures(1), HMC(), torch.ones(0, 7), generator)
-    expected = path.model.log_joint(path.x, z) - path.start.log_prob(z)
-    torch.testing.assert_close(found.log_weight, expected)
-    assert path.calls == 1
-
-
-@torch.no_grad()
+@pytest.mark.parametrize("count", [1, 4])
 def test_weights_are_taken_before_transitions_with_the_step_sizes_of_image_and_temperature(
-    path: Path,
+    path: Path, count: int
 ) -> None:
-    z, betas, steps = path.start.sample(), temperatures(4), 0.1 + torch.rand(3, 7)
+    z, betas, steps = path.start.sample(), temperatures(count), 0.1 + torch.rand(count - 1, 7)
     found = anneal(path.energy, z, betas, HMC(2), steps, seeded_generator("cpu", 0))
-    generator, expected, acceptances = seeded_generator("cpu", 0), torch.zeros(7), []
-    for index in range(4):
+    generator, expected = seeded_generator("cpu", 0), torch.zeros(7)
+    acceptances = [torch.zeros(7)] if count == 1 else []
+    for index in range(count):
         before, after = (path.by_hand(float(beta), z) for beta in betas[index : index + 2])
         expected += before - after
-        if index < 3:
+        if index < count - 1:
             kernel = HMC(2)
             kernel.log_step_size = jittered(steps[index], generator).log()[:, None]
             state = kernel.init(z, partial(path.by_hand, float(betas[index + 1])))
@@ -210,49 +168,11 @@ def test_no_trajectory_resonates() -> None:
     assert pairs.T.corrcoef()[0, 1] < 0.6
 
 
-@torch.no_grad()
-@pytest.mark.parametrize("num_temperatures", [1, 5])
-def test_annealing_takes_and_reports_one_gradient_a_leapfrog(
-    path: Path, num_temperatures: int
-) -> None:
-    reported: list[int] = []
-    anneal(
-        path.energy,
-        path.start.sample(),
-        temperatures(num_temperatures),
-        HMC(3),
-        torch.full((num_temperatures - 1, 7), 0.1),
-        seeded_generator("cpu", 0),
-        reported.append,
-    )
-    assert path.calls == sum(reported) == 1 + 3 * (num_temperatures - 1)
-
-
-@torch.no_grad()
-def test_reverse_annealing_from_exact_draws_estimates_the_inverse_without_bias(
-    linear_gaussian: Model,
-    exact_log_likelihood: ExactLogLikelihood,
-    exact_posterior: ExactPosterior,
-) -> None:
-    model, chains = linear_gaussian(2, 4, 1.0), 20_000
-    x, _ = model.sample(1, seeded_generator("cpu", 1))
-    z, rows = exact_posterior(model, x).sample((chains,))[:, 0], x.expand(chains, -1)
-    prior = DiagonalGaussian(torch.zeros(chains, 2), torch.zeros(chains, 2))
-    path, betas = (
-        AnnealedEnergy(model.negative_log_likelihood(rows), prior),
-        temperatures(5).flip(0),
-    )
-    steps, generator = torch.full((4, 1), 0.5), seeded_generator("cpu", 0)
-    found = anneal(path, z, betas, HMC(3), steps, generator)
-    ratios = (found.log_weight + exact_log_likelihood(model, x)).exp()
-    assert (ratios.mean() - 1).abs() < 5 * ratios.std() / chains**0.5
-
-
 # The pilot run
 
 
 @torch.no_grad()
-@pytest.mark.parametrize("num_temperatures", [1, 2, 4, 120])
+@pytest.mark.parametrize("num_temperatures", [1, 2, 120])
 def test_the_pilot_finds_step_sizes_for_each_image_and_inner_temperature(
     path: Path, num_temperatures: int
 ) -> None:
