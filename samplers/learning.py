@@ -222,7 +222,7 @@ class _Learning:
         kernel, position = _unpacked(warm["kernel"], warm["position"]), warm["position"]
         assert isinstance(kernel, Preconditioned)
         generator = self._generator("HMC")
-        hmc = tune_hmc(kernel, self.energy, position, self._scaled(200), generator)
+        hmc = tune_hmc(kernel, self.energy, position, self._scaled(150), generator)
         steps = max(100, self._scaled(1000) // hmc.num_leapfrogs)
         draws = draw_chains(hmc, self.energy, position, steps, generator=generator).draws
         return {"kernel": _packed(hmc), "apart": not efficiency(draws).r_hat <= _APART}

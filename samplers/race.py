@@ -16,8 +16,12 @@ from samplers.kernel import Kernel
 from samplers.preconditioned import Preconditioned
 
 LENGTHS = (1, 2, 3, 5, 8, 13, 20)
-_MULTIPLES = (0.5, 0.7, 1.0, 1.4, 2.0, 4.0, 8.0)
-_FINALISTS = 3
+_MULTIPLES = (0.5, 0.7, 1.0, 1.4, 2.0, 2.8, 4.0, 5.6, 8.0)
+_SHORT, _LARGEST_OF_LONG = 3, 2.0
+"""Leapfrogs up to which a step size may be above twice the warm-up's: few of them add up no error,
+and may well be rejected half of the time."""
+_ROUNDS = ((1, 3, 1.19), (4, 1, 1.09), (4, 1, 1.0))
+"""Of each round the length, how many go on, and the ratio of the step sizes tried beside theirs."""
 _FEWEST_DRAWS = 20
 _BATCHES = 5
 _SUSPECTS = 5
@@ -38,7 +42,8 @@ def tune_hmc(
 ) -> Preconditioned:
     """Return HMC of the length and step size with the best worst ESS of x and x² per gradient.
 
-    Two rounds: a grid around the warm-up's step size, then its best three for four times as long.
+    Three rounds: a grid around the warm-up's step size, and far above it for short trajectories;
+    then its best three, then the best one, with step sizes next to theirs, for four times as long.
 
     Arguments:
         warm: HMC after a warm-up, whose coordinates are kept.
@@ -49,8 +54,13 @@ def tune_hmc(
         lengths: Leapfrogs to choose from.
     """
     step_size = float(warm.step_size.detach())
-    grid = [(length, step_size * factor) for length in lengths for factor in _MULTIPLES]
-    for share in (1, 4):
+    grid = [
+        (length, step_size * factor)
+        for length in lengths
+        for factor in _MULTIPLES
+        if length <= _SHORT or factor <= _LARGEST_OF_LONG
+    ]
+    for share, finalists, ratio in _ROUNDS:
         values = {}
         for length, epsilon in grid:
             kernel = warm.with_kernel(HMC(length, epsilon)).to(position)
@@ -58,8 +68,10 @@ def tune_hmc(
             draws = draw_chains(kernel, energy, position, steps, generator=generator).draws
             # Chains that stand still are worth one draw each, however long they are.
             values[length, epsilon] = (efficiency(draws, _SUSPECTS).worst - 1 / steps) / length
-        grid = sorted(grid, key=lambda each: -values[each])[:_FINALISTS]
-    length, epsilon = grid[0]
+        best = sorted(values, key=lambda each: -values[each])[:finalists]
+        beside = (1 / ratio, 1.0, ratio)
+        grid = [(length, epsilon * factor) for length, epsilon in best for factor in beside]
+    length, epsilon = best[0]
     return warm.with_kernel(HMC(length, epsilon)).to(position)
 
 

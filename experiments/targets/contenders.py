@@ -211,7 +211,7 @@ def hmc(setting: Setting, mass: Mass) -> Contender:
         warm,
         energy,
         position,
-        max(20, setting.num_steps // 5),
+        max(20, setting.num_steps // 10),
         setting.generator("tuning"),
         lengths,
     )

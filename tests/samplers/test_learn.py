@@ -32,7 +32,7 @@ from samplers import (
     seeded_generator,
 )
 from samplers.flows import fit_flow
-from samplers.race import race
+from samplers.race import race, tune_hmc
 
 Build = Callable[..., L2HMC]
 SHAPE = 1.5
@@ -309,3 +309,14 @@ def test_one_start_in_one_dimension_and_double_precision_is_enough() -> None:
     assert found.position.shape == (100, 1)
     assert found.position.dtype == torch.float64
     assert found.table.row(found.chosen)["ess_per_gradient"] > 0.6
+
+
+def test_hmc_is_tuned_beyond_the_step_size_that_acceptance_asks_for() -> None:
+    # One leapfrog of ε = 1.3, accepted half of the time, has .37 independent draws a gradient on
+    # this target; of ε = 1 it has .24, and of two leapfrogs none has more than .27.
+    target = TARGETS["rough_well"]()
+    position = target.sample(100, seeded_generator("cpu", 0))
+    warm = Preconditioned(HMC(5, 0.5), torch.zeros(2), torch.ones(2))
+    tuned = tune_hmc(warm, target, position, 150, seeded_generator("cpu", 1))
+    assert tuned.num_leapfrogs == 1
+    assert 1.15 < float(tuned.step_size) < 1.55
