@@ -73,30 +73,23 @@ def test_functions_of_a_row_pass(build: Callable[[], nn.Module], dtype: torch.dt
     check_function("decoder", build().eval().to(dtype), torch.randn(3, 4, dtype=dtype))
 
 
+def fitting() -> Encoder:
+    return Encoder(6, 3, (4,))
+
+
+def of_other_images() -> L2HMC:
+    return L2HMC(3, 2, observation_dim=5, embedding_hidden=(4,))
+
+
 @pytest.mark.parametrize(
     ("latent_dim", "encoder", "kernel", "message"),
     [
         (5, lambda: Encoder(6, 5, (4,)), None, "the decoder does not take 5 latent variables"),
-        (
-            3,
-            lambda: Encoder(7, 3, (4,)),
-            None,
-            "encoder does not take observations of 6",
-        ),
+        (3, lambda: Encoder(7, 3, (4,)), None, "encoder does not take observations of 6"),
         (3, lambda: Encoder(6, 2, (4,)), None, r"of 3 latent variables, .* returns \(2, 2\)"),
         (3, lambda: nn.Linear(6, 3), None, "mean and log standard deviation"),
-        (
-            3,
-            lambda: Encoder(6, 3, (4,)),
-            lambda: L2HMC(4, 2),
-            "L2HMC, does not take 3 latent",
-        ),
-        (
-            3,
-            lambda: Encoder(6, 3, (4,)),
-            lambda: L2HMC(3, 2, observation_dim=5, embedding_hidden=(4,)),
-            "the kernel, L2HMC, .* observations of 6 numbers",
-        ),
+        (3, fitting, lambda: L2HMC(4, 2), "L2HMC, does not take 3 latent"),
+        (3, fitting, of_other_images, "the kernel, L2HMC, .* observations of 6 numbers"),
     ],
 )
 def test_sizes_that_do_not_fit_are_named(

@@ -1,29 +1,84 @@
+"""All likelihoods and Gaussians against torch.distributions."""
+
+from collections.abc import Callable
+from typing import NamedTuple
+
 import pytest
 import torch
 from torch import Tensor, distributions
+from torch.distributions import Distribution, Independent, Normal
 
-from dglm import Bernoulli, Gaussian
+from dglm import Bernoulli, DiagonalGaussian, Gaussian
+from dglm.gaussian import gaussian_log_prob
 from dglm.likelihoods import Likelihood
 from samplers import seeded_generator
 
 
-def test_bernoulli_agrees_with_torch_distributions(images: Tensor) -> None:
-    logits = 3 * torch.randn(images.shape)
-    expected = distributions.Bernoulli(logits=logits).log_prob(images).sum(dim=-1)
-    torch.testing.assert_close(Bernoulli().log_prob(logits, images), expected)
-    torch.testing.assert_close(
-        Bernoulli().mean(logits), distributions.Bernoulli(logits=logits).mean
+class Case(NamedTuple):
+    likelihood: Likelihood
+    distribution: Callable[[Tensor], Distribution]
+    impossible: list[float]
+    """Observations, beside what is not finite."""
+
+
+CASES = {
+    "Bernoulli": Case(
+        Bernoulli(),
+        # Grey pixels count as expected ones.
+        lambda logits: distributions.Bernoulli(logits=logits, validate_args=False),
+        [-0.001, 1.001, 255.0],
+    ),
+    "Gaussian": Case(Gaussian(0.3), lambda mean: Normal(mean, 0.3), []),
+}
+LIKELIHOODS = pytest.mark.parametrize("case", CASES.values(), ids=CASES)
+
+
+@LIKELIHOODS
+def test_values_gradients_and_means_are_those_of_the_distribution(case: Case) -> None:
+    parameters, x = 3 * torch.randn(7, 6, requires_grad=True), torch.rand(7, 6)
+    expected = case.distribution(parameters)
+    log_prob = case.likelihood.log_prob(parameters, x)
+    torch.testing.assert_close(log_prob, expected.log_prob(x).sum(dim=-1))
+    found, wanted = (
+        torch.autograd.grad(each.sum(), parameters, retain_graph=True)
+        for each in (log_prob, expected.log_prob(x))
     )
+    torch.testing.assert_close(found, wanted)
+    torch.testing.assert_close(case.likelihood.mean(parameters), expected.mean)
 
 
-def test_bernoulli_takes_grey_pixels_as_expected_ones() -> None:
-    logits, grey = torch.randn(4, 6), torch.rand(4, 6)
-    likelihood, ones = Bernoulli(), torch.ones(4, 1)
-    for pixel in range(6):
-        one = logits[:, [pixel]]
-        expected = grey[:, pixel] * likelihood.log_prob(one, ones)
-        expected += (1 - grey[:, pixel]) * likelihood.log_prob(one, 0 * ones)
-        torch.testing.assert_close(likelihood.log_prob(one, grey[:, [pixel]]), expected)
+@LIKELIHOODS
+def test_samples_have_the_moments_of_the_distribution(case: Case) -> None:
+    count, parameters = 50_000, torch.tensor([-2.0, 0.0, 0.7])
+    expected = case.distribution(parameters)
+    x = case.likelihood.sample(parameters.expand(count, 3), seeded_generator("cpu", 0))
+    check_standard((x - expected.mean) / expected.variance.sqrt())
+
+
+def check_standard(draws: Tensor) -> None:
+    """Check that draws have means of 0, variances of 1 and no correlation."""
+    count, dim = draws.shape
+    assert (draws.mean(dim=0).abs() < 5 / count**0.5).all()
+    fourth = draws.pow(4).mean(dim=0).max()
+    products = draws.mT @ draws / count
+    assert ((products - torch.eye(dim)).abs() < 5 * (fourth / count) ** 0.5).all()
+
+
+@LIKELIHOODS
+def test_what_cannot_be_observed_is_refused(case: Case) -> None:
+    case.likelihood.check(torch.linspace(0, 1, 12).view(2, 6))
+    for number in (torch.nan, torch.inf, -torch.inf):
+        x = torch.zeros(4, 6)
+        x[1, 2] = x[3, 0] = x[3, 1] = number
+        with pytest.raises(ValueError, match="2 of 4 observations hold NaN or infinite"):
+            case.likelihood.check(x)
+    for pixel in (-0.001, 1.001, 255.0):
+        x = torch.tensor([[0.0, pixel, 1.0]])
+        if pixel in case.impossible:
+            with pytest.raises(ValueError, match=r"needs observations in \[0, 1\]"):
+                case.likelihood.check(x)
+        else:
+            case.likelihood.check(x)
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
@@ -37,62 +92,34 @@ def test_bernoulli_is_finite_and_exact_at_extreme_logits(dtype: torch.dtype) -> 
     assert torch.equal(Bernoulli().sample(logits.detach()), (logits > 0).to(dtype))
 
 
-def test_gaussian_agrees_with_torch_distributions() -> None:
-    mean, x = torch.randn(4, 6), torch.randn(4, 6)
-    expected = distributions.Normal(mean, 0.3).log_prob(x).sum(dim=-1)
-    torch.testing.assert_close(Gaussian(0.3).log_prob(mean, x), expected)
-    assert torch.equal(Gaussian(0.3).mean(mean), mean)
+# Gaussians of latent variables
 
 
-@pytest.mark.parametrize("likelihood", [Bernoulli(), Gaussian(0.3)], ids=["bernoulli", "gaussian"])
-def test_samples_have_the_moments_of_the_distribution(likelihood: Likelihood) -> None:
-    count, parameters = 50_000, torch.tensor([-2.0, 0.0, 0.7])
-    probability = torch.sigmoid(parameters)
-    expected = {
-        Bernoulli: (probability, probability * (1 - probability)),
-        Gaussian: (parameters, torch.full((3,), 0.09)),
-    }
-    mean, variance = expected[type(likelihood)]
-    x = likelihood.sample(parameters.expand(count, 3), seeded_generator("cpu", 0))
-    standardised = (x - mean) / variance.sqrt()
-    assert (standardised.mean(dim=0).abs() < 5 / count**0.5).all()
-    products = standardised.mT @ standardised / count
-    fourth = standardised.pow(4).mean(dim=0).max()
-    assert ((products - torch.eye(3)).abs() < 5 * (fourth / count) ** 0.5).all()
-
-
-@pytest.mark.parametrize("likelihood", [Bernoulli(), Gaussian()], ids=["bernoulli", "gaussian"])
-def test_samples_are_a_function_of_the_generator(likelihood: Likelihood) -> None:
-    parameters = torch.randn(20, 6)
-    first, again, other = (
-        likelihood.sample(parameters, seeded_generator("cpu", seed)) for seed in (1, 1, 2)
+def test_a_diagonal_gaussian_is_that_of_torch_distributions() -> None:
+    mean, log_std, z = torch.randn(3, 5, 3).unbind()
+    gaussian, expected = (
+        DiagonalGaussian(mean, log_std),
+        Independent(Normal(mean, log_std.exp()), 1),
     )
-    assert torch.equal(first, again)
-    assert not torch.equal(first, other)
+    torch.testing.assert_close(gaussian.log_prob(z), expected.log_prob(z))
+    torch.testing.assert_close(gaussian.entropy(), expected.entropy())
+    torch.testing.assert_close(gaussian.variance(), expected.variance)
 
 
-@pytest.mark.parametrize("scale", [0.0, -1.0, float("inf"), float("nan")])
-def test_gaussian_needs_a_positive_scale(scale: float) -> None:
-    with pytest.raises(ValueError, match=f"positive number, got {scale}"):
-        Gaussian(scale)
+@pytest.mark.parametrize("std", [None, 0.3])
+def test_one_log_std_serves_all_coordinates(std: float | None) -> None:
+    x = torch.randn(5, 3)
+    expected = Normal(torch.zeros(()), std or 1.0).log_prob(x).sum(dim=-1)
+    found = gaussian_log_prob(x / std, float(torch.tensor(std).log())) if std else None
+    torch.testing.assert_close(gaussian_log_prob(x) if found is None else found, expected)
 
 
-@pytest.mark.parametrize("number", [float("nan"), float("inf"), -float("inf")])
-@pytest.mark.parametrize("likelihood", [Bernoulli(), Gaussian()], ids=["bernoulli", "gaussian"])
-def test_observations_must_be_finite(likelihood: Likelihood, number: float) -> None:
-    x = torch.zeros(4, 6)
-    x[1, 2] = x[3, 0] = x[3, 1] = number
-    with pytest.raises(ValueError, match="2 of 4 observations hold NaN or infinite"):
-        likelihood.check(x)
-
-
-@pytest.mark.parametrize("pixel", [-0.001, 1.001, 255.0])
-def test_only_bernoulli_needs_observations_between_zero_and_one(pixel: float) -> None:
-    x = torch.tensor([[0.0, pixel, 1.0]])
-    Gaussian().check(x)
-    with pytest.raises(ValueError, match=r"needs observations in \[0, 1\]"):
-        Bernoulli().check(x)
-
-
-def test_bernoulli_takes_the_whole_interval() -> None:
-    Bernoulli().check(torch.linspace(0, 1, 12).view(2, 6))
+def test_draws_are_differentiable_and_have_its_moments() -> None:
+    count = 50_000
+    mean = torch.tensor([1.0, -2.0]).expand(count, 2).requires_grad_()
+    log_std = torch.tensor([-1.0, 0.5]).expand(count, 2).requires_grad_()
+    z = DiagonalGaussian(mean, log_std).sample(seeded_generator("cpu", 0))
+    check_standard(((z - mean) / log_std.exp()).detach())
+    of_mean, of_log_std = torch.autograd.grad(z.sum(), (mean, log_std))
+    torch.testing.assert_close(of_mean, torch.ones(count, 2))
+    torch.testing.assert_close(of_log_std, (z - mean).detach())

@@ -4,7 +4,7 @@ import inspect
 import os
 import subprocess
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -40,29 +40,6 @@ def single_precision(double_precision: None) -> None:
     torch.set_default_dtype(torch.float32)
 
 
-class Batches:
-    """A data loader of two batches of eight binary images."""
-
-    def __iter__(self) -> Iterator[Tensor]:
-        return iter(torch.rand(2, 8, 6, generator=seeded_generator("cpu", 17)).round())
-
-    def __len__(self) -> int:
-        return 2
-
-
-def trainer(precision: Any) -> Trainer:
-    return Trainer(
-        max_steps=2,
-        num_sanity_val_steps=0,
-        accelerator="cpu",
-        precision=precision,
-        logger=False,
-        enable_progress_bar=False,
-        enable_model_summary=False,
-        enable_checkpointing=False,
-    )
-
-
 @pytest.mark.parametrize("kind", ["hmc", "l2hmc"])
 @pytest.mark.parametrize(
     ("precision", "of_chains", "of_networks"),
@@ -74,6 +51,7 @@ def trainer(precision: Any) -> Trainer:
 )
 def test_chains_of_training_and_validation(
     build_dglm: BuildDGLM,
+    fit: Callable[..., Trainer],
     kind: str,
     precision: str,
     of_chains: torch.dtype,
@@ -96,9 +74,9 @@ def test_chains_of_training_and_validation(
 
     monkeypatch.setattr("dglm.module.run_chain", recording)
     module.encoder.register_forward_hook(keep)
-    trainer(precision).fit(module, Batches(), Batches())
+    fit(module, 2, precision=precision)
     assert set(outputs) == {of_networks}
-    assert len(chains) == 4
+    assert len(chains) == 3
     for chain, log_joint in chains:
         assert {part.dtype for part in (*chain.state[:3], chain.loss, chain.acceptance)} == {
             of_chains
@@ -110,13 +88,16 @@ def test_chains_of_training_and_validation(
 @pytest.mark.filterwarnings("ignore:the log-likelihoods of")
 @pytest.mark.parametrize("start", ["prior", "encoder", "fitted"])
 def test_importance_weights_do_not_know_the_trainer_s_precision(
-    build_dglm: BuildDGLM, start: str
+    build_dglm: BuildDGLM,
+    make_trainer: Callable[..., Trainer],
+    batches: Callable[[int], Iterable[Tensor]],
+    start: str,
 ) -> None:
     results = []
     for precision in ("32-true", "bf16-mixed"):
         module = build_dglm("vae")
         module.ais, module.ais_start = AISSettings(3, 4, 2), start  # type: ignore[assignment]
-        trainer(precision).test(module, Batches(), verbose=False)
+        make_trainer(precision=precision, devices=1).test(module, batches(2), verbose=False)
         results.append(module.test_result.log_weights)
     assert results[0].dtype == torch.float64
     assert torch.equal(*results)
@@ -133,21 +114,21 @@ def fast_products() -> Iterator[None]:
 @pytest.mark.filterwarnings("ignore:the log-likelihoods of")
 @pytest.mark.usefixtures("fast_products")
 def test_chains_do_not_know_faster_products(
-    build_dglm: BuildDGLM, monkeypatch: pytest.MonkeyPatch
+    build_dglm: BuildDGLM, images: Tensor, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     module, allowed, value_and_gradient = (
         build_dglm("hmc"),
         [],
         NegativeLogLikelihood.value_and_gradient,
     )
-    x, generator = next(Batches().__iter__()), seeded_generator("cpu", 0)
+    x, generator = images.float(), seeded_generator("cpu", 0)
 
     def recording(misfit: NegativeLogLikelihood, position: Tensor) -> State:
         allowed.append((torch.get_float32_matmul_precision(), torch.backends.cudnn.allow_tf32))
         return value_and_gradient(misfit, position)
 
     monkeypatch.setattr(NegativeLogLikelihood, "value_and_gradient", recording)
-    axes, start = principal_axes(HMC(), module.model.energy(x), torch.randn(8, 3), 4, generator)
+    axes, start = principal_axes(HMC(), module.model.energy(x), torch.randn(7, 3), 4, generator)
     few = AISSettings(2, 2, 2)
     works = [
         lambda: module.posterior_samples(x),
@@ -177,48 +158,43 @@ def newer_settings() -> dict[str, str]:
     return {name: place.fp32_precision for name, place in places.items()}
 
 
+# In processes of their own: what one of them allows, torch does not fully forget.
 ALLOWED = """
+import os
+import sys
+from typing import Any
+
 import torch
-from tests_precision import newer_settings
 from dglm.precision import full_precision
 
-before = newer_settings()
-with full_precision():
-    assert set(newer_settings().values()) == {"ieee"}, newer_settings()
-assert newer_settings() == before
+{newer_settings}
+
+def check(allow: str) -> None:
+    exec(allow)
+    before = newer_settings()
+    with full_precision():
+        assert set(newer_settings().values()) == {{"ieee"}}, (allow, newer_settings())
+    assert newer_settings() == before, allow
+
+for allow in sys.argv[1:]:
+    if (child := os.fork()) == 0:
+        check(allow)
+        os._exit(0)
+    assert os.waitpid(child, 0)[1] == 0, allow
 """
 
 
-@pytest.mark.parametrize(
-    "allow",
-    [
+def test_faster_products_allowed_in_either_way_are_left_out_and_put_back() -> None:
+    allowed = [
         "pass",
         "torch.backends.fp32_precision = 'tf32'",
         "torch.backends.cuda.matmul.fp32_precision = 'tf32'",
         "torch.backends.cudnn.conv.fp32_precision = 'ieee'",
         "torch.backends.mkldnn.conv.fp32_precision = 'bf16'",
         "torch.set_float32_matmul_precision('medium')",
-    ],
-)
-def test_faster_products_allowed_in_either_way_are_left_out_and_put_back(
-    allow: str, tmp_path: Path
-) -> None:
-    # In a process of its own: what one test allows, torch does not fully forget.
-    lines = inspect.getsource(newer_settings)
-    (tmp_path / "tests_precision.py").write_text(f"import torch\nfrom typing import Any\n{lines}")
-    (tmp_path / "run.py").write_text(ALLOWED.replace("before =", f"{allow}\nbefore ="))
-    paths = os.pathsep.join([str(tmp_path), str(Path(dglm.__file__).parents[1])])
-    finished = subprocess.run(
-        [sys.executable, str(tmp_path / "run.py")],
-        capture_output=True,
-        text=True,
-        env={**os.environ, "PYTHONPATH": paths},
-        check=False,
-    )
+    ]
+    code = ALLOWED.format(newer_settings=inspect.getsource(newer_settings))
+    environment = {**os.environ, "PYTHONPATH": str(Path(dglm.__file__).parents[1])}
+    command = [sys.executable, "-c", code, *allowed]
+    finished = subprocess.run(command, capture_output=True, text=True, env=environment, check=False)
     assert finished.returncode == 0, finished.stderr
-
-
-@pytest.mark.parametrize("precision", ["bf16-true", "16-true"])
-def test_lower_precisions_are_refused(build_dglm: BuildDGLM, precision: str) -> None:
-    with pytest.raises(ValueError, match=f"precision {precision} is too low for exact chains"):
-        trainer(precision).fit(build_dglm("hmc"), Batches(), Batches())
