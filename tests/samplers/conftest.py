@@ -55,6 +55,7 @@ FAULTS: dict[str, Fault] = {
     "nan": lambda value, root: value * torch.nan,
     "inf": lambda value, root: value + torch.inf,
     "-inf": lambda value, root: value - torch.inf,
+    "outside": lambda value, root: torch.inf + (root - root),
     "nan gradient": lambda value, root: value + (root - root),
     "inf gradient": lambda value, root: value + root,
     "rise": lambda value, root: value + 1100.0,

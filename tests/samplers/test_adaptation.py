@@ -31,38 +31,16 @@ def gaussian(position: Tensor) -> Tensor:
     return 0.5 * (position / torch.linspace(0.5, 1.5, 10)).square().sum(dim=-1)
 
 
-def test_one_update_by_hand() -> None:
-    kernel = HMC(step_size=0.1)
-    track_acceptance(kernel, torch.tensor([0.9, 1.0, 0.5]), target=0.6, gain=0.5)
-    torch.testing.assert_close(kernel.log_step_size, torch.tensor(math.log(0.1) + 0.5 * 0.2))
-
-
-@pytest.mark.parametrize(("acceptance", "sign"), [(0.9, 1), (0.65, 0), (0.1, -1)])
-def test_step_size_grows_with_too_high_an_acceptance_only(acceptance: float, sign: int) -> None:
-    kernel = HMC(step_size=0.1)
-    before = kernel.log_step_size.clone()
-    track_acceptance(kernel, torch.full((5, 2), acceptance))
-    change = kernel.log_step_size - before
-    assert torch.equal(
-        torch.where(change.abs() < 1e-15, 0.0, change.sign()), torch.tensor(sign * 1.0)
-    )
-
-
-@pytest.mark.parametrize("broken", [math.nan, math.inf, -math.inf])
-def test_non_finite_acceptance_counts_zero(broken: float) -> None:
-    kernel, other = HMC(), HMC()
-    track_acceptance(kernel, torch.tensor([0.8, broken]))
-    track_acceptance(other, torch.tensor([0.8, 0.0]))
-    assert torch.equal(kernel.log_step_size, other.log_step_size)
-
-
-def test_buffer_keeps_its_identity_and_type() -> None:
-    kernel = HMC().float()
-    buffer = kernel.log_step_size
-    track_acceptance(kernel, torch.tensor([0.9], requires_grad=True))
+@pytest.mark.parametrize("broken", [0.0, math.nan, math.inf, -math.inf])
+def test_one_update_by_hand(broken: float) -> None:
+    kernel = HMC(step_size=0.1).float()
+    buffer, before = kernel.log_step_size, kernel.log_step_size.item()
+    acceptance = torch.tensor([0.9, 1.0, 0.8, broken], requires_grad=True)
+    track_acceptance(kernel, acceptance, target=0.6, gain=0.5)
     assert kernel.log_step_size is buffer
     assert buffer.dtype == torch.float32
     assert not buffer.requires_grad
+    assert buffer.item() == pytest.approx(before + 0.5 * (2.7 / 4 - 0.6), rel=1e-6)
 
 
 @pytest.mark.parametrize("step_size", [0.1, 2.0])
@@ -144,14 +122,6 @@ def test_adapted_mass_recovers_the_covariance(mass: Any) -> None:
 
 
 @pytest.mark.parametrize("mass", ["unit", "diagonal", "dense"])
-def test_step_size_and_mass_are_frozen_after_the_warm_up(mass: Any) -> None:
-    kernel, position = adapt(HMC(2), CORRELATED, torch.zeros(5, 3), 20, mass=mass)
-    before = {key: value.clone() for key, value in kernel.state_dict().items()}
-    sample(kernel, CORRELATED, position, 20)
-    assert all(torch.equal(value, before[key]) for key, value in kernel.state_dict().items())
-
-
-@pytest.mark.parametrize("mass", ["unit", "diagonal", "dense"])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
 def test_one_chain_of_l2hmc_is_adapted(
     random_l2hmc: Callable[..., L2HMC], mass: Any, dtype: torch.dtype
@@ -186,16 +156,6 @@ def test_one_chain_of_l2hmc_is_adapted(
 def test_warm_ups_that_cannot_be_are_refused(options: dict, message: str) -> None:
     with pytest.raises(ValueError, match=f"^{message}$"):
         adapt(HMC(), gaussian, torch.zeros(3, 10), **options)
-
-
-def test_start_of_non_finite_energy_is_refused() -> None:
-    def energy(position: Tensor) -> Tensor:
-        return torch.where(position[:, 0] > 0, torch.inf, gaussian(position))
-
-    kernel = HMC(step_size=0.3)
-    with pytest.raises(ValueError, match="not finite at the start of 3 of the chains"):
-        adapt(kernel, energy, torch.ones(3, 10))
-    assert kernel.step_size.item() == pytest.approx(0.3)
 
 
 @pytest.mark.parametrize("mass", ["diagonal", "dense"])

@@ -5,7 +5,6 @@ import subprocess
 import sys
 from pathlib import Path
 
-import pytest
 import torch
 
 import samplers
@@ -74,13 +73,6 @@ def test_a_trained_kernel_is_saved_loaded_and_used(tmp_path: Path) -> None:
     draws = torch.load(tmp_path / "draws.pt", weights_only=True)
     torch.testing.assert_close(chains.draws, draws)
     assert draws.std() > 0
-
-
-@pytest.mark.parametrize("package", ["lightning", "dglm"])
-def test_the_packages_are_really_absent_there(package: str, tmp_path: Path) -> None:
-    finished = run(f"import {package}", tmp_path)
-    assert finished.returncode != 0
-    assert f"{package} is not installed" in finished.stderr
 
 
 def test_the_compiler_is_loaded_by_those_who_compile_only(tmp_path: Path) -> None:

@@ -39,7 +39,15 @@ def test_both_spellings_of_arviz_take_the_chains(
         monkeypatch.setitem(sys.modules, "arviz", arviz)
         data = chains.to_arviz()
         assert np.array_equal(data["posterior"]["position"], chains.draws.numpy())
-        assert set(data["sample_stats"]) == {"lp", "acceptance_rate", "diverging"}
+        expected = {
+            "lp": -chains.energy,
+            "acceptance_rate": chains.acceptance,
+            "diverging": chains.diverging,
+        }
+        assert set(data["sample_stats"]) == set(expected)
+        for name, field in expected.items():
+            assert data["sample_stats"][name].dtype == field.numpy().dtype
+            assert np.array_equal(data["sample_stats"][name], field.numpy())
 
 
 def test_from_dict_takes_an_export(chains: Chains) -> None:

@@ -1,4 +1,5 @@
-import io
+"""What only L2HMC does; what every kernel does is in test_kernel."""
+
 import math
 from collections.abc import Callable
 from typing import NamedTuple
@@ -6,15 +7,14 @@ from typing import NamedTuple
 import pytest
 import torch
 from torch import Tensor, nn
-from torch.autograd.gradcheck import GradcheckError
 
 from samplers import (
     HMC,
     L2HMC,
     Energy,
     Info,
+    Kernel,
     Noise,
-    State,
     reciprocal_jump_loss,
     seeded_generator,
     value_and_gradient,
@@ -27,13 +27,8 @@ BuildL2HMC = Callable[..., L2HMC]
 MIXED = torch.tensor([1.0, -1.0, -1.0, 1.0], dtype=torch.float64)
 
 
-def noises(kernel: L2HMC, state: State, count: int) -> list[Noise]:
-    generator = seeded_generator("cpu", 1)
-    return [kernel.noise(state, generator) for _ in range(count)]
-
-
 @torch.no_grad()
-@pytest.mark.parametrize(("dim", "num_leapfrogs"), [(1, 1), (1, 4), (2, 3), (5, 4)])
+@pytest.mark.parametrize(("dim", "num_leapfrogs"), [(1, 1), (5, 4)])
 def test_without_heads_is_hmc(
     random_l2hmc: BuildL2HMC, energy: Energy, dim: int, num_leapfrogs: int
 ) -> None:
@@ -45,12 +40,6 @@ def test_without_heads_is_hmc(
     position, momentum = torch.randn(2, 4, dim).unbind()
     found = kernel.trajectory(position, momentum, MIXED, energy)
     torch.testing.assert_close(found, hmc.trajectory(position, momentum, MIXED, energy))
-
-    state = hmc.init(position, energy)
-    noise = Noise(momentum, MIXED, torch.full((4,), 0.5))
-    end, info = kernel.step(state, energy, noise)
-    hmc_end, hmc_info = hmc.step(state, energy, noise)
-    torch.testing.assert_close((*end[:3], *info), (*hmc_end[:3], *hmc_info))
 
 
 def forward_leapfrog(
@@ -109,48 +98,6 @@ def test_state_dict_names_what_others_rely_on() -> None:
 
 
 @torch.no_grad()
-def test_saved_kernel_repeats_the_next_draw_bit_for_bit(
-    random_l2hmc: BuildL2HMC, energy: Energy
-) -> None:
-    options: dict = {"observation_dim": 2, "embedding_hidden": (4,)}
-    kernel, restored = (random_l2hmc(6, 4, seed=seed, **options) for seed in (0, 1))
-    state, observations = kernel.init(torch.randn(4, 6), energy), torch.randn(4, 2)
-    (noise,) = noises(kernel, state, 1)
-
-    def draw(kernel: L2HMC) -> tuple[Tensor, ...]:
-        end, info = kernel.step(state, energy, noise, kernel.embed(observations))
-        return (*info, *end[:3])
-
-    assert not torch.equal(kernel.mask, restored.mask)
-    assert not torch.equal(draw(kernel)[0], draw(restored)[0])
-    file = io.BytesIO()
-    torch.save(kernel.state_dict(), file)
-    file.seek(0)
-    restored.load_state_dict(torch.load(file, weights_only=True))
-    assert all(map(torch.equal, draw(kernel), draw(restored)))
-
-
-def test_kernels_of_other_sizes_do_not_load() -> None:
-    for other in (L2HMC(3, 5), L2HMC(2, 4), L2HMC(2, 5, hidden=7), L2HMC(2, 5, observation_dim=2)):
-        with pytest.raises(RuntimeError, match="state_dict"):
-            other.load_state_dict(L2HMC(2, 5).state_dict())
-
-
-@torch.no_grad()
-def test_observations_shape_the_proposals(random_l2hmc: BuildL2HMC, energy: Energy) -> None:
-    kernel = random_l2hmc(3, observation_dim=2, embedding_hidden=(4,))
-    state = kernel.init(torch.randn(4, 3), energy)
-    (noise,) = noises(kernel, state, 1)
-    observations = torch.randn(4, 2)
-    changed = observations.clone()
-    changed[0] += 1.0
-    _, info = kernel.step(state, energy, noise, kernel.embed(observations))
-    _, other = kernel.step(state, energy, noise, kernel.embed(changed))
-    assert not torch.equal(info.proposal[0], other.proposal[0])
-    assert torch.equal(info.proposal[1:], other.proposal[1:])
-
-
-@torch.no_grad()
 @pytest.mark.parametrize("silent", ["position_network", "momentum_network"])
 def test_both_networks_see_the_context(
     random_l2hmc: BuildL2HMC, energy: Energy, silent: str
@@ -166,35 +113,21 @@ def test_both_networks_see_the_context(
     assert (ends[0] != ends[1]).all()
 
 
-def test_observations_are_embedded_once_for_all_steps(
-    random_l2hmc: BuildL2HMC, energy: Energy
+@pytest.mark.parametrize(
+    ("observation_dim", "context", "dim", "message"),
+    [
+        (2, None, 3, r"has an embedding: pass context=kernel\.embed"),
+        (None, torch.zeros(4, 100), 3, "takes no context"),
+        (None, None, 2, "this kernel is of 3 dimensions, the chains of 2"),
+    ],
+)
+def test_what_does_not_fit_the_kernel_is_refused(
+    energy: Energy, observation_dim: int | None, context: Tensor | None, dim: int, message: str
 ) -> None:
-    kernel = random_l2hmc(3, observation_dim=2, embedding_hidden=(4,))
-    calls: list[nn.Module] = []
-    assert kernel.embedding is not None
-    kernel.embedding.register_forward_hook(lambda module, *_: calls.append(module))
-    context = kernel.embed(torch.randn(4, 2))
-    state = kernel.init(torch.randn(4, 3), energy)
-    for noise in noises(kernel, state, 3):
-        state, _ = kernel.step(state, energy, noise, context)
-    assert context is not None
-    assert context.shape == (4, kernel.hidden)
-    assert len(calls) == 1
-
-
-def test_context_is_asked_for_where_there_is_an_embedding(energy: Energy) -> None:
-    kernel = L2HMC(3, observation_dim=2, embedding_hidden=(4,))
-    state = kernel.init(torch.randn(4, 3), energy)
-    with pytest.raises(ValueError, match=r"pass context=kernel\.embed"):
-        kernel.step(state, energy, kernel.noise(state))
-
-
-def test_context_is_refused_where_there_is_no_embedding(energy: Energy) -> None:
-    kernel = L2HMC(3)
-    assert kernel.embed(torch.randn(4, 2)) is None
-    state = kernel.init(torch.randn(4, 3), energy)
-    with pytest.raises(ValueError, match="takes no context"):
-        kernel.step(state, energy, kernel.noise(state), torch.randn(4, 100))
+    kernel = L2HMC(3, observation_dim=observation_dim, embedding_hidden=(4,))
+    state = kernel.init(torch.randn(4, dim), energy)
+    with pytest.raises(ValueError, match=message):
+        kernel.step(state, energy, kernel.noise(state), context)
 
 
 @pytest.mark.parametrize(
@@ -202,26 +135,12 @@ def test_context_is_refused_where_there_is_no_embedding(energy: Energy) -> None:
     [
         ({"dim": 0}, "dim and hidden must be at least 1, got 0 and 100"),
         ({"dim": 2, "hidden": 0}, "dim and hidden must be at least 1, got 2 and 0"),
-        ({"dim": 2, "num_leapfrogs": 0}, "num_leapfrogs must be at least 1, got 0"),
-        ({"dim": 2, "step_size": 0.0}, "step_size must be a positive number, got 0.0"),
-        ({"dim": 2, "step_size": -0.1}, "step_size must be a positive number, got -0.1"),
-        ({"dim": 2, "step_size": math.nan}, "step_size must be a positive number, got nan"),
+        ({"dim": 2, "embedding_hidden": (3, 0)}, r"embedding_hidden .* at least 1, got \[3, 0\]"),
     ],
 )
-def test_settings_out_of_range_are_refused(options: dict, message: str) -> None:
+def test_sizes_below_one_are_refused(options: dict, message: str) -> None:
     with pytest.raises(ValueError, match=message):
         L2HMC(**options)
-
-
-class DetachedGradient:
-    """An energy whose gradient has lost its graph: first order only."""
-
-    def __init__(self, energy: Energy) -> None:
-        self.energy = energy
-
-    def value_and_gradient(self, position: Tensor) -> State:
-        state = value_and_gradient(self.energy, position)
-        return state._replace(gradient=state.gradient.detach())
 
 
 class Training(NamedTuple):
@@ -253,12 +172,6 @@ class Training(NamedTuple):
         parameters = list(self.kernel.parameters())
         return list(torch.autograd.grad((weights * losses).sum(), parameters))
 
-    def rows(self, rows: Tensor) -> "Training":
-        noise = [Noise(*(field[rows] for field in noise)) for noise in self.noise]
-        return self._replace(
-            start=self.start[rows], noise=noise, observations=self.observations[rows]
-        )
-
 
 STEPS, CHAINS, LEAPFROGS = 2, 6, 3
 
@@ -268,16 +181,15 @@ def training(random_l2hmc: BuildL2HMC, energy: Energy) -> Training:
     kernel = random_l2hmc(
         2, LEAPFROGS, hidden=3, step_size=0.1, observation_dim=2, embedding_hidden=(2,)
     )
-    start = torch.randn(CHAINS, 2)
-    noise = noises(kernel, kernel.init(start, energy), STEPS)
-    # Every first proposal is accepted, so that the second step starts from a graph.
-    noise[0] = noise[0]._replace(uniform=torch.zeros(CHAINS))
+    start, generator = torch.randn(CHAINS, 2), seeded_generator("cpu", 1)
+    state = kernel.init(start, energy)
+    noise = [kernel.noise(state, generator) for _ in range(STEPS)]
+    # The second step starts from a graph, but where the first proposal of a chain is rejected.
+    noise[0] = noise[0]._replace(uniform=torch.tensor([0.0] * (CHAINS - 1) + [1.0]))
     return Training(kernel, energy, start, noise, torch.randn(CHAINS, 2))
 
 
-def loss_of(training: Training, *names: str) -> Callable[..., Tensor]:
-    """Return the summed loss as a function of the kernel's parameters of these names."""
-
+def test_gradients_of_the_loss_are_those_of_finite_differences(training: Training) -> None:
     class Loss(nn.Module):
         def __init__(self) -> None:
             super().__init__()
@@ -287,44 +199,12 @@ def loss_of(training: Training, *names: str) -> Callable[..., Tensor]:
             return training.run()[0].sum()
 
     module = Loss()
+    names, parameters = zip(*module.named_parameters(), strict=True)
 
-    def loss(*parameters: Tensor) -> Tensor:
-        values = {f"kernel.{name}": p for name, p in zip(names, parameters, strict=True)}
-        return torch.func.functional_call(module, values, ())
+    def loss(*values: Tensor) -> Tensor:
+        return torch.func.functional_call(module, dict(zip(names, values, strict=True)), ())
 
-    return loss
-
-
-def test_gradients_of_the_loss_are_those_of_finite_differences(training: Training) -> None:
-    names, parameters = zip(*training.kernel.named_parameters(), strict=True)
-    assert torch.autograd.gradcheck(loss_of(training, *names), parameters)
-
-
-def test_finite_differences_notice_a_lost_second_order_term(training: Training) -> None:
-    names, parameters = zip(*training.kernel.named_parameters(), strict=True)
-    training = training._replace(energy=DetachedGradient(training.energy))
-    with pytest.raises(GradcheckError, match="Jacobian mismatch"):
-        torch.autograd.gradcheck(loss_of(training, *names), parameters)
-
-
-def test_a_lost_second_order_term_changes_the_gradients(training: Training) -> None:
-    found, detached = training.gradients(), training.gradients(DetachedGradient(training.energy))
-    difference = torch.cat([(a - b).flatten() for a, b in zip(found, detached, strict=True)])
-    assert difference.norm() > 0.01 * torch.cat([a.flatten() for a in found]).norm()
-
-
-def test_second_derivatives_of_the_loss_are_those_of_finite_differences(
-    training: Training,
-) -> None:
-    names = ["log_step_size", "position_network.heads.bias", "momentum_network.log_amplitude"]
-    parameters = [training.kernel.get_parameter(name) for name in names]
-    start = training.start.clone().requires_grad_()
-
-    def loss(start: Tensor, *parameters: Tensor) -> Tensor:
-        step = training._replace(start=start, noise=training.noise[:1])
-        return loss_of(step, *names)(*parameters)
-
-    assert torch.autograd.gradgradcheck(loss, (start, *parameters))
+    assert torch.autograd.gradcheck(loss, parameters)
 
 
 def test_gradients_reach_every_parameter_through_both_steps(training: Training) -> None:
@@ -336,20 +216,6 @@ def test_gradients_reach_every_parameter_through_both_steps(training: Training) 
         assert all((gradient != 0).any() for gradient in gradients)
 
 
-def test_rejected_proposals_leave_no_gradient_in_the_state(training: Training) -> None:
-    kernel, noise = training.kernel, training.noise[0]._replace(uniform=torch.ones(CHAINS))
-    state, context = (
-        kernel.init(training.start, training.energy),
-        kernel.embed(training.observations),
-    )
-    end, info = kernel.step(state, training.energy, noise, context)
-    assert not info.accepted.any()
-    gradients = torch.autograd.grad(
-        end.position.sum() + end.energy.sum() + end.gradient.sum(), list(kernel.parameters())
-    )
-    assert not any(gradient.any() for gradient in gradients)
-
-
 LOST = torch.arange(CHAINS) % 3 == 0
 FIRST_END, MIDDLE, SECOND_MIDDLE, SECOND_END = 3, 2, 5, 6
 """The energy's calls: 0 at the start, then one for each of three leapfrogs in each of two steps."""
@@ -358,11 +224,14 @@ FIRST_END, MIDDLE, SECOND_MIDDLE, SECOND_END = 3, 2, 5, 6
 @pytest.mark.parametrize(
     ("fault", "call"),
     [
-        *((fault, FIRST_END) for fault in ("nan", "inf", "-inf", "rise", "cliff")),
-        *((fault, SECOND_END) for fault in ("nan", "inf", "-inf", "rise", "cliff")),
-        *(("nan gradient", call) for call in (MIDDLE, FIRST_END, SECOND_MIDDLE, SECOND_END)),
-        *(("inf gradient", call) for call in (MIDDLE, FIRST_END, SECOND_MIDDLE, SECOND_END)),
-        *(("cliff", call) for call in (MIDDLE, SECOND_MIDDLE)),
+        (fault, call)
+        for fault, calls in {
+            "nan gradient": (MIDDLE, FIRST_END, SECOND_MIDDLE, SECOND_END),
+            "inf gradient": (MIDDLE, FIRST_END, SECOND_MIDDLE, SECOND_END),
+            "cliff": (MIDDLE, FIRST_END, SECOND_MIDDLE, SECOND_END),
+            **dict.fromkeys(("nan", "inf", "-inf", "outside", "rise"), (FIRST_END, SECOND_END)),
+        }.items()
+        for call in calls
     ],
 )
 def test_lost_chains_contribute_a_constant_to_loss_and_gradients(
@@ -392,19 +261,6 @@ def test_lost_chains_go_on_with_finite_gradients(
     gradients = torch.autograd.grad(losses[1, LOST].sum(), list(training.kernel.parameters()))
     assert all(gradient.isfinite().all() for gradient in gradients)
     assert any(gradient.any() for gradient in gradients)
-
-
-def test_surviving_chains_weigh_as_much_as_without_the_lost_ones(
-    training: Training, plant: Callable[..., Energy]
-) -> None:
-    first = training._replace(noise=training.noise[:1])
-    energy = plant(training.energy, "nan", LOST, FIRST_END)
-    with_lost = first.gradients(energy, weights=1 / CHAINS)
-    survivors = first.rows(~LOST)
-    alone = survivors.gradients(weights=1 / len(survivors.start))
-    share = len(survivors.start) / CHAINS
-    expected = [share * gradient for gradient in alone]
-    torch.testing.assert_close(with_lost, expected, rtol=1e-9, atol=1e-9)
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
@@ -440,47 +296,24 @@ def test_overflowing_scales_lose_their_chains_only(which: str, dtype: torch.dtyp
     torch.testing.assert_close(found, expected)
 
 
-def test_support_boundaries_leave_all_gradients_finite(training: Training) -> None:
-    def half_line(position: Tensor) -> Tensor:
-        inside = (position - position.sqrt()).sum(dim=-1)  # NaN outside, as is its gradient
-        return torch.where((position > 0).all(dim=-1), inside, torch.inf)
-
-    first, second = training.noise
-    start = training.start.abs() + 3.0
-    start[LOST] = 0.1
-    outward = torch.where(LOST[:, None], -2.0 * first.direction[:, None], first.momentum)
-    near = training._replace(
-        energy=half_line, start=start, noise=[first._replace(momentum=outward), second]
-    )
-    losses, infos = near.run()
-    assert torch.equal(infos[0].diverging, LOST)
-    assert losses.isfinite().all()
-    assert all(gradient.isfinite().all() for gradient in near.gradients())
-
-
-@pytest.mark.parametrize("compiled", [False, True])
+@torch.no_grad()
+@pytest.mark.parametrize("kind", ["hmc", "l2hmc", "compiled l2hmc"])
+@pytest.mark.parametrize("networks", [torch.float32, torch.float64])
 def test_chains_keep_their_precision_whatever_the_networks(
-    random_l2hmc: BuildL2HMC, energy: Energy, compiled: bool
+    random_l2hmc: BuildL2HMC, energy: Energy, kind: str, networks: torch.dtype
 ) -> None:
-    if compiled and not torch._dynamo.is_dynamo_supported():
-        pytest.skip("torch.compile does not run here")
-    for networks, chains in ((torch.float32, torch.float64), (torch.float64, torch.float32)):
-        kernel = random_l2hmc(3, step_size=0.1).to(networks)
-        if compiled:
-            kernel.compile(backend="eager")
-        position = torch.randn(5, 3).to(chains)
-        state = kernel.init(position, energy)
-        noise = kernel.noise(state)
-        with torch.no_grad():
-            after, info = kernel.step(state, energy, noise)
-            trip = kernel.round_trip(position, energy, noise)
-        assert {field.dtype for field in (*after[:3], info.acceptance)} == {chains}
-        # Inverse to the precision of the chains: both ways see the same rounded networks.
-        assert max(part.abs().max() for part in trip) < 1e4 * torch.finfo(chains).eps
-
-
-def test_chains_of_other_dimensions_are_refused(energy: Energy) -> None:
-    kernel = L2HMC(3)
-    state = kernel.init(torch.zeros(5, 2), energy)
-    with pytest.raises(ValueError, match="this kernel is of 3 dimensions, the chains of 2"):
-        kernel.step(state, energy, kernel.noise(state))
+    chains = {torch.float32: torch.float64, torch.float64: torch.float32}[networks]
+    kernel: Kernel = HMC(3) if kind == "hmc" else random_l2hmc(3, step_size=0.1)
+    kernel.to(networks)
+    if "compiled" in kind:
+        if not torch._dynamo.is_dynamo_supported():
+            pytest.skip("torch.compile does not run here")
+        kernel.compile(backend="eager")
+    position = torch.randn(5, 3).to(chains)
+    state = kernel.init(position, energy)
+    noise = kernel.noise(state)
+    after, info = kernel.step(state, energy, noise)
+    trip = kernel.round_trip(position, energy, noise)
+    assert {field.dtype for field in (*after[:3], info.acceptance)} == {chains}
+    # Inverse to the precision of the chains: both ways see the same rounded networks.
+    assert max(part.abs().max() for part in trip) < 1e4 * torch.finfo(chains).eps

@@ -35,6 +35,9 @@ def test_weights_and_moments_of_modes_that_one_chain_never_leaves(mode: int) -> 
     assert (alone.sign() == start[0, 0].sign()).all()
 
     chains = parallel_tempering(MIXTURE, start, 800, LADDER, num_leapfrogs=5, step_size=0.3)
+    torch.testing.assert_close(
+        chains.energy.flatten(), MIXTURE(chains.draws.flatten(0, 1)), rtol=1e-9, atol=1e-9
+    )
     draws = chains.draws[:, 200:]
     assert (summarise(draws).ess_bulk > 1000).all()
     weight = MIXTURE.responsibilities(draws.flatten(0, 1))[:, 0].view(draws.shape[:2])
@@ -57,15 +60,6 @@ def test_one_temperature_is_hmc_on_a_skewed_target(energy: Energy) -> None:
         torch.rand(0, 4, generator=generator)
         torch.testing.assert_close(found.draws[:, draw], state.position)
         torch.testing.assert_close(found.acceptance[:, draw], info.acceptance)
-
-
-def test_energies_are_those_of_the_draws(energy: Energy) -> None:
-    assert callable(energy)
-    chains = parallel_tempering(energy, torch.zeros(6, 3), 30, LADDER, step_size=0.2)
-    assert chains.draws.shape == (6, 30, 3)
-    assert chains.diverging.shape == chains.energy.shape == chains.acceptance.shape == (6, 30)
-    expected = energy(chains.draws.flatten(0, 1)).view(6, 30)
-    torch.testing.assert_close(chains.energy, expected)
 
 
 def test_chains_never_mix() -> None:
@@ -107,15 +101,6 @@ def test_temperatures_that_do_not_increase_from_one_are_refused(temperatures: li
 def test_no_draws_are_refused() -> None:
     with pytest.raises(ValueError, match="num_draws must be at least 1, got 0"):
         parallel_tempering(MIXTURE, torch.zeros(3, 2), 0, LADDER)
-
-
-def test_start_of_non_finite_energy_is_refused() -> None:
-    def energy(x: Tensor) -> Tensor:
-        return torch.where(x[:, 0] > 0, torch.inf, x.square().sum(dim=-1))
-
-    start = torch.tensor([[1.0], [-1.0], [2.0]])
-    with pytest.raises(ValueError, match="not finite at the start of 2 of the chains"):
-        parallel_tempering(energy, start, 5, LADDER)
 
 
 def test_what_an_energy_keeps_is_exchanged_with_the_positions(
