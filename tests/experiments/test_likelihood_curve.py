@@ -211,26 +211,6 @@ def test_errors_over_seeds() -> None:
     assert across_seeds([1.0]) == {"difference": 1.0, "standard_error": None}
 
 
-@pytest.mark.parametrize(
-    ("wrong", "named"),
-    [
-        (["--num_mh_steps", "[0]"], "num_mh_steps must be at least 1"),
-        (["--num_mh_steps", "[]"], "num_mh_steps must name at least one"),
-        (["--seeds", "[-1]"], "seeds must be 0 or more"),
-        (["--num_epochs", "0"], "num_epochs must be at least 1"),
-        (["--splits", "[holiday]"], "splits"),
-        (["--training", "no-such-file.yaml"], "no-such-file.yaml"),
-    ],
-)
-def test_nonsense_is_refused(
-    wrong: list[str], named: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr("sys.argv", ["likelihood_curve", *wrong, "--output", str(tmp_path / "c")])
-    with pytest.raises(SystemExit) as stopped:
-        run_command(main)
-    assert named in str(stopped.value)
-
-
 def test_a_split_that_the_paper_has_not_is_drawn_without_a_word(tmp_path: Path) -> None:
     path = tmp_path / "curve.png"
     draw_curve(LikelihoodCurve(splits=["validation"]), [], [], path)

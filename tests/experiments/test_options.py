@@ -18,29 +18,6 @@ EARLY_STOPPING = '[{"class_path": "EarlyStopping", "init_args": {"monitor": "%s"
 
 
 @pytest.mark.parametrize(
-    ("option", "value", "told"),
-    [
-        ("default_root_dir", "elsewhere", "choose --output"),
-        ("enable_checkpointing", "false", "could not go on"),
-        ("use_distributed_sampler", "true", "its own share"),
-        ("limit_test_batches", "1", "choose --evaluation.num_images"),
-        ("overfit_batches", "2", "few images of your own"),
-        ("gradient_clip_val", "1", "would be ignored"),
-        ("precision", "bf16-true", "too low for exact chains"),
-        ("callbacks", EARLY_STOPPING % "val_loss", "waits for val_loss, which is not logged"),
-    ],
-)
-def test_what_would_be_ignored_is_refused_before_training(
-    option: str, value: str, told: str, small: Arguments, tmp_path: Path
-) -> None:
-    given = [*small(tmp_path / "run"), f"--trainer.{option}={value}"]
-    with pytest.raises(SystemExit, match=f"error: .*{told}") as ended:
-        run_command(lambda: main(given))
-    assert "\n" not in str(ended.value.code)
-    assert not (tmp_path / "run").exists()
-
-
-@pytest.mark.parametrize(
     "changes",
     [{"kernel": "none"}, {"kernel": "hmc"}, {"kernel": "l2hmc", "model.coordinates": "true"}],
 )

@@ -101,25 +101,6 @@ def test_images_without_classes_cannot_be_counted(
     assert not list(tmp_path.rglob("inpainting-*"))
 
 
-@pytest.mark.parametrize(
-    ("changes", "culprit"),
-    [
-        ({"model.channels": "[4, 4, 4]"}, "multiples of 8"),
-        ({"model.channels": "[0]"}, "channels"),
-        ({"model.likelihood": "poisson"}, "poisson"),
-        ({"model.likelihood": "gaussian", "model.noise_scale": 0}, "positive number, got 0"),
-    ],
-)
-def test_bad_options_are_one_line(
-    changes: dict[str, object], culprit: str, small: Arguments, tmp_path: Path
-) -> None:
-    with pytest.raises(SystemExit) as ended:
-        run_command(lambda: main(small(tmp_path / "run", **changes)))
-    assert culprit in str(ended.value.code)
-    assert "\n" not in str(ended.value.code)
-    assert not list(tmp_path.iterdir())
-
-
 def test_masks_hide_halves_of_every_channel() -> None:
     for name, rows, columns in (
         ("top", slice(0, 4), slice(None)),

@@ -7,7 +7,6 @@ from pathlib import Path
 import pytest
 
 from experiments import inpaint, posterior, samples
-from experiments.shared.cli import run_command
 
 Main = Callable[[list[str]], None]
 
@@ -83,34 +82,3 @@ def test_samples_side_by_side(
     )
     assert [image.shape for _, image in panels] == 2 * [(4, 784)]
     assert 0 < output.stat().st_size < 300_000
-
-
-@pytest.mark.parametrize(
-    ("main", "arguments", "culprit"),
-    [
-        (inpaint.main, ["--mask=middle"], "middle"),
-        (inpaint.main, ["--sweeps=1"], "sweeps"),
-        (posterior.main, ["--image=4000"], "4000"),
-        (posterior.main, ["--search=4000"], "4000"),
-        (posterior.main, ["--search=0"], "search"),
-        (posterior.main, ["--num_chains=1"], "num_chains"),
-    ],
-)
-def test_bad_input_is_one_line(
-    main: Main, arguments: list[str], culprit: str, checkpoint: Path, root: Path, tmp_path: Path
-) -> None:
-    shared = [f"--checkpoint={checkpoint}", f"--data.root={root}", f"--output={tmp_path}/x.png"]
-    with pytest.raises(SystemExit) as ended:
-        run_command(lambda: main([*shared, *arguments]))
-    assert culprit in str(ended.value.code)
-    assert "\n" not in str(ended.value.code)
-    assert not list(tmp_path.iterdir())
-
-
-def test_an_existing_picture_is_kept(checkpoint: Path, tmp_path: Path) -> None:
-    output = tmp_path / "samples.png"
-    output.write_text("mine")
-    arguments = [f"--checkpoints={checkpoint}", f"--output={output}"]
-    with pytest.raises(SystemExit):
-        run_command(lambda: samples.main(arguments))
-    assert output.read_text() == "mine"

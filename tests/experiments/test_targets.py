@@ -181,29 +181,6 @@ def test_the_posteriors_that_are_compared_have_moments() -> None:
         assert known[name]["ess_bulk"] > 5_000
 
 
-@pytest.mark.parametrize(
-    ("arguments", "culprit"),
-    [
-        (["--target=mobius"], "mobius"),
-        (["--target=scg", "--num_chains=0"], "num_chains must be at least 20"),
-        (["--target=scg", "--num_steps=3"], "num_steps must be at least"),
-        (["--target=scg", "--budget=3"], "budget must be at least"),
-        (["--target=scg", "--seed=-1"], "seed must not be negative"),
-        (["--target=scg", "--colour=red"], "colour"),
-        (["--resume=nowhere"], "nowhere"),
-    ],
-)
-def test_bad_input_is_one_line(
-    arguments: list[str], culprit: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.chdir(tmp_path)
-    with pytest.raises(SystemExit) as ended:
-        run_command(lambda: command.main(arguments))
-    assert culprit in str(ended.value.code)
-    assert "\n" not in str(ended.value.code)
-    assert not list(tmp_path.rglob("*.json"))
-
-
 def test_a_run_that_is_resumed_with_other_options_is_refused(run: Path) -> None:
     before = {path: path.read_bytes() for path in run.glob("*.*")}
     for other in ("--num_steps=140", "--target=scg", "--compile=true"):
