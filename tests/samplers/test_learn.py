@@ -19,6 +19,7 @@ from samplers import (
     Kernel,
     Learned,
     PhasePoint,
+    Preconditioned,
     flows,
     learn,
     sample,
