@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from dglm.annealing import (
+    JITTER,
     Annealed,
     anneal,
     check_counts,
@@ -230,7 +231,7 @@ class _Annealing:
 
 def transition(num_leapfrogs: int, device: torch.device, compile: bool) -> HMC:
     """Return the kernel that moves the chains between two changes of temperature."""
-    kernel = HMC(num_leapfrogs).to(device)
+    kernel = HMC(num_leapfrogs, jitter=JITTER).to(device)
     if compile:
         kernel.compile()
     return kernel

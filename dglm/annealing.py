@@ -14,7 +14,8 @@ _SIGMOID_RADIUS = 4.0
 _PILOT_TEMPERATURES = 100
 _PILOT_STEPS, _PILOT_WARM_UP = 50, 10
 _PILOT_GAIN = 0.5
-_JITTER = 0.5
+JITTER = 0.5
+"""Of all HMC whose step size is tuned here: see :class:`samplers.HMC`."""
 _MEMORY_BUDGET = 2**30
 
 
@@ -133,28 +134,12 @@ def anneal(
     for index, beta in enumerate(inner):
         log_weight += changes[index] * energy.slope(state)
         state = energy.at(beta, state)
-        step_size = step_sizes[index].repeat_interleave(chains)
-        kernel.log_step_size.copy_(jittered(step_size, generator).log()[:, None])
+        kernel.log_step_size.copy_(step_sizes[index].repeat_interleave(chains).log()[:, None])
         state, info = kernel.step(state, energy, kernel.noise(state, generator))
         acceptance += info.acceptance
         progress(kernel.num_leapfrogs)
     log_weight += changes[-1] * energy.slope(state)
     return Annealed(log_weight, acceptance / max(len(inner), 1))
-
-
-def jittered(step_size: Tensor, generator: torch.Generator | None) -> Tensor:
-    """Return step sizes drawn uniformly between half of each of the given ones and it, (B,).
-
-    A trajectory whose length is the period of a coordinate leads back to where it began: without
-    variation the chain stands still there, however high its acceptance.
-
-    References:
-        MCMC using Hamiltonian dynamics (Neal, 2011), Section 3.2.
-    """
-    share = torch.rand(
-        step_size.shape, generator=generator, dtype=step_size.dtype, device=step_size.device
-    )
-    return step_size * (1 - _JITTER * share)
 
 
 class Tuned(NamedTuple):
@@ -225,7 +210,7 @@ class StepSizes:
     def __init__(
         self, num_leapfrogs: int, log_step_size: Tensor, chains: int, target: float = 0.65
     ) -> None:
-        self.kernel = HMC(num_leapfrogs).to(log_step_size)
+        self.kernel = HMC(num_leapfrogs, jitter=JITTER).to(log_step_size)
         self.log_step_size = log_step_size
         self.chains = chains
         self.target = target
@@ -234,8 +219,7 @@ class StepSizes:
         self, state: State, energy: Energy, generator: torch.Generator | None, tune: bool = True
     ) -> State:
         """Take a step of all chains (n · C, D), and follow its acceptance."""
-        step_size = self.log_step_size.exp().repeat_interleave(self.chains)
-        self.kernel.log_step_size = jittered(step_size, generator).log()[:, None]
+        self.kernel.log_step_size = self.log_step_size.repeat_interleave(self.chains)[:, None]
         state, info = self.kernel.step(state, energy, self.kernel.noise(state, generator))
         if tune:
             error = info.acceptance.view(-1, self.chains).mean(dim=1) - self.target

@@ -8,6 +8,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
+from dglm.annealing import JITTER
 from dglm.model import GenerativeModel
 from dglm.precision import full_precision
 from samplers import HMC, Chains, Energy, Kernel, sample_chunks
@@ -349,7 +350,7 @@ def long_chain_log_joint(
     """
     if num_steps < 2:
         raise ValueError(f"num_steps must be at least 2, got {num_steps}")
-    kernel, energy = HMC(num_leapfrogs).to(start), model.energy(x)
+    kernel, energy = HMC(num_leapfrogs, jitter=JITTER).to(start), model.energy(x)
     state = kernel.init(start, energy)
     warm_up = num_steps // 2
     for _ in range(warm_up):

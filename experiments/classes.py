@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from data import ImageDataModule
 from dglm import DGLM, KernelSteps, inpaint
+from dglm.annealing import JITTER
 from experiments.shared.scoring import mean_and_error
 from samplers import HMC, adapt, sample, seeded_generator
 from samplers.adaptation import warm_up_gradients
@@ -135,7 +136,7 @@ def posterior_classes(hidden: InpaintingTask, progress: Callable[[int], object])
     model = hidden.dglm.model
     energy = model.marginal(hidden.given).energy(hidden.rows[:, hidden.given])
     start = model.sample(len(hidden.rows), generator)[1]
-    kernel = HMC(_REFERENCE_LEAPFROGS).to(start)
+    kernel = HMC(_REFERENCE_LEAPFROGS, jitter=JITTER).to(start)
     warm = adapt(kernel, energy, start, _REFERENCE_WARM_UP, generator=generator)
     chains = sample(
         warm.kernel,

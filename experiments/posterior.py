@@ -18,7 +18,7 @@ from rich.table import Table
 from torch import Tensor
 
 from dglm import DGLM, long_chains, principal_axes
-from dglm.ais import check_counts
+from dglm.annealing import JITTER, check_counts
 from dglm.posterior import ChainMeans, Estimate, LongChains, PrincipalAxes
 from experiments.shared.checkpoints import load_checkpoint
 from experiments.shared.cli import (
@@ -180,7 +180,7 @@ def run_chains(
     if options.num_steps * longest < 4 * leapfrogs:
         raise CommandError(f"--num_leapfrogs {leapfrogs} leaves HMC fewer than 4 steps")
     generator = seeded_generator(device, options.seed, "posterior.adaptation")
-    hmc = HMC(leapfrogs).to(device)
+    hmc = HMC(leapfrogs, jitter=JITTER).to(device)
     kernels["hmc"] = adapt(hmc, energy, start, options.num_warmup, generator=generator)
     steps = {
         name: options.num_steps * longest // kernel.num_leapfrogs
@@ -318,7 +318,7 @@ def search_skewed(
         energy = dglm.model.energy(rows)
         start = dglm.posterior_samples(rows, 0, generator)
         kernel, start = adapt(
-            HMC().to(rows.device), energy, start, SEARCH_STEPS, generator=generator
+            HMC(jitter=JITTER).to(rows.device), energy, start, SEARCH_STEPS, generator=generator
         )
         draws = sample(kernel, energy, start, SEARCH_STEPS, generator=generator).draws
         for chains in draws.view(len(some), SEARCH_CHAINS, SEARCH_STEPS, -1):

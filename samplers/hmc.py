@@ -5,8 +5,8 @@ import math
 import torch
 from torch import Tensor
 
-from samplers.energy import Energy
-from samplers.kernel import Context, Endpoint, Kernel, PhasePoint
+from samplers.energy import Energy, State
+from samplers.kernel import Context, Endpoint, Kernel, Noise, PhasePoint
 from samplers.leapfrog import leapfrogs
 
 _ONE_REGION = 20
@@ -26,12 +26,15 @@ class HMC(Kernel):
     Arguments:
         num_leapfrogs: M, leapfrogs a proposal.
         step_size: The initial ε; kept as a buffer, so that adaptation travels with the kernel.
+        jitter: Each step takes ε times a number drawn between 1 - ``jitter`` and 1. A trajectory
+            as long as half a period of a coordinate, or a whole one, leads back to where it began,
+            however high its acceptance: with 0.5 no number of leapfrogs stands still like that.
 
     Raises:
-        ValueError: M is below 1 or ε is not a positive number.
+        ValueError: M is below 1, ε is not a positive number, or the jitter not in [0, 1).
 
     References:
-        MCMC using Hamiltonian dynamics (Neal, 2011), Section 3.
+        MCMC using Hamiltonian dynamics (Neal, 2011), Section 3; of the jitter, 3.2.
 
     Example:
         >>> import torch
@@ -44,15 +47,27 @@ class HMC(Kernel):
         torch.Size([4])
     """
 
-    def __init__(self, num_leapfrogs: int = 5, step_size: float = 0.1) -> None:
+    def __init__(self, num_leapfrogs: int = 5, step_size: float = 0.1, jitter: float = 0.0) -> None:
         super().__init__()
+        if not 0 <= jitter < 1:
+            raise ValueError(f"jitter must be at least 0 and below 1, got {jitter}")
         self.num_leapfrogs = num_leapfrogs
+        self.jitter = jitter
         self.register_buffer("log_step_size", initial_log_step_size(num_leapfrogs, step_size))
 
     @property
     def step_is_one_region(self) -> bool:  # type: ignore[override]
         """Not with more than twenty leapfrogs, which are compiled in turns of ten then."""
         return self.num_leapfrogs <= _ONE_REGION
+
+    def noise(self, state: State, generator: torch.Generator | None = None) -> Noise:
+        """Draw the randomness of one step; jitter shortens the direction in time."""
+        if self.jitter == 0:
+            return super().noise(state, generator)
+        like = state.energy
+        share = torch.rand(like.shape, generator=generator, dtype=like.dtype, device=like.device)
+        noise = super().noise(state, generator)
+        return noise._replace(direction=noise.direction * (1 - self.jitter * share))
 
     def integrate(self, start: PhasePoint, energy: Energy, context: Context = None) -> Endpoint:
         """Take ``num_leapfrogs`` leapfrogs, which preserve volume: log|det J| = 0."""

@@ -27,7 +27,7 @@ class Noise(NamedTuple):
     momentum: Tensor
     """v ~ N(0, I), (B, D)."""
     direction: Tensor
-    """d, uniform on {-1, +1}, (B,)."""
+    """d, uniform on {-1, +1}, (B,); of HMC with jitter, times the share of ε that is taken."""
     uniform: Tensor
     """u ~ U[0, 1) for the acceptance decision, (B,)."""
 

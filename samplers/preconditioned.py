@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from samplers.energy import Energy, State, value_and_gradient
-from samplers.kernel import Context, Endpoint, Kernel, PhasePoint
+from samplers.kernel import Context, Endpoint, Kernel, Noise, PhasePoint
 
 
 class Coordinates(ABC):
@@ -72,6 +72,10 @@ class Transformed(Kernel, ABC):
     @abstractmethod
     def coordinates(self, energy: Energy, context: Context = None) -> Coordinates:
         """Return the energy in the coordinates in which the kernel inside runs."""
+
+    def noise(self, state: State, generator: torch.Generator | None = None) -> Noise:
+        """Draw the randomness of one step of the kernel inside."""
+        return self.kernel.noise(state, generator)
 
     def integrate(self, start: PhasePoint, energy: Energy, context: Context = None) -> Endpoint:
         """Follow the kernel's trajectory in w; volumes there are those in x up to a constant."""

@@ -8,6 +8,8 @@ from samplers.energy import Energy, State, Tempered
 from samplers.hmc import HMC
 from samplers.kernel import finite_start
 
+_JITTER = 0.5
+
 
 @torch.no_grad()
 def parallel_tempering(
@@ -22,8 +24,9 @@ def parallel_tempering(
 ) -> Chains:
     r"""Draw with replicas at temperatures 1 = T₁ < … < T_K that exchange their positions.
 
-    Between two draws each replica takes one HMC step on U/T_k, of step size ε √T_k; then every
-    second pair of neighbours, odd and even ones in turn, is swapped with probability
+    Between two draws each replica takes one HMC step on U/T_k, of a step size between half of
+    ε √T_k and all of it; then every second pair of neighbours, odd and even ones in turn, is
+    swapped with probability
 
     .. math:: \min\bigl(1, \exp\bigl((1/T_k - 1/T_{k+1}) (U_k - U_{k+1})\bigr)\bigr)
 
@@ -50,7 +53,7 @@ def parallel_tempering(
     ladder = temperatures.dim() == 1 and bool(temperatures.isfinite().all())
     if not (ladder and temperatures[:1].eq(1).any() and (temperatures.diff() > 0).all()):
         raise ValueError(f"temperatures must increase from 1, got {temperatures.tolist()}")
-    kernel = HMC(num_leapfrogs, step_size)
+    kernel = HMC(num_leapfrogs, step_size, _JITTER)
     position = finite_start(kernel, energy, position).position
     kernel.to(position.device)
     count, chains = len(temperatures), len(position)

@@ -9,16 +9,16 @@ import torch
 from torch import Tensor
 
 from dglm import DiagonalGaussian, GenerativeModel
+from dglm.ais import transition
 from dglm.annealing import (
     AnnealedEnergy,
     StepSizes,
     anneal,
-    jittered,
     pilot_gradients,
     temperatures,
     tune_step_sizes,
 )
-from samplers import HMC, State, seeded_generator, value_and_gradient
+from samplers import HMC, Energy, Noise, State, seeded_generator, value_and_gradient
 
 Model = Callable[..., GenerativeModel]
 
@@ -118,15 +118,15 @@ def test_weights_are_taken_before_transitions_with_the_step_sizes_of_image_and_t
     path: Path, count: int
 ) -> None:
     z, betas, steps = path.start.sample(), temperatures(count), 0.1 + torch.rand(count - 1, 7)
-    found = anneal(path.energy, z, betas, HMC(2), steps, seeded_generator("cpu", 0))
+    found = anneal(path.energy, z, betas, HMC(2, jitter=0.5), steps, seeded_generator("cpu", 0))
     generator, expected = seeded_generator("cpu", 0), torch.zeros(7)
     acceptances = [torch.zeros(7)] if count == 1 else []
     for index in range(count):
         before, after = (path.by_hand(float(beta), z) for beta in betas[index : index + 2])
         expected += before - after
         if index < count - 1:
-            kernel = HMC(2)
-            kernel.log_step_size = jittered(steps[index], generator).log()[:, None]
+            kernel = HMC(2, jitter=0.5)
+            kernel.log_step_size = steps[index].log()[:, None]
             state = kernel.init(z, partial(path.by_hand, float(betas[index + 1])))
             noise = kernel.noise(state, generator)
             state, info = kernel.step(state, partial(path.by_hand, float(betas[index + 1])), noise)
@@ -136,22 +136,22 @@ def test_weights_are_taken_before_transitions_with_the_step_sizes_of_image_and_t
     torch.testing.assert_close(found.acceptance, torch.stack(acceptances).mean(dim=0))
 
 
-def test_chains_of_an_image_share_its_step_size_but_not_its_jitter(path: Path) -> None:
+@torch.no_grad()
+def test_chains_of_an_image_share_its_step_size_but_not_its_jitter() -> None:
     used: list[Tensor] = []
 
     class Watched(HMC):
-        def step(self, *arguments: Any) -> Any:
-            used.append(self.step_size[:, 0].clone())
-            return super().step(*arguments)
+        def step(self, state: State, energy: Energy, noise: Noise) -> Any:  # type: ignore[override]
+            used.append(self.step_size[:, 0] * noise.direction.abs())
+            return super().step(state, energy, noise)
 
     steps = torch.tensor([[0.1, 1.0, 3.0]]).expand(100, -1)
     rows = torch.arange(3).repeat_interleave(2)
     prior = DiagonalGaussian(torch.zeros(6, 2), torch.zeros(6, 2))
     energy = AnnealedEnergy(lambda z: z.sum(dim=1), prior)
-    with torch.no_grad():
-        anneal(
-            energy, prior.sample(), temperatures(101), Watched(1), steps, seeded_generator("cpu", 0)
-        )
+    kernel = transition(1, torch.device("cpu"), compile=False)
+    watched, generator = Watched(1, jitter=kernel.jitter), seeded_generator("cpu", 0)
+    anneal(energy, prior.sample(), temperatures(101), watched, steps, generator)
     share = torch.stack(used) / steps[0, rows]
     assert 0.5 <= share.min() < 0.51
     assert 0.99 < share.max() <= 1.0
@@ -222,6 +222,6 @@ def test_the_pilot_reaches_the_target_acceptance_for_each_image(linear_gaussian:
     prior = DiagonalGaussian(torch.zeros(2 * chains, 3), torch.zeros(2 * chains, 3))
     path, generator = AnnealedEnergy(both, prior), seeded_generator("cpu", 0)
     steps = tune_step_sizes(path, betas, 3, chains, generator).step_sizes
-    found = anneal(path, prior.sample(generator), betas, HMC(3), steps, generator)
+    found = anneal(path, prior.sample(generator), betas, HMC(3, jitter=0.5), steps, generator)
     assert ((found.acceptance.view(2, chains).mean(dim=1) - 0.65).abs() < 0.1).all()
     assert steps[-1, 1] > 3 * steps[-1, 0]  # the second posterior is wider

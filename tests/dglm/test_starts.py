@@ -1,4 +1,5 @@
 from collections.abc import Callable
+from typing import Any
 
 import pytest
 import torch
@@ -14,7 +15,7 @@ from torch.distributions import (
 from dglm import Encoder, FittedStart, GenerativeModel
 from dglm.gaussian import DenseGaussian, UnitMixture
 from dglm.starts import Starts, starting_points
-from samplers import seeded_generator, value_and_gradient
+from samplers import HMC, Noise, seeded_generator, value_and_gradient
 
 Model = Callable[..., GenerativeModel]
 ExactPosterior = Callable[[GenerativeModel, Tensor], MultivariateNormal]
@@ -91,7 +92,13 @@ def test_fits_have_the_moments_of_the_posteriors(
 
 def test_chains_that_never_move_still_give_a_gaussian(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("dglm.annealing._PILOT_GAIN", 0.0)
-    monkeypatch.setattr("dglm.annealing.jittered", lambda step_size, _: 1e6 * step_size)
+    noise = HMC.noise
+
+    def pushing(kernel: HMC, *given: Any) -> Noise:
+        drawn = noise(kernel, *given)
+        return drawn._replace(momentum=1e6 * drawn.momentum)
+
+    monkeypatch.setattr(HMC, "noise", pushing)
     # More latent variables than chains, whose draws then span less than the whole space.
     model, images = GenerativeModel(nn.Linear(40, 6), 40), torch.rand(7, 6).round()
     found = starting_points(model, images, FittedStart(Encoder(6, 40, (4,))), 2, 0).gaussians

@@ -1,10 +1,15 @@
 """The search for a skewed posterior among those of several images."""
 
+from pathlib import Path
+from typing import Any
+
+import pytest
 import torch
 from torch import Tensor, nn
 
 from dglm import DGLM, GenerativeModel
-from experiments.posterior import search_skewed
+from experiments.posterior import Posterior, run_chains, search_skewed
+from samplers import HMC
 
 
 class Weights(nn.Module):
@@ -41,3 +46,20 @@ def test_the_skewed_one_is_found() -> None:
     assert sum(counts) == 4
     assert search.image == 2
     assert search.num_skewed == 1
+
+
+def test_chains_of_hmc_are_jittered(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    shares, noise = [], HMC.noise
+
+    def watched(kernel: HMC, *given: Any) -> Any:
+        drawn = noise(kernel, *given)
+        if kernel.num_leapfrogs == 5:  # those of settling chains have steps of their own
+            shares.append(drawn.direction.abs())
+        return drawn
+
+    monkeypatch.setattr(HMC, "noise", watched)
+    dglm, image = DGLM(GenerativeModel(Weights(), 2), Wide()), torch.ones(4)
+    options = Posterior(checkpoint="", num_chains=10, num_steps=4, num_warmup=40, quiet=True)
+    run_chains(dglm, image, options, tmp_path / "posterior.png")
+    search_skewed(dglm, image[None], 0, lambda count: None)
+    assert all(((drawn > 0.5) & (drawn < 1)).any() for drawn in shares)

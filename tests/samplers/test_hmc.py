@@ -9,7 +9,8 @@ import pytest
 import torch
 from torch import Tensor
 
-from samplers import HMC, L2HMC, Kernel, seeded_generator, value_and_gradient
+from samplers import HMC, L2HMC, Kernel, Noise, State, seeded_generator, value_and_gradient
+from samplers.preconditioned import Preconditioned
 
 DURATION = 2.0
 START = torch.tensor([[0.1, -0.2, 0.3], [0.3, 0.1, -0.1]], dtype=torch.float64)
@@ -20,6 +21,10 @@ FREQUENCY = torch.tensor([1.0, 2.0, 3.0], dtype=torch.float64)
 
 def oscillator(position: Tensor) -> Tensor:
     return 0.5 * (FREQUENCY * position).square().sum(dim=-1)
+
+
+def quadratic(position: Tensor) -> Tensor:
+    return 0.5 * position.square().sum(dim=-1)
 
 
 def coupled(position: Tensor) -> Tensor:
@@ -116,3 +121,44 @@ def test_settings_out_of_range_are_refused(
 ) -> None:
     with pytest.raises(ValueError, match=f"^{name} must be {needed}, got {value}$"):
         build(**{name: value})
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("wrapped", [False, True])
+def test_jitter_shortens_each_step_by_a_share_of_its_own(wrapped: bool) -> None:
+    kernel: Kernel = HMC(5, 0.3, jitter=0.4)
+    if wrapped:
+        kernel = Preconditioned(kernel, torch.zeros(2), torch.ones(2))
+    generator = seeded_generator("cpu", 0)
+    state = kernel.init(torch.randn(4000, 2, generator=generator), quadratic)
+    noise = kernel.noise(state, generator)
+    shares = noise.direction.abs()
+    # Uniform: a tenth of 4,000 is 400 with a standard deviation of 19.
+    assert ((shares.histc(10, 0.6, 1.0) - 400).abs() < 5 * 19).all()
+    assert abs(float((noise.direction > 0).float().mean()) - 0.5) < 5 * 0.5 / 4000**0.5
+    _, info = kernel.step(state, quadratic, noise)
+    first = Noise(*(part[:1] for part in noise))._replace(direction=noise.direction[:1].sign())
+    alone = State(*(part[:1] for part in state[:3]))
+    _, expected = HMC(5, 0.3 * float(shares[0])).step(alone, quadratic, first)
+    torch.testing.assert_close(info.proposal[:1], expected.proposal)
+    trip = kernel.round_trip(state.position, quadratic, noise)
+    assert max(float(part.abs().max()) for part in trip) < 1e-5
+
+
+@torch.no_grad()
+def test_a_trajectory_as_long_as_a_period_moves_with_jitter_alone() -> None:
+    def correlation(jitter: float) -> float:
+        kernel, generator = HMC(5, 2 * math.sin(math.pi / 5), jitter), seeded_generator("cpu", 0)
+        start = torch.randn(2000, 1, generator=generator)
+        state = kernel.init(start, quadratic)
+        end, _ = kernel.step(state, quadratic, kernel.noise(state, generator))
+        return float(torch.cat([start, end.position], dim=1).T.corrcoef()[0, 1])
+
+    assert correlation(0.0) > 0.999
+    assert correlation(0.5) < 0.6
+
+
+@pytest.mark.parametrize("jitter", [-0.1, 1.0, math.nan])
+def test_jitter_beyond_the_whole_step_is_refused(jitter: float) -> None:
+    with pytest.raises(ValueError, match=f"jitter must be at least 0 and below 1, got {jitter}"):
+        HMC(jitter=jitter)

@@ -53,7 +53,7 @@ def test_one_temperature_is_hmc_on_a_skewed_target(energy: Energy) -> None:
     found = parallel_tempering(
         energy, start, 20, torch.ones(1), generator=seeded_generator("cpu", 1), **options
     )
-    kernel, generator = HMC(**options), seeded_generator("cpu", 1)
+    kernel, generator = HMC(jitter=0.5, **options), seeded_generator("cpu", 1)
     state = kernel.init(start, energy)
     for draw in range(20):
         state, info = kernel.step(state, energy, kernel.noise(state, generator))
