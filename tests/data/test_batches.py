@@ -3,7 +3,7 @@ from itertools import chain
 import pytest
 import torch
 
-from data.batches import Batches, EpochBatches, TrainingBatches, shard_indices
+from data.batches import Batches, EpochBatches, shard_indices
 from data.images import DataError
 
 
@@ -46,27 +46,8 @@ def test_the_epoch_is_read_at_the_first_batch() -> None:
     assert [indices.tolist() for indices in iterator] == expected
 
 
-def test_resuming_goes_on_in_the_epoch_or_starts_the_next() -> None:
-    images = torch.arange(20).unsqueeze(1)
-    batches = TrainingBatches(images, EpochBatches(20, 5, seed=0))
-    batches.sampler.set_epoch(3)
-    expected = [batch.tolist() for batch in batches]
-    after = batches.state_dict()
-    next(iter(batches))
-    within = batches.state_dict()
-
-    for state, number in ((within, 3), (after, 4)):
-        resumed = TrainingBatches(images, EpochBatches(20, 5, seed=0))
-        resumed.load_state_dict(state)
-        resumed.sampler.set_epoch(number)
-        batches.sampler.set_epoch(number)
-        whole = [batch.tolist() for batch in batches]
-        assert [batch.tolist() for batch in resumed] == (expected[1:] if number == 3 else whole)
-        assert [batch.tolist() for batch in resumed] == whole
-
-
-@pytest.mark.parametrize("count", [0, 3, 10, 11])
-@pytest.mark.parametrize("world_size", [1, 2, 3])
+@pytest.mark.parametrize("count", [0, 3, 11])
+@pytest.mark.parametrize("world_size", [1, 3])
 def test_shares_cover_each_image_once(count: int, world_size: int) -> None:
     images = torch.arange(2 * count).view(count, 2)
     found = []
@@ -78,7 +59,7 @@ def test_shares_cover_each_image_once(count: int, world_size: int) -> None:
     assert sorted(chain(*(batch[:, 0].tolist() for batch in found))) == images[:, 0].tolist()
 
 
-@pytest.mark.parametrize("rank", [0, 1, 2])
-def test_no_process_is_left_without_images(rank: int) -> None:
-    with pytest.raises(DataError, match="cannot be shared among 3 processes"):
-        shard_indices(2, 4, rank, 3)
+def test_no_process_is_left_without_images() -> None:
+    for rank in range(3):
+        with pytest.raises(DataError, match="cannot be shared among 3 processes"):
+            shard_indices(2, 4, rank, 3)

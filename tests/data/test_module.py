@@ -79,8 +79,7 @@ def test_splits_and_their_one_binarization(make_root: MakeRoot) -> None:
     assert set(everything.unique().tolist()) == {0.0, 1.0}
 
 
-@pytest.mark.parametrize("use_distributed_sampler", [True, False])
-@pytest.mark.parametrize("validation", [20, 0])
+@pytest.mark.parametrize(("use_distributed_sampler", "validation"), [(True, 20), (False, 0)])
 def test_a_trainer_sees_each_image_once_an_epoch(
     make_root: MakeRoot, use_distributed_sampler: bool, validation: int
 ) -> None:

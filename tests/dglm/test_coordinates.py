@@ -9,7 +9,7 @@ from torch.distributions import MultivariateNormal
 from dglm import GenerativeModel, inpaint
 from dglm.coordinates import AmortizedPreconditioned, GaussianNetwork, score_loss
 from dglm.gaussian import DenseGaussian
-from samplers import HMC, L2HMC, Kernel, Preconditioned, sample, seeded_generator
+from samplers import HMC, L2HMC, Kernel, Preconditioned, seeded_generator
 
 PIXELS, LATENT = 6, 3
 
@@ -66,35 +66,6 @@ def test_each_image_has_the_preconditioned_kernel_of_its_own_coordinates(
         expected, own_info = own.step(start, own_energy, own_noise, inside)
         torch.testing.assert_close([part[only] for part in found[:3]], list(expected[:3]))
         torch.testing.assert_close([part[only] for part in info], list(own_info))
-
-
-@torch.no_grad()
-def test_the_posterior_of_each_image_is_left_invariant(
-    kernel: AmortizedPreconditioned, model: GenerativeModel, images: Tensor
-) -> None:
-    """Independent chains from exact draws on a grid, where sums are integrals to rounding."""
-    axis, chains = torch.linspace(-6, 6, 61), 4000
-    grid = torch.cartesian_prod(axis, axis, axis)
-    for row, image in enumerate(images[:2]):
-        weight = model.log_joint(image.expand(len(grid), -1), grid).softmax(dim=0)
-        begin = grid[weight.multinomial(chains, True, generator=seeded_generator("cpu", row))]
-        x = image.expand(chains, -1)
-        drawn = sample(
-            kernel,
-            model.energy(x),
-            begin,
-            1,
-            thin=4,
-            context=kernel.embed(x),
-            generator=seeded_generator("cpu", 2, row),
-        )
-        end = drawn.draws[:, 0]
-        assert ((end - begin).norm(dim=-1) > 0).double().mean() > 0.8
-        for power in (1, 2, 3):
-            expected = weight @ grid**power
-            for values in (end**power - expected, end**power - begin**power):
-                error = values.std(dim=0) / chains**0.5
-                assert (values.mean(dim=0).abs() < 5 * error).all()
 
 
 def test_the_score_loss_is_zero_at_a_gaussian_posterior_wherever_the_chain_is(

@@ -14,12 +14,8 @@ HIDDEN = ~GIVEN
 class Prior(nn.Module):
     """An encoder that has learned nothing: q(z|x) = p(z)."""
 
-    def __init__(self, latent_dim: int) -> None:
-        super().__init__()
-        self.latent_dim = latent_dim
-
     def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
-        return x.new_zeros(len(x), self.latent_dim), x.new_zeros(len(x), self.latent_dim)
+        return x.new_zeros(len(x), 1), x.new_zeros(len(x), 1)
 
 
 POSTERIORS = {
@@ -34,48 +30,22 @@ def posterior(request: pytest.FixtureRequest) -> Any:
     return POSTERIORS[request.param]()
 
 
-def test_given_pixels_never_change_and_hidden_ones_do(
-    model: GenerativeModel, posterior: Any
+@pytest.mark.parametrize("given", [GIVEN, torch.rand(50, 6) < 0.5, torch.ones(6).bool()])
+def test_hidden_pixels_change_alone_and_each_sweep_can_be_observed(
+    model: GenerativeModel, posterior: Any, given: Tensor
 ) -> None:
-    grey = torch.rand(50, 6)
-    frames = inpaint(model, grey, GIVEN, 10, posterior)
+    grey, seen = torch.rand(50, 6), list[tuple[Tensor, Tensor]]()
+    frames = inpaint(model, grey, given, 10, posterior, observe=lambda *pair: seen.append(pair))
     assert frames.shape == (10, 50, 6)
-    assert torch.equal(frames[..., GIVEN], grey[:, GIVEN].expand(10, -1, -1))
-    hidden = frames[..., HIDDEN]
-    assert set(hidden.unique().tolist()) == {0.0, 1.0}
-    assert (hidden.diff(dim=0) != 0).any(dim=0).float().mean() > 0.5
-
-
-def test_each_image_may_have_its_own_mask(model: GenerativeModel, posterior: Any) -> None:
-    grey, given = torch.rand(50, 6), torch.rand(50, 6) < 0.5
-    frames = inpaint(model, grey, given, 3, posterior)
     for frame in frames:
-        assert torch.equal(frame == grey, given)
-
-
-def test_where_all_is_given_nothing_changes(model: GenerativeModel, posterior: Any) -> None:
-    grey = torch.rand(5, 6)
-    frames = inpaint(model, grey, torch.ones(6).bool(), 3, posterior)
-    assert torch.equal(frames, grey.expand(3, -1, -1))
-
-
-def test_frames_are_a_function_of_the_generator(model: GenerativeModel, posterior: Any) -> None:
-    x = torch.rand(20, 6)
-    first, again, other = (
-        inpaint(model, x, GIVEN, 3, posterior, generator=seeded_generator("cpu", seed))
-        for seed in (1, 1, 2)
-    )
-    assert torch.equal(first, again)
-    assert not torch.equal(first, other)
-    assert not first.requires_grad
-
-
-def test_inpainting_works_in_inference_mode(model: GenerativeModel, posterior: Any) -> None:
-    x = torch.rand(20, 6)
-    expected = inpaint(model, x, GIVEN, 3, posterior, generator=seeded_generator("cpu", 1))
-    with torch.inference_mode():
-        found = inpaint(model, x, GIVEN, 3, posterior, generator=seeded_generator("cpu", 1))
-    assert torch.equal(found, expected)
+        assert torch.equal(frame == grey, given.expand(50, -1))
+    hidden = frames[:, ~given.expand(50, -1)]
+    assert set(hidden.unique().tolist()) <= {0.0, 1.0}
+    assert given.all() or (hidden.diff(dim=0) != 0).any(dim=0).float().mean() > 0.5
+    x, z = map(torch.stack, zip(*seen, strict=True))
+    assert torch.equal(x, frames)
+    assert z.shape == (10, 50, 3)
+    assert len(z.unique(dim=0)) == 10
 
 
 # The distribution of what is filled in
@@ -116,21 +86,23 @@ def deviations(model: GenerativeModel, posterior: Any, seed: int = 0) -> Tensor:
     return (frequency.mean(dim=0) - quadrature(model)) / error
 
 
-def test_patterns_are_as_frequent_as_their_probability(one_latent: GenerativeModel) -> None:
-    assert quadrature(one_latent).min() > 0.005
-    # One short trajectory a sweep is far from an independent draw of z.
-    assert (deviations(one_latent, KernelSteps(HMC(1, 0.7), 1)).abs() < 5).all()
-
-
-def test_learned_kernels_leave_the_same_distribution_invariant(
-    one_latent: GenerativeModel,
+# One short trajectory a sweep is far from an independent draw of z.
+@pytest.mark.parametrize(
+    "build",
+    [
+        lambda: HMC(1, 0.7),
+        lambda: L2HMC(1, 2, 0.5, 4, head_scale=2.0, observation_dim=6, embedding_hidden=(4,)),
+    ],
+)
+def test_patterns_are_as_frequent_as_their_probability(
+    one_latent: GenerativeModel, build: Any
 ) -> None:
-    kernel = L2HMC(1, 2, 0.5, 4, head_scale=2.0, observation_dim=6, embedding_hidden=(4,))
-    assert (deviations(one_latent, (kernel, 1)).abs() < 5).all()
+    assert quadrature(one_latent).min() > 0.005
+    assert (deviations(one_latent, KernelSteps(build(), 1)).abs() < 5).all()
 
 
 def test_a_wrong_encoder_fills_in_wrong_patterns(one_latent: GenerativeModel) -> None:
-    assert deviations(one_latent, Prior(1)).abs().max() > 20
+    assert deviations(one_latent, Prior()).abs().max() > 20
 
 
 # What a kernel is given
@@ -187,15 +159,6 @@ def test_the_steps_of_the_kernel_are_taken_in_each_sweep(
     assert len(steps) == 12
 
 
-def test_each_sweep_can_be_observed(model: GenerativeModel, posterior: Any) -> None:
-    seen: list[tuple[Tensor, Tensor]] = []
-    grey = torch.rand(20, 6)
-    frames = inpaint(model, grey, GIVEN, 3, posterior, observe=lambda *pair: seen.append(pair))
-    assert torch.equal(torch.stack([x for x, _ in seen]), frames)
-    assert [z.shape for _, z in seen] == [(20, 3)] * 3
-    assert len(torch.stack([z for _, z in seen]).unique(dim=0)) == 3
-
-
 # Errors
 
 
@@ -205,16 +168,10 @@ def test_each_sweep_can_be_observed(model: GenerativeModel, posterior: Any) -> N
         ({"given": GIVEN.double()}, "mask of given pixels must be boolean, got torch.float64"),
         ({"given": GIVEN[:5]}, r"must have shape \(6,\) or \(2, 6\), got \(5,\)"),
         ({"given": GIVEN.expand(3, 6)}, r"must have shape \(6,\) or \(2, 6\), got \(3, 6\)"),
-        ({"given": GIVEN.expand(1, 2, 6)}, r"got \(1, 2, 6\)"),
         ({"sweeps": 0}, "sweeps must be at least 1, got 0"),
         ({"posterior": HMC()}, r"pass posterior=\(kernel, steps a sweep\)"),
         ({"posterior": (HMC(), 0)}, "at least 1 step a sweep, got 0"),
-        ({"posterior": KernelSteps(HMC(), -1)}, "at least 1 step a sweep, got -1"),
         ({"posterior": (HMC(), 1), "start": torch.zeros(1, 3)}, r"\(2, 3\), got \(1, 3\)"),
-        ({"images": torch.zeros(2, 5)}, r"flat, \(B, 6\), or images of 6 numbers, got \(2, 5\)"),
-        ({"images": torch.full((2, 6), torch.nan)}, "NaN"),
-        ({"images": torch.full((2, 6), 255.0)}, r"in \[0, 1\]"),
-        ({"images": torch.zeros(0, 6)}, "the batch is empty"),
     ],
 )
 def test_impossible_settings_are_refused(

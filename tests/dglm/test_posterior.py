@@ -23,61 +23,33 @@ def error_of(log_joints: Tensor, exact: float) -> float:
     return float((log_joints.mean() - exact) / (log_joints.std() / COPIES**0.5))
 
 
-def test_mean_is_that_of_the_exact_posterior(
-    linear_gaussian: Model, exact_posterior: ExactPosterior
-) -> None:
-    model = linear_gaussian(3, 5, 0.5)
-    x, _ = model.sample(1, seeded_generator("cpu", 1))
-    posterior = exact_posterior(model, x)
-    # E log p(x, z) is log p(x, ·) at the mean minus half the trace of precision times covariance.
-    exact = float(model.log_joint(x, posterior.mean).detach()) - 3 / 2
-    found = long_chain_log_joint(
-        model, x.expand(COPIES, -1), torch.randn(COPIES, 3), 200, 4, seeded_generator("cpu", 0)
-    )
-    assert found.shape == (COPIES,)
-    assert not found.requires_grad
-    assert abs(error_of(found, exact)) < 5
-
-
-def test_mean_is_that_of_quadrature(one_pixel: GenerativeModel) -> None:
-    x, z = torch.tensor([[1.0, 0.0]]), torch.linspace(-10, 10, 4001)[:, None]
-    log_joint = one_pixel.log_joint(x.expand(4001, -1), z).detach()
-    exact = float((log_joint.softmax(dim=0) * log_joint).sum())
-    start = torch.full((COPIES, 1), 4.0)
-    found = long_chain_log_joint(
-        one_pixel, x.expand(COPIES, -1), start, 200, 4, seeded_generator("cpu", 0)
-    )
-    assert abs(error_of(found, exact)) < 5
-
-
-@pytest.fixture
-def one_pixel() -> GenerativeModel:
-    """Two pixels and one latent variable, with a skewed posterior."""
+def test_mean_is_that_of_quadrature() -> None:
     decoder = nn.Linear(1, 2)
     with torch.no_grad():
-        decoder.weight.copy_(torch.tensor([[4.0], [-1.0]]))
+        decoder.weight.copy_(torch.tensor([[4.0], [-1.0]]))  # a skewed posterior
         decoder.bias.copy_(torch.tensor([-1.0, 0.5]))
-    return GenerativeModel(decoder, 1)
+    model = GenerativeModel(decoder, 1)
+    x, z = torch.tensor([[1.0, 0.0]]), torch.linspace(-10, 10, 4001)[:, None]
+    log_joint = model.log_joint(x.expand(4001, -1), z).detach()
+    exact = float((log_joint.softmax(dim=0) * log_joint).sum())
+    rows, start = x.expand(COPIES, -1), torch.full((COPIES, 1), 4.0)
+    found = long_chain_log_joint(model, rows, start, 200, 4, seeded_generator("cpu", 0))
+    assert abs(error_of(found, exact)) < 5
 
 
-def test_images_keep_their_order(linear_gaussian: Model, exact_posterior: ExactPosterior) -> None:
+def test_means_are_those_of_exact_posteriors_in_order(
+    linear_gaussian: Model, exact_posterior: ExactPosterior
+) -> None:
     model = linear_gaussian(2, 5, 1.0)
     x = model.decoder.bias.detach() + torch.arange(4.0)[:, None]
     rows, start = x.repeat_interleave(COPIES, dim=0), torch.zeros(4 * COPIES, 2)
     found = long_chain_log_joint(model, rows, start, 100, 4, seeded_generator("cpu", 0))
+    # E log p(x, z) is log p(x, ·) at the mean minus half the trace of precision times covariance.
     exact = model.log_joint(x, exact_posterior(model, x).mean).detach() - 2 / 2
+    assert found.shape == (4 * COPIES,)
     assert exact.diff().abs().min() > 0.5
     for chains, wanted in zip(found.view(4, COPIES), exact.tolist(), strict=True):
         assert abs(error_of(chains, wanted)) < 5
-
-
-def test_means_are_a_function_of_the_generator(model: GenerativeModel, images: Tensor) -> None:
-    first, again, other = (
-        long_chain_log_joint(model, images, torch.zeros(7, 3), 4, 2, seeded_generator("cpu", seed))
-        for seed in (1, 1, 2)
-    )
-    assert torch.equal(first, again)
-    assert not torch.equal(first, other)
 
 
 def test_long_chains_do_not_resonate() -> None:
@@ -90,15 +62,11 @@ def test_long_chains_do_not_resonate() -> None:
     assert found.std() < 0.3  # 0.19 ± 0.01; undisturbed 0.6 ± 0.04
 
 
-@pytest.mark.parametrize("num_steps", [1, 0])
-def test_a_long_chain_has_both_halves(
-    model: GenerativeModel, images: Tensor, num_steps: int
-) -> None:
-    with pytest.raises(ValueError, match=f"num_steps must be at least 2, got {num_steps}"):
-        long_chain_log_joint(model, images, torch.zeros(7, 3), num_steps)
-
-
 # Long chains of one image
+
+
+def some_axes() -> PrincipalAxes:
+    return PrincipalAxes.of(Moments.of(torch.randn(50, 3)))
 
 
 def run_long(
@@ -154,7 +122,7 @@ def test_a_skewed_posterior_is_that_of_quadrature() -> None:
 def test_running_means_are_those_of_all_draws(model: GenerativeModel, images: Tensor) -> None:
     kernel, energy = HMC(2, 0.3), model.energy(images)
     start = torch.randn(7, 3)
-    axes = PrincipalAxes.of(Moments.of(torch.randn(50, 3)))
+    axes = some_axes()
     found = long_chains(kernel, energy, start, 420, axes, seeded_generator("cpu", 1))
     whole = sample(kernel, energy, start, 420, generator=seeded_generator("cpu", 1))
     for running, exact in zip(found.means, ChainMeans.of(axes, whole.draws), strict=True):
@@ -163,11 +131,11 @@ def test_running_means_are_those_of_all_draws(model: GenerativeModel, images: Te
     assert torch.equal(found.draws, whole.draws[:, 2::3])  # 140 of at most 200
 
 
-@pytest.mark.parametrize("num_steps", [3, 200, 201, 1000])
+@pytest.mark.parametrize("num_steps", [3, 200, 201])
 def test_memory_does_not_grow_with_the_number_of_steps(
     model: GenerativeModel, images: Tensor, num_steps: int
 ) -> None:
-    axes = PrincipalAxes.of(Moments.of(torch.randn(50, 3)))
+    axes = some_axes()
     start, generator = torch.zeros(7, 3), seeded_generator("cpu", 0)
     found = long_chains(HMC(1, 0.1), model.energy(images), start, num_steps, axes, generator)
     assert min(num_steps, 100) <= found.draws.shape[1] <= 200
@@ -177,7 +145,7 @@ def test_gradients_are_counted_and_progress_is_told(
     model: GenerativeModel, images: Tensor, gradients: list[int]
 ) -> None:
     kernel = L2HMC(3, 2, 0.3, 4, observation_dim=6, embedding_hidden=(4,))
-    axes = PrincipalAxes.of(Moments.of(torch.randn(50, 3)))
+    axes = some_axes()
     steps: list[int] = []
     found = long_chains(
         kernel,
@@ -204,13 +172,6 @@ def test_axes_are_those_of_the_second_half(model: GenerativeModel, images: Tenso
     assert torch.equal(position, draws[:, -1])
 
 
-def test_no_steps_are_refused(model: GenerativeModel, images: Tensor) -> None:
-    axes = PrincipalAxes.of(Moments.of(torch.randn(50, 3)))
-    start, generator = torch.zeros(7, 3), seeded_generator("cpu", 0)
-    with pytest.raises(ValueError, match="at least 1, got 0"):
-        long_chains(HMC(), model.energy(images), start, 0, axes, generator)
-
-
 class Stopped(Exception):
     """Stands for whatever ends a run early."""
 
@@ -220,7 +181,7 @@ def test_a_resumed_run_is_the_uninterrupted_one_bit_for_bit(
     model: GenerativeModel, images: Tensor, tmp_path: Path, stops: list[int]
 ) -> None:
     kernel, energy, start = HMC(2, 0.3), model.energy(images), torch.randn(7, 3)
-    axes, path = PrincipalAxes.of(Moments.of(torch.randn(50, 3))), tmp_path / "chains.pt"
+    axes, path = some_axes(), tmp_path / "chains.pt"
 
     def run(generator: torch.Generator, stop: int, checkpoint: Path | None) -> LongChains:
         done = 0
@@ -250,7 +211,7 @@ def test_a_run_is_saved_now_and_then_and_by_others_refused(
     model: GenerativeModel, images: Tensor, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("dglm.posterior._SAVE_SECONDS", 0)
-    axes, path = PrincipalAxes.of(Moments.of(torch.randn(50, 3))), tmp_path / "chains.pt"
+    axes, path = some_axes(), tmp_path / "chains.pt"
     saved: list[int] = []
 
     def run(num_steps: int, seed: int) -> LongChains:
@@ -265,6 +226,8 @@ def test_a_run_is_saved_now_and_then_and_by_others_refused(
             checkpoint=path,
         )
 
+    with pytest.raises(ValueError, match="at least 1, got 0"):
+        run(0, seed=0)
     run(120, seed=0)
     assert saved == [False, True, True]
     for num_steps, seed in ((121, 0), (120, 1)):
