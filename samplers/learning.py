@@ -37,6 +37,8 @@ _APART = 1.05
 _FLOW_GAIN = 0.02
 """Nats a held-out draw by which a flow must be ahead of a Gaussian to be tried."""
 _FLOW_DRAWS = 80
+_GAUSSIAN = 0.8
+"""Acceptance of proposals from N(μ, Σ) from which on a flow has nothing to gain."""
 
 
 @dataclass(frozen=True)
@@ -233,12 +235,12 @@ class _Learning:
         """Train in the warm-up's coordinates: from ε = 1 with one leapfrog, else from HMC's."""
         one = length == 1
         kernel = hmc.with_kernel(self._l2hmc(length, 1.0 if one else float(hmc.step_size)))
-        iterations = self._scaled(2000 if one else 800)
+        iterations = self._scaled(3000 if one else 800)
         settings = TrainingSettings(
             iterations,
             _CHAINS,
             initial_temperature=10.0 if apart else 1.0,
-            annealing_iterations=3 * iterations // 4 if apart else 0,
+            annealing_iterations=iterations // 2 if apart else 0,
             learning_rate=0.01 if one else 0.005,
             seed=mixed_seed(self.seed, "learn.training", length),
         )
@@ -247,10 +249,14 @@ class _Learning:
 
     def _in_flow(self, hmc: Preconditioned, position: Tensor) -> dict[str, Any]:
         """Fit a flow to HMC's draws and train in it; then again, to the draws of both."""
+        generator = self._generator("flow")
+        proposals = hmc.with_kernel(Independence()).to(position)
+        tried = draw_chains(proposals, self.energy, position, 50, generator=generator)
+        if tried.acceptance.mean() > _GAUSSIAN:
+            return {"gain": 0.0}
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(mixed_seed(self.seed, "learn.flow"))
             flow = Flow(self._l2hmc(1, 1.0), hmc.location, hmc.factor).to(position)
-        generator = self._generator("flow")
         mover: Kernel = hmc
         for name, iterations in (("first", 400), ("second", 800)):
             thin = max(1, self._scaled(2000) // (_FLOW_DRAWS * mover.num_leapfrogs))
@@ -274,7 +280,7 @@ class _Learning:
 
     def _race(self, kernels: dict[str, Kernel], position: Tensor) -> dict[str, Any]:
         generator = self._generator("race")
-        raced = race(kernels, self.energy, position, self._scaled(1000), generator)
+        raced = race(kernels, self.energy, position, self._scaled(2000), generator)
         return {**raced._asdict(), "table": dict(raced.table), "converged": raced.converged}
 
     def _l2hmc(self, length: int, step_size: float) -> L2HMC:

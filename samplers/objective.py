@@ -13,7 +13,9 @@ SOFTENING = 1e-4
 _SIBLINGS_RATE, _JUMPS_RATE = 0.05, 0.02
 _LEAST_SHARE = 1e-3
 """Of a feature's variance: what moves less counts in the loss as if it moved this much."""
-_RIDGE = 1e-4
+_RIDGE = 1e-2
+"""Where jumps have less than this share of the moment of their coordinates they count for little:
+the noise of a narrow direction would drown what a long one has to learn."""
 
 
 class RunningMeans:
@@ -117,7 +119,8 @@ def jumps(start: Tensor, info: Info, running: RunningMeans) -> Objective:
     .. math:: \mathrm{loss} = -E\bigl[A\, Δf^\top M^{-1} Δf\bigr], \quad
         M = \overline{E[A\, Δf Δf^\top]}, \quad f = (x, x^2)
 
-    M is a running mean that is not differentiated; a fixed point maximises log det M. Shifts
+    M is a running mean that is not differentiated, its diagonal a hundredth larger; but for that a
+    fixed point maximises log det M. Shifts
     and scales of the coordinates leave it alone, so that it suits many leapfrogs in raw
     coordinates.
 
