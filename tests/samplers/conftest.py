@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from samplers import L2HMC, Energy
+from samplers import L2HMC, Energy, State, value_and_gradient
 
 Fault = Callable[[Tensor, Tensor], Tensor]
 
@@ -49,6 +49,23 @@ def random_l2hmc() -> Callable[..., L2HMC]:
         return kernel
 
     return build
+
+
+class WithExtra:
+    """An energy that keeps more of a point than a chain needs."""
+
+    def __init__(self, energy: Energy) -> None:
+        self.energy = energy
+
+    def value_and_gradient(self, position: Tensor) -> State:
+        state = value_and_gradient(self.energy, position)
+        steep, parts = state.gradient[:, 0] > 0, torch.stack([position, -position], dim=-1)
+        return state._replace(extra=(position.sum(dim=-1), steep, parts))
+
+
+@pytest.fixture
+def with_extra(energy: Energy) -> WithExtra:
+    return WithExtra(energy)
 
 
 FAULTS: dict[str, Fault] = {

@@ -18,7 +18,6 @@ from samplers import (
     summarise,
 )
 from samplers.adaptation import (
-    TARGET_ACCEPTANCE,
     DualAveraging,
     Moments,
     mass_factor,
@@ -41,19 +40,6 @@ def test_one_update_by_hand(broken: float) -> None:
     assert buffer.dtype == torch.float32
     assert not buffer.requires_grad
     assert buffer.item() == pytest.approx(before + 0.5 * (2.7 / 4 - 0.6), rel=1e-6)
-
-
-@pytest.mark.parametrize("step_size", [0.1, 2.0])
-def test_acceptance_settles_at_the_target(step_size: float) -> None:
-    kernel = HMC(num_leapfrogs=3, step_size=step_size)
-    generator = seeded_generator("cpu", 0)
-    state = kernel.init(torch.randn(500, 10), gaussian)
-    for _ in range(300):
-        state, info = kernel.step(state, gaussian, kernel.noise(state, generator))
-        track_acceptance(kernel, info.acceptance)
-    settled = sample(kernel, gaussian, state.position, 50, generator=generator).acceptance
-    # Five standard deviations over seeds: 0.002 from these draws, the rest from the last updates.
-    assert abs(settled.mean() - TARGET_ACCEPTANCE) < 5 * 0.004
 
 
 COVARIANCE = torch.tensor([[100.0, 7.0, 0.0], [7.0, 1.0, 0.05], [0.0, 0.05, 0.01]]).double()
@@ -173,25 +159,12 @@ def test_mass_does_not_depend_on_the_unit(mass: Any) -> None:
         torch.testing.assert_close(factor(unit) / unit, factor(1.0), rtol=1e-4, atol=0)
 
 
-def test_a_dense_mass_of_fewer_draws_than_dimensions() -> None:
-    scale = 1000.0
-    warm = adapt(
-        HMC(),
-        lambda x: 0.5 * (x / scale).square().sum(dim=-1),
-        scale * torch.randn(1, 50),
-        100,
-        mass="dense",
-    )
-    factor = warm.kernel.factor
-    assert factor.isfinite().all()  # type: ignore[operator, union-attr]
-    assert (factor.diagonal() > 0).all()  # type: ignore[operator, union-attr]
-
-
-def test_mass_of_chains_that_have_not_moved() -> None:
-    factor = mass_factor(Moments.of(torch.ones(5, 2)), 10, "dense")
-    torch.testing.assert_close(factor, torch.diag(factor.diagonal()))
-    assert (factor.diagonal() > 0).all()
-    assert (mass_factor(Moments.of(torch.ones(5, 2)), 10, "diagonal") > 0).all()
+def test_a_mass_of_few_or_equal_draws_is_positive_definite() -> None:
+    for draws in (1000 * torch.randn(10, 50), torch.ones(5, 2)):
+        dense, diagonal = (mass_factor(Moments.of(draws), 10, m) for m in ("dense", "diagonal"))
+        assert dense.isfinite().all()
+        assert (dense.diagonal() > 0).all()
+        assert (diagonal > 0).all()
 
 
 @pytest.mark.parametrize("num_steps", [20, 30, 50, 150, 250, 310])
@@ -210,15 +183,14 @@ def test_a_warm_up_takes_as_many_steps_as_it_is_asked_for(
     assert len(steps) == num_steps
 
 
-@pytest.mark.parametrize("mass", ["unit", "diagonal"])
 def test_a_kernel_with_an_embedding_is_adapted_to_its_observations(
-    random_l2hmc: Callable[..., L2HMC], mass: Any
+    random_l2hmc: Callable[..., L2HMC],
 ) -> None:
     kernel = random_l2hmc(10, observation_dim=4, embedding_hidden=(3,))
     with torch.no_grad():
         context = kernel.embed(torch.randn(100, 4))
     start = torch.randn(100, 10)
-    warm = adapt(kernel, gaussian, start, 400, mass=mass, target=0.7, context=context)
+    warm = adapt(kernel, gaussian, start, 400, mass="diagonal", target=0.7, context=context)
     chains = sample(warm.kernel, gaussian, warm.position, 50, context=context)
     # The standard deviation over seeds, of kernel, observations and noise.
     assert abs(float(chains.acceptance.mean()) - 0.7) < 5 * 0.024

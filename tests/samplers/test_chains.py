@@ -1,5 +1,6 @@
 from collections.abc import Callable
 from copy import deepcopy
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -18,6 +19,7 @@ from samplers import (
     sample_chunks,
     seeded_generator,
 )
+from samplers.energy import Counted
 
 
 @pytest.fixture
@@ -232,3 +234,83 @@ def test_one_draw_says_nothing_of_whether_a_chain_moves() -> None:
     start = torch.zeros(20, 2)
     draws = sample(HMC(1, 1.0), lambda x: 0.5 * x.square().sum(dim=-1), start, 1, thin=300).draws
     assert (draws != 0).any()
+
+
+@pytest.fixture
+def conditioned(random_l2hmc: Callable[..., L2HMC]) -> L2HMC:
+    return random_l2hmc(3, 2, observation_dim=2, embedding_hidden=(4,))
+
+
+@pytest.mark.parametrize("chunk_size", [1, 3, 7, 100])
+def test_chunks_are_the_draws_of_sample(
+    conditioned: L2HMC, energy: Energy, chunk_size: int
+) -> None:
+    options: dict = {"thin": 2, "context": conditioned.embed(torch.randn(5, 2))}
+    start = torch.zeros(5, 3)
+    torch.manual_seed(1)
+    whole = sample(conditioned, energy, start, 7, **options)
+    torch.manual_seed(1)
+    chunked = sample_chunks(conditioned, energy, start, 7, chunk_size=chunk_size, **options)
+    chunks = [chunk for chunk, _ in chunked]
+    sizes = [chunk.draws.shape[1] for chunk in chunks]
+    assert sum(sizes) == 7
+    assert all(size == chunk_size for size in sizes[:-1])
+    for field, parts in zip(whole, zip(*chunks, strict=True), strict=True):
+        assert torch.equal(field, torch.cat(parts, dim=1))
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+@pytest.mark.parametrize("own", [False, True], ids=["global generator", "own generator"])
+def test_resumed_run_is_the_uninterrupted_one_bit_for_bit(
+    conditioned: L2HMC, with_extra: Energy, tmp_path: Path, own: bool, dtype: torch.dtype
+) -> None:
+    kernel = conditioned.to(dtype)
+    context = kernel.embed(torch.randn(5, 2, dtype=dtype))
+    options: dict = {"chunk_size": 3, "thin": 2, "context": context}
+    start = torch.full((5, 3), 0.1, dtype=dtype)
+    generator = seeded_generator("cpu", 7) if own else None
+    first = sample_chunks(kernel, with_extra, start, 11, generator=generator, **options)
+    next(first)
+    _, snapshot = next(first)
+    torch.save(snapshot, tmp_path / "chains.pt")
+    uninterrupted = list(first)
+    assert len(uninterrupted) == 2
+
+    loaded = torch.load(tmp_path / "chains.pt", weights_only=True)
+    for _ in range(2):  # as often as one likes
+        torch.rand(3)  # A snapshot brings the state of its generator.
+        resumed = list(sample_chunks(kernel, with_extra, loaded, 5, **options))
+        for (chunk, end), (expected, expected_end) in zip(resumed, uninterrupted, strict=True):
+            assert all(torch.equal(*pair) for pair in zip(chunk, expected, strict=True))
+            assert torch.equal(end["position"], expected_end["position"])
+            assert all(map(torch.equal, end["extra"], expected_end["extra"]))
+            assert torch.equal(end["extra"][0], end["position"].sum(dim=-1))
+            assert torch.equal(end["generator"], expected_end["generator"])
+
+
+def test_chunks_are_made_one_at_a_time(energy: Energy) -> None:
+    counted, start = Counted(energy), torch.zeros(5, 3)
+    chunks = sample_chunks(HMC(2, 0.5), counted, start, 1000, chunk_size=4, thin=3)
+    assert counted.count == 5
+    for done in (1, 2):
+        chunk, snapshot = next(chunks)
+        assert counted.count == 5 * (1 + done * 4 * 3 * 2)
+        assert chunk.draws.untyped_storage().nbytes() == 5 * 4 * 3 * 8
+        assert snapshot["position"].untyped_storage().nbytes() == 5 * 3 * 8
+
+
+def test_no_graph_outlives_a_chunk(random_l2hmc: Callable[..., L2HMC], energy: Energy) -> None:
+    with torch.enable_grad():
+        for chunk, snapshot in sample_chunks(random_l2hmc(3), energy, torch.zeros(5, 3), 2):
+            assert torch.is_grad_enabled()
+            assert not any(field.requires_grad for field in chunk)
+            assert not snapshot["gradient"].requires_grad
+
+
+def test_chunks_refuse_at_once(kernel: HMC, energy: Energy) -> None:
+    start = torch.zeros(5, 3)
+    with pytest.raises(ValueError, match="chunk_size must be at least 1, got 0"):
+        sample_chunks(kernel, energy, start, 3, chunk_size=0)
+    _, snapshot = next(sample_chunks(kernel, energy, start, 3))
+    with pytest.raises(ValueError, match="snapshot brings its own generator"):
+        sample_chunks(kernel, energy, snapshot, 3, generator=seeded_generator("cpu", 0))

@@ -14,6 +14,7 @@ from samplers import (
     HMC,
     Endpoint,
     Energy,
+    EnergyWithGradient,
     Flow,
     Independence,
     Info,
@@ -226,29 +227,17 @@ def test_gradients_are_one_at_the_start_and_one_for_each_leapfrog(
         state, _ = kernel.step(state, counted, kernel.noise(state), context)
 
 
-class WithExtra:
-    """An energy that keeps more of a point than a chain needs."""
-
-    def __init__(self, energy: Energy) -> None:
-        self.energy = energy
-
-    def value_and_gradient(self, position: Tensor) -> State:
-        state = value_and_gradient(self.energy, position)
-        steep, parts = state.gradient[:, 0] > 0, torch.stack([position, -position], dim=-1)
-        return state._replace(extra=(position.sum(dim=-1), steep, parts))
-
-
 @torch.no_grad()
 @each_of([*KERNELS, "turns"])
-def test_extras_of_a_state_follow_acceptance(run: Run) -> None:
-    energy = WithExtra(run.energy)
-    start = run.kernel.init(run.state.position, energy)
-    state, _ = run._replace(state=start).step(energy)
+def test_extras_of_a_state_follow_acceptance(run: Run, with_extra: EnergyWithGradient) -> None:
+    start = run.kernel.init(run.state.position, with_extra)
+    state, _ = run._replace(state=start).step(with_extra)
     expected, info = run.step()
     assert info.accepted.any()
     assert not info.accepted.all()
     assert torch.equal(state.position, expected.position)
-    torch.testing.assert_close(state.extra, energy.value_and_gradient(expected.position).extra)
+    wanted = with_extra.value_and_gradient(expected.position).extra
+    torch.testing.assert_close(state.extra, wanted)
 
 
 @pytest.mark.parametrize("mode", [torch.no_grad, torch.inference_mode])
@@ -368,12 +357,14 @@ def test_compiling_changes_no_draw_no_gradient_and_no_other_kernel(
 
 AT_THE_END = ["nan", "inf", "-inf", "outside", "nan gradient", "inf gradient", "rise"]
 ON_THE_WAY = ["nan gradient", "inf gradient", "cliff"]
-FAULTS = [*((fault, 1) for fault in AT_THE_END), *((fault, 3) for fault in ON_THE_WAY)]
+FAULTS = [
+    *((name, fault, 1) for name in KERNELS for fault in AT_THE_END),
+    *((name, fault, 3) for name in PLAIN for fault in ON_THE_WAY),
+]
 
 
 @torch.no_grad()
-@pytest.mark.parametrize(("fault", "leapfrogs_left"), FAULTS)
-@each_of([name for name in KERNELS if "independence" not in name])
+@pytest.mark.parametrize(("build", "fault", "leapfrogs_left"), FAULTS, indirect=["build"])
 def test_a_fault_is_flagged_and_touches_no_other_chain(
     run: Run, plant: Callable[..., Energy], fault: str, leapfrogs_left: int
 ) -> None:

@@ -104,13 +104,9 @@ def test_no_draws_are_refused() -> None:
 
 
 def test_what_an_energy_keeps_is_exchanged_with_the_positions(
-    energy: Energy, monkeypatch: pytest.MonkeyPatch
+    energy: Energy, with_extra: Energy, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     states: list[State] = []
-
-    class WithExtra:
-        def value_and_gradient(self, position: Tensor) -> State:
-            return value_and_gradient(energy, position)._replace(extra=(2 * position,))
 
     def recorded(*arguments: Any) -> State:
         states.append(_moved(*arguments))
@@ -118,10 +114,10 @@ def test_what_an_energy_keeps_is_exchanged_with_the_positions(
 
     monkeypatch.setattr("samplers.tempering._moved", recorded)
     start = torch.randn(4, 3)
-    parallel_tempering(WithExtra(), start, 10, LADDER, step_size=0.3)
+    parallel_tempering(with_extra, start, 10, LADDER, step_size=0.3)
     temperature = LADDER.repeat_interleave(4)
     for state in states:
         expected = value_and_gradient(energy, state.position)
         torch.testing.assert_close(state.energy * temperature, expected.energy)
         torch.testing.assert_close(state.gradient * temperature[:, None], expected.gradient)
-        assert torch.equal(state.extra[0], 2 * state.position)
+        assert torch.equal(state.extra[0], state.position.sum(dim=-1))
