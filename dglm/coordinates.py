@@ -8,9 +8,11 @@ from torch import Tensor, nn
 
 from dglm.gaussian import DenseGaussian
 from dglm.networks import InferenceNetwork
-from samplers import Energy, Kernel, State
+from samplers import Energy, Info, Kernel, State
 from samplers.kernel import Context, Endpoint, PhasePoint
 from samplers.preconditioned import Transformed, Whitened
+
+_LEAST = 1e-3
 
 
 class GaussianNetwork(InferenceNetwork):
@@ -130,6 +132,40 @@ def score_loss(gaussian: DenseGaussian, state: State) -> Tensor:
     dim = z.shape[1]
     difference = (gaussian.whiten(z) - gaussian.pull(gradient)).square().sum(dim=-1)
     return 0.5 * dim * torch.log1p(difference / dim)
+
+
+def sibling_loss(gaussian: DenseGaussian, start: Tensor, info: Info) -> Tensor:
+    r"""Return the loss that asks two steps from one state to end as far apart as they can.
+
+    .. math:: -\tfrac{1}{2} \sum_{f ∈ \{w, w^2\}} \log \min(S_f, J_f)
+
+    with S and J as in :func:`samplers.objective.siblings`, but of all coordinates together and
+    over the variances 1 of w and 2 of w², those of the posterior in good coordinates. Both are 1
+    where draws are independent; a leap to the mirror image, which jumps alone would reward, has
+    S = 0.
+
+    Arguments:
+        gaussian: Whose coordinates w are, of all 2n rows; no gradient reaches it.
+        start: Where the steps begin, the same n points twice, (2n, D).
+        info: Of the steps.
+
+    Returns:
+        The loss, 0-d.
+    """
+    fixed = DenseGaussian(*(part.detach() for part in gaussian))
+    w, proposal = fixed.whiten(start.detach()), fixed.whiten(info.proposal)
+    acceptance = info.acceptance[:, None]
+    loss = acceptance.new_zeros(())
+    for power, variance in ((1, 1.0), (2, 2.0)):
+        before, after = w.pow(power), proposal.pow(power)
+        first, second = after.chunk(2)
+        a1, a2 = acceptance.chunk(2)
+        moved = (after - before).square()
+        one, other = moved.chunk(2)
+        apart = a1 * a2 * (first - second).square() + a1 * (1 - a2) * one + (1 - a1) * a2 * other
+        s, j = apart.mean() / (2 * variance), (acceptance * moved).mean() / (2 * variance)
+        loss = loss - 0.5 * torch.log(torch.minimum(s, j) + _LEAST)
+    return loss
 
 
 def without_coordinates(kernel: Kernel) -> Kernel:

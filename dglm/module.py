@@ -62,13 +62,10 @@ class DGLM(LightningModule):
         decay_share: Share of the training, its last part, in which the learning rate falls
             geometrically to 3 %, so that the sampler can follow the decoder. Of a training that
             is resumed with another length, that length counts.
-        sampler_share: Share of each batch on which a learned kernel is trained, where second
-            derivatives are taken; the paper's is 1.
 
     Raises:
         ValueError: ``num_mh_steps`` is below 1, ``jump_scale`` not positive, ``decay_share``
-    or ``sampler_share``
-            outside of their range, or a decay asked for in a training without end.
+            outside of [0, 1], or a decay asked for in a training without end.
         TypeError: A module cannot be described in a checkpoint (see samplers.io).
 
     References:
@@ -101,7 +98,6 @@ class DGLM(LightningModule):
         seed: int = 0,
         jump_scale: float = 1.0,
         decay_share: float = 0.0,
-        sampler_share: float = 1.0,
     ) -> None:
         super().__init__()
         if num_mh_steps < 1:
@@ -110,8 +106,6 @@ class DGLM(LightningModule):
             raise ValueError(f"jump_scale must be positive, got {jump_scale}")
         if not 0 <= decay_share <= 1:
             raise ValueError(f"decay_share must lie between 0 and 1, got {decay_share}")
-        if not 0 < sampler_share <= 1:
-            raise ValueError(f"sampler_share must be above 0 and at most 1, got {sampler_share}")
         self.model = build(model)  # type: ignore[assignment]
         self.encoder = build(encoder)
         self.kernel = None if kernel is None else build(kernel)  # type: ignore[assignment]
@@ -120,7 +114,6 @@ class DGLM(LightningModule):
         self.seed = seed
         self.jump_scale = jump_scale
         self.decay_share = decay_share
-        self.sampler_share = sampler_share
         self.safeguard = Safeguard()
         """Counts skipped updates and divergences."""
         self.ais = AISSettings()
@@ -222,15 +215,7 @@ class DGLM(LightningModule):
             raise ValueError("a VAE has no kernel to run: build the DGLM with one")
         steps = self.num_mh_steps if num_mh_steps is None else num_mh_steps
         return run_chain(
-            self.model,
-            self.kernel,
-            x,
-            q,
-            start,
-            steps,
-            generator,
-            jump_scale=self.jump_scale,
-            sampler_share=self.sampler_share,
+            self.model, self.kernel, x, q, start, steps, generator, jump_scale=self.jump_scale
         )
 
     def setup(self, stage: str) -> None:
@@ -304,7 +289,7 @@ class DGLM(LightningModule):
         if not isinstance(self.kernel.log_step_size, nn.Parameter):
             acceptance = self.trainer.strategy.reduce(chain.acceptance.mean(), reduce_op="mean")
             track_acceptance(self.kernel, acceptance)
-        return chain.loss.mean() + (chain.coordinate_loss - elbo - log_joint).mean()
+        return (chain.loss + chain.coordinate_loss - elbo - log_joint).mean()
 
     @torch.compiler.disable
     @full_precision()

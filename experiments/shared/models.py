@@ -40,7 +40,6 @@ def build_dglm(
     learning_rate: float = 1e-3,
     jump_scale: float = 1.0,
     decay_share: float = 0.0,
-    sampler_share: float = 1.0,
     seed: int = 0,
     image_shape: tuple[int, int, int] = MNIST_SHAPE,
 ) -> DGLM:
@@ -66,7 +65,6 @@ def build_dglm(
         jump_scale: The jump that the sampler's loss counts as good, in standard deviations of q.
         decay_share: Share of the training, its last part, in which the learning rate falls
             geometrically to 3 %.
-        sampler_share: Share of each batch on which a learned kernel is trained.
         seed: Seed of the training noise.
         image_shape: Channels, height and width of an image.
     """
@@ -97,17 +95,7 @@ def build_dglm(
         sampler = AmortizedPreconditioned(sampler, network)
     observed = Bernoulli() if likelihood == "bernoulli" else Gaussian(noise_scale)
     model = GenerativeModel(decoder, latent_dim, observed)
-    return DGLM(
-        model,
-        encoder,
-        sampler,
-        num_mh_steps,
-        learning_rate,
-        seed,
-        jump_scale,
-        decay_share,
-        sampler_share,
-    )
+    return DGLM(model, encoder, sampler, num_mh_steps, learning_rate, seed, jump_scale, decay_share)
 
 
 def kernel_name(dglm: DGLM) -> str:

@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from dglm import DGLM, DiagonalGaussian
+from dglm import DGLM, AmortizedPreconditioned, DiagonalGaussian
 from dglm.chain import Chain
 from samplers import L2HMC, seeded_generator
 
@@ -50,22 +50,20 @@ def test_a_chain_that_diverges_stays_and_brings_no_gradient(
     torch.testing.assert_close(found, healthy)
 
 
-def test_the_first_rows_train_the_kernel_and_the_others_follow_it(
+def test_a_kernel_in_coordinates_learns_from_siblings_and_leaves_the_coordinates_alone(
     build_dglm: BuildDGLM, images: Tensor
 ) -> None:
-    whole, module = build_dglm("l2hmc"), build_dglm("l2hmc", sampler_share=0.4)
-    q = whole.posterior(images)
-    start = q.mean.detach() + 0.1
-    chain, generator = run(module, images, q, start), seeded_generator("cpu", 2)
-    for rows in (slice(3), slice(3, None)):
-        own = DiagonalGaussian(q.mean[rows], q.log_std[rows])
-        alone = whole.chain(images[rows], own, start[rows], generator, STEPS)
-        torch.testing.assert_close(chain.state.position[rows], alone.state.position)
-        torch.testing.assert_close(chain.acceptance[rows], alone.acceptance)
-        if rows.start is None:
-            torch.testing.assert_close(chain.loss, alone.loss)
-            chain.loss.sum().backward()
-            alone.loss.sum().backward()
-    pairs = zip(module.kernel.parameters(), whole.kernel.parameters(), strict=True)  # type: ignore[union-attr]
-    for ours, theirs in pairs:
-        torch.testing.assert_close(ours.grad, theirs.grad)
+    module = build_dglm("l2hmc in coordinates")
+    assert isinstance(module.kernel, AmortizedPreconditioned)
+    q = module.posterior(images)
+    chain = run(module, images, q, q.mean)
+    assert not chain.state.position.requires_grad
+    learned, fixed = (
+        list(module.kernel.kernel.parameters()),
+        list(module.kernel.network.parameters()),
+    )
+    found = torch.autograd.grad(chain.loss.mean(), learned + fixed, allow_unused=True)
+    assert all(gradient.abs().max() > 0 for gradient in found[: len(learned)])
+    assert found[len(learned) :] == (None,) * len(fixed)
+    others = torch.autograd.grad(chain.coordinate_loss.mean(), learned + fixed, allow_unused=True)
+    assert others[: len(learned)] == (None,) * len(learned)

@@ -1,3 +1,4 @@
+import math
 from collections.abc import Callable, Sequence
 from copy import copy
 
@@ -7,9 +8,9 @@ from torch import Tensor, nn
 from torch.distributions import MultivariateNormal
 
 from dglm import GenerativeModel, inpaint
-from dglm.coordinates import AmortizedPreconditioned, GaussianNetwork, score_loss
+from dglm.coordinates import AmortizedPreconditioned, GaussianNetwork, score_loss, sibling_loss
 from dglm.gaussian import DenseGaussian
-from samplers import HMC, L2HMC, Kernel, Preconditioned, seeded_generator
+from samplers import HMC, L2HMC, Info, Kernel, Preconditioned, seeded_generator
 
 PIXELS, LATENT = 6, 3
 
@@ -94,6 +95,34 @@ class Watched(nn.Module):
     def forward(self, x: Tensor) -> Sequence[Tensor]:
         self.seen.append(x)
         return self.network(x)
+
+
+@pytest.mark.parametrize(
+    ("draw", "acceptance", "moved"),
+    [
+        (lambda w: torch.randn_like(w), 1.0, (1.0, 1.0)),
+        (lambda w: torch.randn_like(w), 0.5, (0.5, 0.5)),  # 1 - ρ₁ = .5 is below 1 - ρ₂ = .75
+        (lambda w: 0.8 * w + 0.6 * torch.randn_like(w), 1.0, (0.2, 1 - 0.8**2)),
+        (lambda w: -w, 1.0, (0.0, 0.0)),  # to the mirror image
+        (lambda w: w, 1.0, (0.0, 0.0)),
+    ],
+)
+def test_the_sibling_loss_is_one_less_the_autocorrelation_of_w_and_of_its_square(
+    draw: Callable[[Tensor], Tensor], acceptance: float, moved: tuple[float, float]
+) -> None:
+    torch.manual_seed(0)
+    count, gaussian = (
+        20_000,
+        DenseGaussian(torch.tensor([[2.0, -1.0]]), torch.tensor([[[0.5, 0], [1, 2]]])),
+    )
+    one = torch.randn(count, 2)
+    w = torch.cat([one, one])
+    each = torch.full((2 * count,), acceptance)
+    info = Info(gaussian.colour(draw(w)), each, each > 0, each < 0)
+    expected = -0.5 * sum(math.log(share + 1e-3) for share in moved)
+    # Five errors of each logarithm: the relative error of a mean of 2n squares of squares is 2/√n.
+    found = sibling_loss(gaussian, gaussian.colour(w), info)
+    torch.testing.assert_close(float(found), expected, rtol=0, atol=5 * 2 / math.sqrt(count))
 
 
 def test_coordinates_are_those_of_the_images_of_each_sweep(

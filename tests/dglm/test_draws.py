@@ -192,8 +192,6 @@ def test_an_encoder_that_is_no_function_is_refused(
         (lambda g: g.build_dglm("hmc", jump_scale=torch.nan), "jump_scale must be .*, got nan"),
         (lambda g: g.build_dglm("hmc", decay_share=1.1), "decay_share must lie .*got 1.1"),
         (lambda g: g.build_dglm("hmc", decay_share=torch.nan), "decay_share must lie .*got nan"),
-        (lambda g: g.build_dglm("hmc", sampler_share=-0.1), "sampler_share must .*got -0.1"),
-        (lambda g: g.build_dglm("hmc", sampler_share=torch.nan), "sampler_share must .*got nan"),
         (lambda g: GenerativeModel(nn.Linear(1, 6), 0), "latent_dim must be at least 1, got 0"),
         (lambda g: Gaussian(0.0), "positive number, got 0.0"),
         (lambda g: Gaussian(torch.inf), "positive number, got inf"),
