@@ -31,15 +31,15 @@ def build_dglm(
     channels: list[int] | None = None,
     likelihood: LikelihoodName = "bernoulli",
     noise_scale: float = 0.1,
-    num_mh_steps: int = 3,
-    num_leapfrogs: int = 5,
-    step_size: float = 0.1,
-    coordinates: bool = False,
+    num_mh_steps: int = 2,
+    num_leapfrogs: int = 3,
+    step_size: float = 0.5,
+    coordinates: bool = True,
     sampler_hidden: int = 100,
     embedding_hidden: list[int] = [200],  # noqa: B006
     learning_rate: float = 1e-3,
     jump_scale: float = 1.0,
-    decay_share: float = 0.0,
+    decay_share: float = 0.3,
     seed: int = 0,
     image_shape: tuple[int, int, int] = MNIST_SHAPE,
 ) -> DGLM:
@@ -58,7 +58,7 @@ def build_dglm(
         num_leapfrogs: Leapfrogs in each of those steps.
         step_size: Step size of the leapfrogs at the start; HMC adapts it, L2HMC learns it.
         coordinates: Let the kernel move in coordinates of each image's own, which a network learns
-            from the chain's draws.
+            from the chain's draws; false is the paper's way, for which steps of 0.1 suit.
         sampler_hidden: Units in each hidden layer of the sampler's networks.
         embedding_hidden: Units in the hidden layers of the image embedding that the sampler sees.
         learning_rate: Learning rate of Adam.

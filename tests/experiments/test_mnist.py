@@ -64,7 +64,7 @@ def test_a_resumed_run_ends_where_the_uninterrupted_one_does(
 @pytest.mark.parametrize(
     ("limits", "steps"),
     [
-        ({}, 1500),
+        ({}, 3000),
         ({"max_epochs": 40}, -1),
         ({"max_epochs": 40, "max_steps": 7}, 7),
         ({"max_steps": 7}, 7),
@@ -85,7 +85,7 @@ def test_epochs_that_are_asked_for_are_not_cut_short(
 @pytest.mark.parametrize(
     ("options", "steps"),
     [
-        ([], 1500),
+        ([], 3000),
         (["--trainer.max_epochs", "40"], -1),
         (["--trainer.max_epochs=40", "--trainer.max_steps=2000"], 2000),
         (["--trainer.max_steps=2000"], 2000),
