@@ -87,10 +87,18 @@ class Comparison(dict[str, list[Any]]):
     """
 
     def add(
-        self, sampler: str, chains: Chains, gradients_per_step: float, seconds: float
+        self,
+        sampler: str,
+        chains: Chains,
+        gradients_per_step: float,
+        seconds: float,
+        num_suspects: int | None = None,
     ) -> Efficiency:
-        """Add the row of a sampler from its chains, whichever library they are from."""
-        found = efficiency(chains.draws)
+        """Add the row of a sampler from its chains, whichever library they are from.
+
+        With ``num_suspects`` only so many coordinates are looked at, see :func:`efficiency`.
+        """
+        found = efficiency(chains.draws, num_suspects)
         steps = chains.draws.shape[0] * chains.draws.shape[1]
         row = {
             "sampler": sampler,

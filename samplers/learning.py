@@ -193,8 +193,11 @@ class _Learning:
             name = "learned" if length == 1 else f"learned, {length} leapfrogs"
             kernels[name] = learned
             kernels[f"{name}, in turns with HMC"] = Turns([learned, hmc])
+        whitened = kernels["learned"]
+        assert isinstance(whitened, Preconditioned)
+        gaussian = whitened.with_kernel(Independence()).to(position)
         if self.dim > 1:
-            found = self._stage("flow", lambda: self._in_flow(hmc, position))
+            found = self._stage("flow", lambda: self._in_flow(hmc, gaussian, position))
             if found["gain"] > _FLOW_GAIN:
                 learned = _unpacked(found["kernel"], position)
                 assert isinstance(learned, Flow)
@@ -247,11 +250,13 @@ class _Learning:
         self._train(kernel, position, settings, f"training-{length}.pt")
         return {"kernel": _packed(kernel)}
 
-    def _in_flow(self, hmc: Preconditioned, position: Tensor) -> dict[str, Any]:
-        """Fit a flow to HMC's draws and train in it; then again, to the draws of both."""
+    def _in_flow(self, hmc: Preconditioned, gaussian: Kernel, position: Tensor) -> dict[str, Any]:
+        """Fit a flow to HMC's draws and train in it; then again, to the draws of both.
+
+        Not where the proposals of a Gaussian are as good.
+        """
         generator = self._generator("flow")
-        proposals = hmc.with_kernel(Independence()).to(position)
-        tried = draw_chains(proposals, self.energy, position, 50, generator=generator)
+        tried = draw_chains(gaussian, self.energy, position, 50, generator=generator)
         if tried.acceptance.mean() > _GAUSSIAN:
             return {"gain": 0.0}
         with torch.random.fork_rng(devices=[]):

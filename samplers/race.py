@@ -25,7 +25,7 @@ _ROUNDS = ((1, 3, 1.19), (4, 1, 1.09), (4, 1, 1.0))
 _FEWEST_DRAWS = 20
 _BATCHES = 5
 _SUSPECTS = 5
-"""Coordinates that short runs are judged by: looking at all of many takes longer than the run."""
+"""Coordinates that a race is judged by: looking at all of many takes longer than the run."""
 _STUDENT = 2.132
 """The one-sided 95 % quantile of Student's t with four degrees of freedom."""
 CONVERGED = 1.01
@@ -117,7 +117,8 @@ def race(
         steps = max(10 * _FEWEST_DRAWS, gradients // kernel.num_leapfrogs)
         began = time.perf_counter()
         chains = draw_chains(kernel, energy, position, steps, generator=generator)
-        table.add(name, chains, kernel.num_leapfrogs, time.perf_counter() - began)
+        seconds = time.perf_counter() - began
+        table.add(name, chains, kernel.num_leapfrogs, seconds, _SUSPECTS)
         parts = chains.draws.chunk(_BATCHES)
         worst = torch.tensor(
             [efficiency(part, _SUSPECTS).worst for part in parts], dtype=torch.float64
