@@ -12,19 +12,9 @@ from torch import Tensor
 from samplers import HMC, L2HMC, Kernel, Noise, State, seeded_generator, value_and_gradient
 from samplers.preconditioned import Preconditioned
 
-DURATION = 2.0
 START = torch.tensor([[0.1, -0.2, 0.3], [0.3, 0.1, -0.1]], dtype=torch.float64)
 MOMENTUM = torch.tensor([[0.2, 0.1, -0.3], [-0.1, 0.3, 0.2]], dtype=torch.float64)
 DIRECTION = torch.tensor([1.0, -1.0], dtype=torch.float64)
-FREQUENCY = torch.tensor([1.0, 2.0, 3.0], dtype=torch.float64)
-
-
-def oscillator(position: Tensor) -> Tensor:
-    return 0.5 * (FREQUENCY * position).square().sum(dim=-1)
-
-
-def quadratic(position: Tensor) -> Tensor:
-    return 0.5 * position.square().sum(dim=-1)
 
 
 def coupled(position: Tensor) -> Tensor:
@@ -33,30 +23,8 @@ def coupled(position: Tensor) -> Tensor:
     return 0.5 * (x**2 + y**2 + z**2) + x**2 * y - y**3 / 3
 
 
-def off_the_analytic_path(position: Tensor, momentum: Tensor) -> Tensor:
-    angle = FREQUENCY * DURATION * DIRECTION[:, None]
-    exact = START * angle.cos() + MOMENTUM / FREQUENCY * angle.sin()
-    exact_momentum = MOMENTUM * angle.cos() - START * FREQUENCY * angle.sin()
-    return torch.cat([position - exact, momentum - exact_momentum], dim=-1).norm(dim=-1)
-
-
-def gain_of_energy(position: Tensor, momentum: Tensor) -> Tensor:
-    kinetic = 0.5 * (momentum.square() - MOMENTUM.square()).sum(dim=-1)
-    return (coupled(position) - coupled(START) + kinetic).abs()
-
-
-@pytest.mark.parametrize(
-    ("energy", "error"), [(oscillator, off_the_analytic_path), (coupled, gain_of_energy)]
-)
-def test_errors_of_a_trajectory_are_of_second_order(energy: Callable, error: Callable) -> None:
-    coarse, fine = (
-        error(*HMC(leaps, DURATION / leaps).trajectory(START, MOMENTUM, DIRECTION, energy)[:2])
-        for leaps in (64, 128)
-    )
-    assert (coarse > 1e-8).all()
-    assert (coarse < 1e-2).all()
-    # The next term of the error is of fourth order, (3ε)² ≈ 1 % of this one.
-    torch.testing.assert_close(coarse / fine, torch.full((2,), 4.0), rtol=0.02, atol=0.0)
+def quadratic(position: Tensor) -> Tensor:
+    return 0.5 * position.square().sum(dim=-1)
 
 
 @pytest.mark.parametrize("count", [1, 3])
@@ -141,8 +109,6 @@ def test_jitter_shortens_each_step_by_a_share_of_its_own(wrapped: bool) -> None:
     alone = State(*(part[:1] for part in state[:3]))
     _, expected = HMC(5, 0.3 * float(shares[0])).step(alone, quadratic, first)
     torch.testing.assert_close(info.proposal[:1], expected.proposal)
-    trip = kernel.round_trip(state.position, quadratic, noise)
-    assert max(float(part.abs().max()) for part in trip) < 1e-5
 
 
 @torch.no_grad()

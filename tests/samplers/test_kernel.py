@@ -38,6 +38,7 @@ PlainEnergy = Callable[[Tensor], Tensor]
 # Of l2hmc's builder, dimension, leapfrogs and seed; accepted 40 to 95 % here.
 INSIDE: dict[str, Callable[[Build, int, int, int], Kernel]] = {
     "hmc": lambda l2hmc, dim, leaps, seed: HMC(leaps, step_size=0.6),
+    "hmc with jitter": lambda l2hmc, dim, leaps, seed: HMC(leaps, step_size=0.8, jitter=0.4),
     "l2hmc": lambda l2hmc, dim, leaps, seed: l2hmc(dim, leaps, step_size=0.1, seed=seed),
     "l2hmc with context": lambda l2hmc, dim, leaps, seed: l2hmc(
         dim, leaps, step_size=0.1, seed=seed, **OBSERVED
@@ -48,6 +49,7 @@ PLAIN = ["hmc", "l2hmc", "l2hmc with context"]
 WITH_CONTEXT = ["l2hmc with context", "l2hmc with context, dense", "l2hmc with context, flow"]
 KERNELS = [
     *PLAIN,
+    "hmc with jitter",
     *("hmc, diagonal", "l2hmc, diagonal"),
     *("hmc, dense", "independence, dense", *WITH_CONTEXT[1:]),
     *("hmc, flow", "independence, flow"),

@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from samplers import Info, reciprocal_jump_loss, seeded_generator
+from samplers import Info, reciprocal_jump_loss
 from samplers.objective import Objective, RunningMeans, jumps, siblings, squared_jump
 
 START = torch.tensor([[0.0, 0.0], [1.0, 2.0]], dtype=torch.float64)
@@ -41,20 +41,6 @@ def test_siblings_compare_where_two_chains_are_after_a_step() -> None:
     shares = torch.stack([apart.mean(dim=0), jump.mean(dim=0)]) / (2 * f.var(dim=0))
     expected = shares.amin(dim=0).mean()
     assert siblings(start, first, second, RunningMeans()).score == pytest.approx(expected.item())
-
-
-@pytest.mark.parametrize("correlation", [0.0, 0.5, -0.8, -1.0, 1.0])
-def test_the_score_of_siblings_is_one_minus_the_larger_autocorrelation(correlation: float) -> None:
-    # Of an autoregression 1 - ρ₁ and 1 - ρ₂ are 1 - φ and 1 - φ² of x, 1 - φ² and 1 - φ⁴ of x².
-    generator = seeded_generator("cpu", 0)
-    start, *noise = torch.randn(3, 200_000, 1, generator=generator)
-    spread = (1 - correlation**2) ** 0.5
-    infos = [proposed(correlation * start + spread * each) for each in noise]
-    found = siblings(start, *infos, RunningMeans()).score.item()
-    of_x = min(1 - correlation, 1 - correlation**2)
-    expected = 0.5 * (of_x + 1 - correlation**2)
-    # Of fourth moments: a few units of 1/√200,000 each.
-    assert found == pytest.approx(expected, abs=0.03)
 
 
 def test_the_worst_feature_leads() -> None:

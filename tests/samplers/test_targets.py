@@ -79,25 +79,6 @@ def test_draws_belong_to_the_energy(target: Target, draws: Tensor) -> None:
     assert (products.abs() < 5 * error)[off_diagonal].all()
 
 
-@pytest.mark.parametrize(
-    ("target", "limits"),
-    [
-        ("mog", ((-6.0, 6.0), (-4.0, 4.0))),
-        ("mog_unequal", ((-18.0, 12.0), (-14.0, 14.0))),
-        ("banana", ((-80.0, 80.0), (-15.0, 200.0))),
-    ],
-    indirect=["target"],
-)
-def test_energy_has_the_stated_moments_by_quadrature(
-    target: Target, limits: tuple[tuple[float, float], ...]
-) -> None:
-    axes = [torch.linspace(*limit, 1000) for limit in limits]
-    points = torch.cartesian_prod(*axes)
-    probability = (-target(points)).softmax(dim=0)
-    means = probability @ features(target, points)
-    torch.testing.assert_close(means, torch.zeros_like(means), rtol=0, atol=1e-9)
-
-
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
 def test_energy_follows_the_type_of_the_positions(target: Target, dtype: torch.dtype) -> None:
     draws, again = (target.sample(200, seeded_generator("cpu", 0), dtype) for _ in range(2))
