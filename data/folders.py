@@ -61,14 +61,12 @@ def read_folder(folder: Path) -> ImageSplits:
     return assemble(str(folder), read, "; ".join(told))
 
 
-def _visible_files(folder: Path, seen: dict[Path, Path], *above: Path) -> Iterator[Path]:
+def _visible_files(folder: Path, seen: dict[tuple[int, int], Path], *above: Path) -> Iterator[Path]:
     """Yield the files in a folder and below, ordered by name; links are followed, but for loops."""
     real = folder.resolve()
     if real in above:
         return
-    if real in seen:
-        raise DataError(f"{folder} and {seen[real]} are one folder by a link; remove one of them")
-    seen[real] = folder
+    _check_new(folder, seen)
     try:
         inside = sorted(folder.iterdir())
     except OSError as error:
@@ -78,10 +76,19 @@ def _visible_files(folder: Path, seen: dict[Path, Path], *above: Path) -> Iterat
             continue
         if path.is_dir():
             yield from _visible_files(path, seen, *above, real)
-        elif path.exists():
-            yield path
-        else:
+        elif not path.exists():
             raise DataError(f"{path} is a link to nothing; mend or remove it")
+        else:
+            _check_new(path, seen)
+            yield path
+
+
+def _check_new(path: Path, seen: dict[tuple[int, int], Path]) -> None:
+    """Raise DataError for what was seen by another name: it could be in two splits or classes."""
+    found = path.stat()
+    first = seen.setdefault((found.st_dev, found.st_ino), path)
+    if first is not path:
+        raise DataError(f"{path} and {first} are one by a link; remove one of them")
 
 
 def _only_folder(files: list[Names]) -> str | None:

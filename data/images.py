@@ -223,6 +223,13 @@ def _levels(name: str, images: dict[Split, Tensor]) -> dict[Split, Tensor]:
         )
     white = max(whites.values())
     _check_white(name, high, white)
+    if 1 < high < white and all(
+        bool(((each == 0) | (each == high)).all()) for each in integers.values()
+    ):
+        raise DataError(
+            f"{name}: all pixels are 0 or {high} where white is {white}: divide them by {high} if "
+            "they are black and white"
+        )
     for split, each in integers.items():
         _check_one_white(name, each, highs[split])
     if white > 255:

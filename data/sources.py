@@ -36,7 +36,8 @@ _FILES = (
     "t10k-labels-idx1-ubyte",
 )
 _IMAGE_FILE = re.compile(
-    r"ubyte|idx[13]|\.(jpe?g|png|bmp|gif|tiff?|webp|ppm|pgm|np[yz]|pt|pth|pkl|mat|csv|h5|parquet|zip|tar|tgz)"
+    r"ubyte|idx[13]|\.(jpe?g|png|bmp|gif|tiff?|webp|ppm|pgm|np[yz]|pt|pth|pkl|pickle|mat|amat|csv|arff"
+    r"|h5|hdf5|parquet|feather|arrow|tfrecords?|[lm]db|zip|7z|rar|tar|tgz|bz2|xz|zst)"
 )
 _MNIST_5K_TEST = 500
 _TIMEOUT_SECONDS = 20.0

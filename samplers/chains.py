@@ -118,17 +118,19 @@ def sample(
         generator=generator,
         progress=progress,
     )
-    if (
-        num_draws > 1
-        and num_draws * thin >= ENOUGH_TO_MOVE
-        and (still := still_chains(chains.draws)).any()
-    ):
-        warnings.warn(
-            f"{int(still.sum())} of {len(still)} chains did not move in {num_draws * thin} steps: "
-            "start them closer to where the density is, or take a smaller step size (adapt)",
-            stacklevel=2,
-        )
+    warn_of_still(chains.draws, num_draws * thin)
     return chains
+
+
+def warn_of_still(draws: Tensor, num_steps: int) -> None:
+    """Warn of chains of draws (chain, draw, dim) that never moved in so many steps."""
+    still = still_chains(draws)
+    if draws.shape[1] > 1 and num_steps >= ENOUGH_TO_MOVE and still.any():
+        warnings.warn(
+            f"{int(still.sum())} of {len(still)} chains did not move in {num_steps} steps: start "
+            "them closer to where the density is, or take a smaller step size (adapt)",
+            stacklevel=3,
+        )
 
 
 def draw_chains(

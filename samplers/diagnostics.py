@@ -7,7 +7,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from samplers.chains import still_chains
+from samplers.chains import Chains, still_chains
 
 RELEASE_CUTOFF = 0.05
 """The paper's released code leaves autocorrelations below this out of its sum."""
@@ -113,14 +113,15 @@ def ess_per_step(autocorrelation: Tensor, cutoff: float | None = None) -> ESSPer
     return ESSPerStep(1 / mean, error / mean**2)
 
 
-def summarise(draws: Tensor) -> Summary:
+def summarise(draws: Tensor | Chains) -> Summary:
     """Return ArviZ's effective sample sizes, R̂ and Monte Carlo error of each coordinate.
 
     Call it with ``draws.square()`` too: chains that jump from side to side have a flattering
     effective sample size of x, and none of x².
 
     Arguments:
-        draws: Of the chains, (chain, draw, D). A warning tells of chains that never move.
+        draws: Of the chains, (chain, draw, D), or what :func:`sample` returns. A warning tells of
+            chains that never move.
 
     Returns:
         Float64, on the CPU. A coordinate that never changes anywhere has NaN throughout, where
@@ -140,7 +141,7 @@ def summarise(draws: Tensor) -> Summary:
         >>> bool((summarise(independent).ess_bulk > 1000).all())
         True
     """
-    draws = torch.as_tensor(draws)
+    draws = torch.as_tensor(draws.draws if isinstance(draws, Chains) else draws)
     if draws.dim() != 3:
         raise ValueError(
             f"draws must have shape (chain, draw, dim), got {tuple(draws.shape)}: draws[None] is "

@@ -4,6 +4,7 @@ from collections.abc import Iterator
 from copy import copy
 from typing import Any
 
+import torch
 from torch import Tensor
 from torch.distributions import Distribution, MixtureSameFamily, Transform, VonMises, biject_to
 from torch.distributions.constraints import Constraint
@@ -30,8 +31,9 @@ class DistributionEnergy:
             an interval float32 has too few.
 
     Raises:
-        ValueError: It is a batch of distributions, or one of single numbers, discrete, periodic,
-            or a mixture whose components have other supports than one another.
+        ValueError: It is a batch of distributions, or one of single numbers or matrices, discrete,
+            periodic, a mixture whose components have other supports than one another, or one whose
+            density torch cannot evaluate.
 
     Example:
         >>> import torch
@@ -45,6 +47,11 @@ class DistributionEnergy:
     """
 
     def __init__(self, distribution: Distribution) -> None:
+        if len(distribution.event_shape) > 1:
+            raise ValueError(
+                f"{type(distribution).__name__} is a distribution of matrices, which chains of "
+                "vectors cannot draw: write the energy of their free numbers as a function"
+            )
         if distribution.batch_shape or len(distribution.event_shape) != 1:
             raise ValueError(
                 "the distribution must be one of vectors, with batch shape () and event shape "
@@ -71,6 +78,13 @@ class DistributionEnergy:
             self.transform = biject_to(_in_double(support))
         self.distribution = distribution
         self.dim: int = self.transform.inverse_shape(distribution.event_shape)[0]
+        try:
+            self(torch.zeros(1, self.dim))
+        except (NotImplementedError, RuntimeError) as error:
+            raise ValueError(
+                f"the density of this {type(distribution).__name__} cannot be evaluated: "
+                f"{str(error) or 'a transform inside has no inverse'}"
+            ) from error
 
     def __call__(self, position: Tensor) -> Tensor:
         """Return U at unconstrained positions y (B, D), in nats, (B,)."""

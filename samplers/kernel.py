@@ -279,13 +279,13 @@ def transition(
 def finite_start(kernel: Kernel, energy: Energy, position: Tensor) -> State:
     """Return the state of chains at ``position`` (B, D), after a check that each can leave it.
 
-    Arrays and integers become tensors of torch's default type.
+    Arrays, integers and half precision become tensors of torch's default type.
 
     Raises:
         ValueError: The positions are no (B, D), or the energy or its gradient is not finite at
             some of them. An energy that raises at all of them raises its own error.
     """
-    if not (isinstance(position, Tensor) and position.is_floating_point()):
+    if not (isinstance(position, Tensor) and position.dtype in (torch.float32, torch.float64)):
         device = position.device if isinstance(position, Tensor) else kernel.log_step_size.device
         position = torch.as_tensor(position, dtype=torch.get_default_dtype(), device=device)
     if position.dim() != 2 or position.numel() == 0:

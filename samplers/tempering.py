@@ -3,7 +3,7 @@
 import torch
 from torch import Tensor
 
-from samplers.chains import Chains
+from samplers.chains import Chains, warn_of_still
 from samplers.energy import Energy, State, Tempered
 from samplers.hmc import HMC
 from samplers.kernel import finite_start
@@ -70,7 +70,9 @@ def parallel_tempering(
         state = _moved(state, temperature, (chains * order + column).flatten())
         fields = state.position, state.energy, info.acceptance, info.diverging
         kept.append([field[:chains].clone() for field in fields])
-    return Chains(*(torch.stack(field, dim=1).cpu() for field in zip(*kept, strict=True)))
+    found = Chains(*(torch.stack(field, dim=1).cpu() for field in zip(*kept, strict=True)))
+    warn_of_still(found.draws, num_draws)
+    return found
 
 
 def _moved(state: State, temperature: Tensor, rows: Tensor) -> State:

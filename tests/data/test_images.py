@@ -84,6 +84,7 @@ def with_nan(images: Tensor) -> Tensor:
         (2 * grey() / 255 - 1, "grey levels from 0 to 1, got -1 to"),
         (grey().short() - 1, "from 0 to 255, or to 65535 of 16 bits, got -1 to 38; scale them"),
         (grey().int() * 2000, "got 0 to 78000"),
+        (128 * grey(40).clamp(max=1), "pixels are 0 or 128 where white is 255: divide them by 128"),
         (grey(16), r"the brightest pixel is 15 where white is 255, .* by 255 / 15"),
         (grey().int() * 100, r"the brightest pixel is 3900 where white is 65535"),
         (

@@ -155,7 +155,15 @@ def test_files_of_one_set_are_not_taken_for_another(make_root: MakeRoot) -> None
 
 
 @pytest.mark.parametrize(
-    "file", ["train.csv", "a/b/c/mnist.npz", "FashionMNIST/raw/x-idx3-ubyte", "cats/1.JPG"]
+    "file",
+    [
+        "train.csv",
+        "a/b/c/mnist.npz",
+        "FashionMNIST/raw/x-idx3-ubyte",
+        "cats/1.JPG",
+        "m.hdf5",
+        "m.7z",
+    ],
 )
 def test_nothing_takes_the_place_of_mnist_where_the_root_has_images(
     file: str, tmp_path: Path

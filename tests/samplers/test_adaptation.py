@@ -12,6 +12,7 @@ from samplers import (
     GaussianTarget,
     Preconditioned,
     adapt,
+    parallel_tempering,
     sample,
     seeded_generator,
     strongly_correlated_gaussian,
@@ -230,8 +231,11 @@ def test_chains_that_stay_stuck_are_told_of_and_left_out_of_the_mass() -> None:
     assert ((warm.kernel.factor / exact - 1).abs() < 0.2).all()
     with pytest.warns(UserWarning, match="^3 of 50 chains did not move in 60 steps"):
         chains = sample(warm.kernel, energy, warm.position, 60, generator=generator)
-    with pytest.warns(UserWarning, match="^3 of 50 chains never move"):
-        summarise(chains.draws)
+    for draws in (chains.draws, chains):
+        with pytest.warns(UserWarning, match="^3 of 50 chains never move"):
+            summarise(draws)
+    with pytest.warns(UserWarning, match="^3 of 50 chains did not move in 60 steps"):
+        parallel_tempering(energy, warm.position, 60, torch.tensor([1.0, 1.1]))
 
 
 def test_broad_starts_leave_no_chain_stuck() -> None:

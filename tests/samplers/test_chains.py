@@ -195,9 +195,10 @@ def test_an_energy_that_raises_at_every_start_raises_its_own_error() -> None:
         np.zeros((5, 3)),
         np.zeros((5, 3), dtype=np.float32),
         torch.zeros(5, 3, dtype=torch.long),
+        torch.zeros(5, 3, dtype=torch.bfloat16),
         [[0.0] * 3] * 5,
     ],
-    ids=["array", "float32 array", "integers", "lists"],
+    ids=["array", "float32 array", "integers", "bfloat16", "lists"],
 )
 def test_starts_of_other_types_are_understood(start: Any, kernel: HMC, energy: Energy) -> None:
     def draws(start: Any) -> Tensor:

@@ -10,13 +10,16 @@ from torch.distributions import (
     Gamma,
     HalfNormal,
     Independent,
+    LKJCholesky,
     MixtureSameFamily,
     MultivariateNormal,
     Normal,
     Poisson,
+    TransformedDistribution,
     Uniform,
     VonMises,
 )
+from torch.distributions.transforms import AbsTransform
 
 from samplers import HMC, DistributionEnergy, adapt, sample, seeded_generator, summarise
 
@@ -97,6 +100,11 @@ def von_mises(*shape: int) -> Distribution:
         (Normal(0.0, 1.0), r"wrap it in .*Independent"),
         (Normal(torch.zeros(2), torch.ones(2)), r"wrap it in .*Independent"),
         (Independent(Poisson(torch.ones(2)), 1), "has the support .*: gradients need one"),
+        (LKJCholesky(3), "is a distribution of matrices"),
+        (
+            TransformedDistribution(Independent(Normal(torch.zeros(2), 1.0), 1), AbsTransform()),
+            "the density of this Transformed.* cannot be evaluated: a transform inside has no inv",
+        ),
         (von_mises(2), "is periodic"),
         (MixtureSameFamily(Categorical(torch.ones(2)), von_mises(2, 1)), "is periodic"),
     ],
