@@ -32,7 +32,7 @@ def build_dglm(
     likelihood: LikelihoodName = "bernoulli",
     noise_scale: float = 0.1,
     num_mh_steps: int = 2,
-    num_leapfrogs: int = 3,
+    num_leapfrogs: int = 2,
     step_size: float = 0.5,
     coordinates: bool = True,
     sampler_hidden: int = 100,
