@@ -1,5 +1,6 @@
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -50,6 +51,21 @@ def test_means_are_those_of_exact_posteriors_in_order(
     assert exact.diff().abs().min() > 0.5
     for chains, wanted in zip(found.view(4, COPIES), exact.tolist(), strict=True):
         assert abs(error_of(chains, wanted)) < 5
+
+
+def test_the_step_size_is_frozen_where_draws_count(
+    model: GenerativeModel, images: Tensor, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    used, step = [], HMC.step
+
+    def watched(kernel: HMC, *given: Any) -> Any:
+        used.append(float(kernel.step_size))
+        return step(kernel, *given)
+
+    monkeypatch.setattr(HMC, "step", watched)
+    long_chain_log_joint(model, images, torch.zeros(7, 3), 20)
+    assert len(set(used[:10])) == 10
+    assert len(set(used[10:])) == 1
 
 
 def test_long_chains_do_not_resonate() -> None:

@@ -14,6 +14,7 @@ from experiments.classes import (
     class_distances,
     class_frequencies,
     fill_in,
+    means_and_errors,
     movement,
     posterior_classes,
     reference_gradients,
@@ -135,3 +136,12 @@ def test_frequencies_leave_the_first_fifth_of_the_sweeps_out(hidden: InpaintingT
     assert distances["first"].tolist() == [0, 0]
     assert distances["second"].tolist() == [0.25, 0.25]
     assert distances["reference"].tolist() == [0, 0]
+
+
+def test_errors_of_figures_are_over_images_and_over_their_chains() -> None:
+    values = torch.tensor([[1.0, 2.0, 6.0], [0.0, 2.0, 4.0]])
+    found = means_and_errors({"kernel": {"switches": values}})
+    assert found["kernel_switches"] == 2.5
+    assert found["kernel_switches_standard_error"] == pytest.approx(0.5)  # of the means 3 and 2
+    # Variances 7 and 4 of three chains each, of the mean of two images.
+    assert found["kernel_switches_standard_error_chains"] == pytest.approx((11 / 3) ** 0.5 / 2)

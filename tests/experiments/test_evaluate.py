@@ -12,10 +12,10 @@ import pytest
 import torch
 
 from dglm import DGLM
-from dglm.ais import quiet_estimate
+from dglm.ais import AISResult, quiet_estimate
 from experiments.evaluate import main
 from experiments.shared.cli import run_command
-from experiments.shared.scoring import mean_and_error
+from experiments.shared.scoring import ScoringOptions, mean_and_error, score_summary
 
 REQUIRED = {
     "log_likelihood",
@@ -167,6 +167,20 @@ def test_points_of_a_curve_are_the_estimates_of_their_own_temperatures(
         main(arguments(checkpoint, root, alone, num_temperatures=count))
         assert point["log_likelihood"] == results(alone)["log_likelihood"]
         assert point["gradient_evaluations"] == results(alone)["gradient_evaluations"]
+
+
+def test_errors_of_a_score_are_over_images_and_over_their_chains() -> None:
+    log_likelihood, error = torch.tensor([1.0, 2.0, 6.0]), torch.tensor([0.3, 0.4, 1.2])
+    rest = torch.zeros(3, 2), torch.ones(3), torch.zeros(3, dtype=torch.bool), 7
+    result = AISResult(log_likelihood, error, *rest)
+    summary = score_summary(result, ScoringOptions())
+    assert summary["log_likelihood"] == 3
+    assert summary["standard_error"] == pytest.approx((7 / 3) ** 0.5)  # variance 7, 3 images
+    assert summary["standard_error_chains"] == pytest.approx(1.3 / 3)  # .09 + .16 + 1.44 = 1.3²
+    unknown = result._replace(standard_error=torch.tensor([0.3, math.nan, 1.2]))
+    summary = score_summary(unknown, ScoringOptions())
+    assert math.isnan(summary["standard_error_chains"])
+    assert summary["unreliable_images"] == 1
 
 
 def test_one_image_has_no_error_bar() -> None:
