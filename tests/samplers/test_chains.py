@@ -1,5 +1,4 @@
 from collections.abc import Callable
-from copy import deepcopy
 from pathlib import Path
 from typing import Any
 
@@ -93,31 +92,58 @@ def test_thinning_hides_no_divergence(energy: Energy, plant: Callable[..., Energ
     assert chains.draws.isfinite().all()
 
 
-@pytest.mark.parametrize(
-    "draw",
-    [
-        lambda kernel, energy, start, **noise: sample(kernel, energy, start, 4, **noise).draws,
-        lambda kernel, energy, start, **noise: adapt(kernel, energy, start, 20, **noise).position,
-        lambda kernel, energy, start, **noise: (
-            parallel_tempering(energy, start, 3, torch.tensor([1.0, 2.0]), **noise).draws
-        ),
-    ],
-    ids=["sample", "adapt", "parallel_tempering"],
-)
-def test_noise_is_the_generator_s_or_torch_s_own(
-    draw: Callable[..., Tensor], kernel: HMC, energy: Energy
-) -> None:
-    def draws(generator: torch.Generator | None = None, seed: int | None = None) -> Tensor:
-        if seed is not None:
-            torch.manual_seed(seed)
-        return draw(deepcopy(kernel), energy, torch.zeros(5, 3), generator=generator)
+DRAWS: dict[str, Callable[..., Tensor]] = {
+    "sample": lambda energy, start, **noise: sample(HMC(2), energy, start, 4, **noise).draws,
+    "sample_chunks": lambda energy, start, **noise: (
+        next(sample_chunks(HMC(2), energy, start, 4, **noise))[0].draws
+    ),
+    "adapt": lambda energy, start, **noise: adapt(HMC(2), energy, start, 20, **noise).position,
+    "parallel_tempering": lambda energy, start, **noise: (
+        parallel_tempering(energy, start, 3, torch.tensor([1.0, 2.0]), **noise).draws
+    ),
+}
+every_way = pytest.mark.parametrize("draw", DRAWS.values(), ids=DRAWS)
 
-    first, again = draws(seed=3), draws(seed=3)
-    assert torch.equal(first, again)
-    assert not torch.equal(draws(), again)  # going on is new noise
+
+@every_way
+def test_noise_is_the_generator_s_or_torch_s_own(
+    draw: Callable[..., Tensor], energy: Energy
+) -> None:
+    start = torch.zeros(5, 3)
+    torch.manual_seed(3)
+    first, on = draw(energy, start), draw(energy, start)
+    assert not torch.equal(first, on)  # going on is new noise
+    torch.manual_seed(3)
+    assert torch.equal(draw(energy, start), first)
     before = torch.get_rng_state()
-    assert torch.equal(draws(torch.Generator().manual_seed(3)), first)
+    assert torch.equal(draw(energy, start, generator=torch.Generator().manual_seed(3)), first)
     assert torch.equal(torch.get_rng_state(), before)
+
+
+@every_way
+def test_starts_of_other_types_are_understood(draw: Callable[..., Tensor], energy: Energy) -> None:
+    def draws(start: Any) -> Tensor:
+        return draw(energy, start, generator=seeded_generator("cpu", 1))
+
+    zeros, array = torch.zeros(5, 3), np.zeros((5, 3))
+    expected = draws(zeros)
+    for start in (array, array.astype(np.float32), array.tolist(), zeros.long(), zeros.bfloat16()):
+        assert torch.equal(draws(start), expected)
+
+
+@every_way
+def test_starts_that_cannot_be_are_refused_in_one_line(
+    draw: Callable[..., Tensor], energy: Energy
+) -> None:
+    for shape in ((3,), (2, 5, 3), (0, 3), (5, 0)):
+        with pytest.raises(ValueError, match=r"^.*shape \(chains, dim\), got.*$"):
+            draw(energy, torch.zeros(shape))
+    start = torch.tensor([[1.0], [0.0], [2.0]])
+    for broken in (torch.nan, torch.inf, -torch.inf):
+        with pytest.raises(ValueError, match=r"^.*not finite at the start of 2 of the chains$"):
+            draw(lambda x, broken=broken: torch.where(x > 0, broken, x.square())[:, 0], start)
+    with pytest.raises(ValueError, match="gradient is not finite at the start of 1 of the chains"):
+        draw(lambda x: x.abs().sqrt().sum(dim=-1), start)
 
 
 @pytest.mark.parametrize(("num_draws", "thin"), [(0, 1), (-1, 1), (3, 0), (3, -2)])
@@ -142,12 +168,8 @@ def log_gamma(position: Tensor) -> Tensor:
     return (position.exp() - SHAPES * position).sum(dim=-1)
 
 
-@pytest.mark.parametrize("kind", ["hmc", "untrained l2hmc"])
-def test_long_chains_have_the_moments_of_the_target(
-    kind: str, random_l2hmc: Callable[..., L2HMC]
-) -> None:
-    kernel = HMC(3, step_size=0.7) if kind == "hmc" else random_l2hmc(3, 2, seed=1)
-    chains = sample(kernel, log_gamma, torch.zeros(1000, 3), 550)
+def test_long_chains_have_the_moments_of_the_target() -> None:
+    chains = sample(HMC(3, step_size=0.7), log_gamma, torch.zeros(1000, 3), 550)
     # Neither a sampler that accepts all, nor one that hardly moves, would show its errors.
     assert 0.3 < chains.acceptance.mean() < 0.99
     centred = chains.draws[:, 150:] - SHAPES.digamma()
@@ -187,48 +209,6 @@ def test_an_energy_that_raises_at_every_start_raises_its_own_error() -> None:
         sample(HMC(), outside_one, torch.full((3, 1), 2.0), 5)
     with pytest.raises(ValueError, match="not finite at the start of 1 of the chains"):
         sample(HMC(), outside_one, torch.tensor([[0.0], [2.0]]), 5)
-
-
-@pytest.mark.parametrize(
-    "start",
-    [
-        np.zeros((5, 3)),
-        np.zeros((5, 3), dtype=np.float32),
-        torch.zeros(5, 3, dtype=torch.long),
-        torch.zeros(5, 3, dtype=torch.bfloat16),
-        [[0.0] * 3] * 5,
-    ],
-    ids=["array", "float32 array", "integers", "bfloat16", "lists"],
-)
-def test_starts_of_other_types_are_understood(start: Any, kernel: HMC, energy: Energy) -> None:
-    def draws(start: Any) -> Tensor:
-        return sample(kernel, energy, start, 4, generator=seeded_generator("cpu", 1)).draws
-
-    assert torch.equal(draws(start), draws(torch.zeros(5, 3)))
-    adapt(HMC(2), energy, start, 20)
-    parallel_tempering(energy, start, 2, torch.tensor([1.0, 2.0]))
-
-
-@pytest.mark.parametrize(
-    "run",
-    [
-        lambda energy, start: sample(HMC(), energy, start, 4),
-        lambda energy, start: sample_chunks(HMC(), energy, start, 4),
-        lambda energy, start: adapt(HMC(), energy, start),
-        lambda energy, start: parallel_tempering(energy, start, 2, torch.tensor([1.0, 2.0])),
-    ],
-    ids=["sample", "sample_chunks", "adapt", "parallel_tempering"],
-)
-def test_starts_that_cannot_be_are_refused_in_one_line(run: Callable, energy: Energy) -> None:
-    for shape in ((3,), (2, 5, 3), (0, 3), (5, 0)):
-        with pytest.raises(ValueError, match=r"^.*shape \(chains, dim\), got.*$"):
-            run(energy, torch.zeros(shape))
-    start = torch.tensor([[1.0], [0.0], [2.0]])
-    for broken in (torch.nan, torch.inf, -torch.inf):
-        with pytest.raises(ValueError, match=r"^.*not finite at the start of 2 of the chains$"):
-            run(lambda x, broken=broken: torch.where(x > 0, broken, x.square())[:, 0], start)
-    with pytest.raises(ValueError, match="gradient is not finite at the start of 1 of the chains"):
-        run(lambda x: x.abs().sqrt().sum(dim=-1), start)
 
 
 def test_one_draw_says_nothing_of_whether_a_chain_moves() -> None:
