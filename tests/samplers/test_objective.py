@@ -27,8 +27,11 @@ def features(position: Tensor, start: Tensor) -> Tensor:
     return torch.cat([w, w.square()], dim=-1)
 
 
-def test_siblings_compare_where_two_chains_are_after_a_step() -> None:
+@pytest.mark.parametrize("alike", [False, True])
+def test_siblings_compare_where_two_chains_are_after_a_step(alike: bool) -> None:
     start, first, second = triple(50)
+    if alike:  # then they are closer to each other than to where they began
+        second = second._replace(proposal=first.proposal + 0.1 * second.proposal)
     f = features(start, start)
     apart, jump = torch.zeros(2, *f.shape)
     for accepted in itertools.product((False, True), repeat=2):
@@ -39,6 +42,7 @@ def test_siblings_compare_where_two_chains_are_after_a_step() -> None:
         apart += probability[:, None] * (ends[0] - ends[1]).square()
         jump += probability[:, None] * sum(0.5 * (end - f).square() for end in ends)
     shares = torch.stack([apart.mean(dim=0), jump.mean(dim=0)]) / (2 * f.var(dim=0))
+    assert (shares[0] < shares[1]).any() == alike
     expected = shares.amin(dim=0).mean()
     assert siblings(start, first, second, RunningMeans()).score == pytest.approx(expected.item())
 
