@@ -38,16 +38,16 @@ FEW = AISSettings(num_chains=4, num_temperatures=5, num_leapfrogs=2)
 pytestmark = pytest.mark.filterwarnings("ignore:the log-likelihoods of")
 
 
-class Wide(nn.Module):
-    """An encoder whose Gaussian covers the prior's bulk, beside and wider than the posterior."""
+class Constant(nn.Module):
+    """q(z|x) is the same for all images."""
 
-    def __init__(self, latent_dim: int) -> None:
+    def __init__(self, mean: float, std: float, latent_dim: int = 1) -> None:
         super().__init__()
-        self.latent_dim = latent_dim
+        self.mean, self.std, self.latent_dim = mean, std, latent_dim
 
     def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
-        mean = x.new_full((len(x), self.latent_dim), 0.4)
-        return mean, torch.full_like(mean, math.log(0.9))
+        mean = x.new_full((len(x), self.latent_dim), self.mean)
+        return mean, torch.full_like(mean, math.log(self.std))
 
 
 @pytest.fixture(params=["prior", "encoder", "fitted from an encoder", "fitted"])
@@ -56,7 +56,8 @@ def start(request: pytest.FixtureRequest, encoder_beside: EncoderBeside) -> Star
 
     def build(model: GenerativeModel) -> Any:
         linear = isinstance(model.decoder, nn.Linear)
-        encoder = encoder_beside(model, 0.5, 1.3) if linear else Wide(model.latent_dim)
+        wide = Constant(0.4, 0.9, model.latent_dim)
+        encoder = encoder_beside(model, 0.5, 1.3) if linear else wide
         others = {"encoder": encoder, "fitted from an encoder": FittedStart(encoder)}
         return others.get(request.param, request.param)
 
@@ -149,18 +150,6 @@ class Fold(nn.Module):
 
     def forward(self, z: Tensor) -> Tensor:
         return (z.square() + 0.01).sqrt() * torch.tensor([1.5, -0.3, -2.2, 0.6])
-
-
-class Constant(nn.Module):
-    """q(z|x) is the same for all images."""
-
-    def __init__(self, mean: float, std: float) -> None:
-        super().__init__()
-        self.mean, self.std = mean, std
-
-    def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
-        mean = x.new_full((len(x), 1), self.mean)
-        return mean, torch.full_like(mean, math.log(self.std))
 
 
 @torch.no_grad()

@@ -1,8 +1,6 @@
 """Runs that are killed, stopped or fail: nothing is lost, and they end as if nothing had been."""
 
 import json
-import os
-import signal
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -11,7 +9,7 @@ import pytest
 import torch
 
 from dglm import DGLM
-from experiments import evaluate, mnist
+from experiments import mnist
 from experiments.shared.checkpoints import LastTwo, last_checkpoint
 from experiments.shared.cli import run_command
 
@@ -90,6 +88,8 @@ def test_a_killed_run_ends_where_the_uninterrupted_one_does(
     first = 4 * list(KILLED).index(kernel)
     assert processes.statuses[first : first + 4] == [0, -9, -9, 0]
     check_same_end(*(processes.folder / f"{name}-{kernel}" for name in ("whole", "killed")))
+    before = processes.folder / f"killed-{kernel}" / "metrics-before-001.csv"
+    assert before.read_text().count("\n") > 1
 
 
 def test_a_stopped_run_saves_and_says_how_to_go_on(processes: Processes) -> None:
@@ -167,30 +167,3 @@ def test_a_checkpoint_is_saved_every_five_minutes(
     monkeypatch.setattr(LastTwo, "save_checkpoint", recording)
     mnist.main(small(tmp_path / "run", kernel="none"))
     assert saved == [1, 2, 3, 4]
-
-
-def test_a_stopped_evaluation_says_how_to_go_on(
-    checkpoint: Path,
-    root: Path,
-    tmp_path: Path,
-    monkeypatch: pytest.MonkeyPatch,
-    capsys: pytest.CaptureFixture[str],
-) -> None:
-    step = DGLM.test_step
-
-    def stopped(self: DGLM, x: torch.Tensor, index: int) -> None:
-        if index == 1:
-            os.kill(os.getpid(), signal.SIGTERM)
-        step(self, x, index)
-
-    monkeypatch.setattr(DGLM, "test_step", stopped)
-    given = f"--checkpoint {checkpoint} --data.root {root} --num_images 8 --num_chains 2 "
-    given += "--num_temperatures 3 --start prior --batch_size 4 --quiet true "
-    given += f"--output {tmp_path}/result.json"
-    with pytest.raises(SystemExit) as ended:
-        run_command(lambda: evaluate.main(given.split()))
-    assert ended.value.code == 143
-    assert capsys.readouterr().err == (
-        "SIGTERM: what is finished is kept; the same command goes on after it\n"
-    )
-    assert list(tmp_path.glob("result.partial-*"))

@@ -5,6 +5,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import pytest
 import torch
 
 Run = tuple[str, list[str], str, str]
@@ -71,85 +72,62 @@ def test_a_comparison_of_samplers(in_processes: InProcesses, tmp_path: Path) -> 
             assert torch.equal(found["position"], expected["position"])
 
 
-def test_long_chains(
-    in_processes: InProcesses, checkpoint: Path, root: Path, tmp_path: Path
+TRAINED = {
+    "posterior": [
+        *("--num_chains=10", "--num_steps=120", "--num_warmup=20", "--quiet=true"),
+    ],
+    "evaluate": [
+        *("--num_images=10", "--num_chains=3", "--num_temperatures=10", "--num_leapfrogs=2"),
+        *("--start=prior", "--batch_size=4", "--trainer.accelerator=cpu", "--quiet=true"),
+    ],
+}
+"""Of an evaluation in three batches; of long chains whose first 20 steps adapt HMC, and 20 more
+warm the model's kernel up."""
+FILES = {"posterior": ("result.png", "result.json"), "evaluate": ("result.json", "result.csv")}
+
+
+@pytest.mark.parametrize(
+    ("command", "killed", "stopped", "told"),
+    [
+        (
+            "posterior",
+            ["noise 30", "noise 100", "writing 1", "renaming 3", "noise 150"],
+            [("noise 5", "SIGINT"), ("noise 100", "SIGINT"), ("noise 150", "SIGTERM")],
+            ["SIGINT: nothing was saved", "SIGINT: {}", "SIGTERM: {}"],
+        ),
+        (
+            "evaluate",
+            ["noise 3", "writing 2", "noise 3", "renaming 4"],
+            [("noise 13", "SIGTERM")],
+            ["SIGTERM: {}"],
+        ),
+    ],
+)
+def test_work_on_a_checkpoint(
+    command: str,
+    killed: list[str],
+    stopped: list[tuple[str, str]],
+    told: list[str],
+    in_processes: InProcesses,
+    checkpoint: Path,
+    root: Path,
+    tmp_path: Path,
 ) -> None:
-    """Killed or stopped in the warm-up, in either sampler's chains, and while saving."""
+    """Killed or stopped in warm-ups, chains or batches, while saving, and before results stand."""
 
     def run(name: str, point: str, signal: str = "SIGKILL") -> Run:
-        arguments = [
-            f"--checkpoint={checkpoint}",
-            f"--data.root={root}",
-            "--num_chains=10",
-            "--num_steps=120",
-            "--num_warmup=20",
-            "--quiet=true",
-            f"--output={tmp_path}/{name}/posterior.png",
-        ]
-        return "posterior", arguments, point, signal
+        output = f"--output={tmp_path}/{name}/{FILES[command][0]}"
+        shared = [f"--checkpoint={checkpoint}", f"--data.root={root}", output]
+        return command, [*shared, *TRAINED[command]], point, signal
 
-    # Of each run, the first 20 steps adapt HMC, and 20 more warm the model's kernel up.
-    statuses, errors = in_processes(
-        [
-            run("whole", "never"),
-            run("killed", "noise 30"),
-            run("killed", "noise 100"),
-            run("killed", "writing 1"),
-            run("killed", "renaming 3"),
-            run("killed", "noise 150"),
-            run("killed", "never"),
-            run("stopped", "noise 5", "SIGINT"),
-            run("stopped", "noise 100", "SIGINT"),
-            run("stopped", "noise 150", "SIGTERM"),
-            run("stopped", "never"),
-        ]
-    )
-    assert statuses == [0, -9, -9, -9, -9, -9, 0, 130, 130, 143, 0]
+    runs = [run("whole", "never"), *(run("killed", point) for point in killed)]
+    runs += [run("killed", "never"), *(run("stopped", *rest) for rest in stopped)]
+    statuses, errors = in_processes([*runs, run("stopped", "never")])
+    of_signals = [{"SIGINT": 130, "SIGTERM": 143}[signal] for _, signal in stopped]
+    assert statuses == [0, *[-9] * len(killed), 0, *of_signals, 0]
     hint = "what is finished is kept; the same command goes on after it"
-    assert errors.splitlines() == [
-        "SIGINT: nothing was saved",
-        f"SIGINT: {hint}",
-        f"SIGTERM: {hint}",
-    ]
+    assert errors.splitlines() == [line.format(hint) for line in told]
     for name in ("killed", "stopped"):
-        for file in ("posterior.json", "posterior.png"):
+        for file in FILES[command]:
             assert (tmp_path / name / file).read_bytes() == (tmp_path / "whole" / file).read_bytes()
         assert len(list((tmp_path / name).iterdir())) == 2
-
-
-def test_an_evaluation(
-    in_processes: InProcesses, checkpoint: Path, root: Path, tmp_path: Path
-) -> None:
-    """Killed in the chains, while finished batches are saved, before the results are in place."""
-
-    def run(name: str, point: str) -> Run:
-        arguments = [
-            f"--checkpoint={checkpoint}",
-            f"--data.root={root}",
-            "--num_images=10",
-            "--num_chains=3",
-            "--num_temperatures=10",
-            "--num_leapfrogs=2",
-            "--start=prior",
-            "--batch_size=4",
-            "--trainer.accelerator=cpu",
-            "--quiet=true",
-            f"--output={tmp_path}/{name}/result.json",
-        ]
-        return "evaluate", arguments, point, "SIGKILL"
-
-    statuses, errors = in_processes(
-        [
-            run("whole", "never"),
-            run("killed", "noise 3"),
-            run("killed", "writing 2"),
-            run("killed", "noise 3"),
-            run("killed", "renaming 4"),
-            run("killed", "never"),
-        ]
-    )
-    assert statuses == [0, -9, -9, -9, -9, 0]
-    assert not errors
-    for file in ("result.json", "result.csv"):
-        assert (tmp_path / "killed" / file).read_bytes() == (tmp_path / "whole" / file).read_bytes()
-    assert len(list((tmp_path / "killed").iterdir())) == 2

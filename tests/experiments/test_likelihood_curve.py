@@ -158,19 +158,6 @@ def test_a_dry_run_times_scores_where_the_training_was(
     assert found.seconds_a_scoring_gradient == 0.25
 
 
-def test_a_dry_run_counts_the_gradients_of_each_batch(
-    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
-    curve = LikelihoodCurve(
-        num_mh_steps=[1], seeds=[0], splits=["test"], num_images=120, start="encoder"
-    )
-    monkeypatch.setattr(cost, "training_cost", lambda *_: cost.Cost(1, 1, 1.0, 0.0))
-    cost.print_costs(curve)
-    sizes = curve, curve.start
-    each = 2 * gradient_evaluations(50, *sizes) + gradient_evaluations(20, *sizes)
-    assert f"{3 * each:.2g}" in capsys.readouterr().out
-
-
 def test_data_are_the_trainings_and_devices_one_and_accumulated_batches_are_counted(
     configuration: Path, root: Path, tmp_path: Path
 ) -> None:

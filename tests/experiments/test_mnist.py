@@ -5,10 +5,8 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-import torch
 import yaml
 
-from dglm import DGLM
 from experiments.mnist import command_line, main
 from experiments.shared.cli import CONFIGS
 
@@ -34,33 +32,6 @@ def test_the_same_seed_gives_the_same_summary(small: Arguments, tmp_path: Path) 
     )
 
 
-def test_a_resumed_run_ends_where_the_uninterrupted_one_does(
-    small: Arguments, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    main(small(tmp_path / "whole", trainer__max_steps=36))
-
-    def failing_step(self: DGLM, x: torch.Tensor, index: int) -> torch.Tensor:
-        if self.global_step == 25:
-            raise RuntimeError("power cut")
-        return step(self, x, index)
-
-    step = DGLM.training_step
-    monkeypatch.setattr(DGLM, "training_step", failing_step)
-    with pytest.raises(RuntimeError, match="power cut"):
-        main(small(tmp_path / "halves", trainer__max_steps=36))
-    monkeypatch.setattr(DGLM, "training_step", step)
-    main(["--resume", str(tmp_path / "halves")])
-    weights = [
-        torch.load(tmp_path / name / "checkpoints" / "last.ckpt", weights_only=True)["state_dict"]
-        for name in ("whole", "halves")
-    ]
-    for name, value in weights[0].items():
-        assert torch.equal(value, weights[1][name]), name
-    assert summary(tmp_path / "whole") == summary(tmp_path / "halves")
-    first_half = (tmp_path / "halves" / "metrics-before-001.csv").read_text()
-    assert len(first_half.splitlines()) > 1
-
-
 @pytest.mark.parametrize(
     ("limits", "steps"),
     [
@@ -80,23 +51,6 @@ def test_epochs_that_are_asked_for_are_not_cut_short(
         cli = command_line([*given, "--output", str(tmp_path / str(index))])
         assert cli.trainer.max_steps == steps
         assert cli.trainer.max_epochs == limits.get("max_epochs", -1)
-
-
-@pytest.mark.parametrize(
-    ("options", "steps"),
-    [
-        ([], 3000),
-        (["--trainer.max_epochs", "40"], -1),
-        (["--trainer.max_epochs=40", "--trainer.max_steps=2000"], 2000),
-        (["--trainer.max_steps=2000"], 2000),
-    ],
-)
-def test_a_run_that_is_resumed_for_epochs_is_not_cut_short(
-    options: list[str], steps: int, tmp_path: Path
-) -> None:
-    run = str(tmp_path / "run")
-    command_line(["--output", run])
-    assert command_line(["--resume", run, *options]).trainer.max_steps == steps
 
 
 def test_help_names_the_shipped_configurations(capsys: pytest.CaptureFixture[str]) -> None:

@@ -32,9 +32,7 @@ def colours(tmp_path: Path) -> Path:
 GAUSSIAN = {"model.likelihood": "gaussian", "data.binarize": "false"}
 
 
-@pytest.mark.parametrize(
-    ("likelihood", "kernel"), [({}, "l2hmc"), (GAUSSIAN, "hmc"), (GAUSSIAN, "l2hmc")]
-)
+@pytest.mark.parametrize(("likelihood", "kernel"), [({}, "l2hmc"), (GAUSSIAN, "hmc")])
 def test_convolutional_networks_on_colour_images(
     likelihood: dict[str, str], kernel: str, small: Arguments, colours: Path, tmp_path: Path
 ) -> None:

@@ -3,7 +3,8 @@
 import math
 import subprocess
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
@@ -42,25 +43,29 @@ def test_commands_at_once_on_one_checkpoint_have_outputs_of_their_own(tmp_path: 
     assert sorted(path.name for path in tmp_path.iterdir()) == ["filled-001.json", "filled-002.png"]
 
 
+@contextmanager
+def held_by_another(kind: str, path: Path) -> Iterator[None]:
+    """Have another process hold a "folder" or an "output", until it is killed."""
+    command = [sys.executable, "-c", HOLDER, kind, str(path)]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as process:
+        assert process.stdout is not None
+        assert process.stdout.readline() == "held\n"
+        yield
+        process.kill()
+
+
 def test_an_output_that_another_process_is_to_write_is_refused_until_that_is_dead(
     tmp_path: Path,
 ) -> None:
-    output = str(tmp_path / "some" / "result.png")
-    process = subprocess.Popen(
-        [sys.executable, "-c", HOLDER, "output", output], stdout=subprocess.PIPE, text=True
-    )
-    assert process.stdout is not None
-    assert process.stdout.readline() == "held\n"
+    output = tmp_path / "some" / "result.png"
     with (
+        held_by_another("output", output),
         pytest.raises(CommandError, match=r"another command is to write .*result\.png; choose"),
-        output_file(output, "", "", *SUFFIXES),
+        output_file(str(output), "", "", *SUFFIXES),
     ):
         pass
-    process.kill()
-    process.wait()
-    process.stdout.close()
-    with output_file(output, "", "", *SUFFIXES) as path:
-        assert str(path) == output
+    with output_file(str(output), "", "", *SUFFIXES) as path:
+        assert path == output
     assert not list(path.parent.iterdir())
 
 
@@ -71,17 +76,11 @@ def test_two_live_runs_never_share_a_folder_and_a_dead_one_holds_nothing(
     mnist.main(small(run, kernel="none", trainer__max_steps=1))
     before = {path: path.read_bytes() for path in run.rglob("*") if path.is_file()}
     resumed = ["--resume", str(run), "--trainer.max_steps=2"]
-    process = subprocess.Popen(
-        [sys.executable, "-c", HOLDER, "folder", str(run)], stdout=subprocess.PIPE, text=True
-    )
-    assert process.stdout is not None
-    assert process.stdout.readline() == "held\n"
-    with pytest.raises(SystemExit, match=r"another command is working in .*run; wait until it"):
-        run_command(lambda: mnist.main(resumed))
-    assert {path: path.read_bytes() for path in run.rglob("*") if path.is_file()} == before
-    process.kill()
-    process.wait()
-    process.stdout.close()
+    message = r"another command is working in .*run; wait until it"
+    with held_by_another("folder", run):
+        with pytest.raises(SystemExit, match=message):
+            run_command(lambda: mnist.main(resumed))
+        assert {path: path.read_bytes() for path in run.rglob("*") if path.is_file()} == before
     mnist.main(resumed)
     assert read_json(run / "summary.json")["updates"] == 2
 

@@ -11,7 +11,7 @@ import torch
 
 import experiments.targets.__main__ as command
 from experiments.shared.cli import Stopped, run_command
-from experiments.shared.runs import read_json, write_json
+from experiments.shared.runs import read_json
 from experiments.targets import contenders, reference, table
 from experiments.targets.__main__ import Options
 from experiments.targets.reference import Reference
@@ -100,16 +100,6 @@ def test_two_runs_of_one_seed_are_not_taken_for_two_seeds(run: Path, tmp_path: P
         shutil.copytree(run, tmp_path / name)
     with pytest.raises(SystemExit, match=r"has 2 runs of mog with seed 0 \(learned\): leave one"):
         run_command(lambda: table.main(["--runs", str(tmp_path)]))
-
-
-def test_a_figure_that_is_not_known_is_null_and_the_table_goes_on(
-    run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    row = read_json(run / "results.json")[0] | {"ess": float("nan")}
-    (tmp_path / "stuck").mkdir()
-    write_json([row], tmp_path / "stuck" / "results.json")
-    table.main(["--runs", str(tmp_path)])
-    assert "| nan |" in capsys.readouterr().out
 
 
 def test_seconds_count_the_training_and_say_when_it_has_paid() -> None:

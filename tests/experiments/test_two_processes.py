@@ -42,22 +42,20 @@ def kept(run: Path, name: str) -> list[dict[str, Any]]:
     return [torch.load(run.parent / f"{name}-{rank}.pt") for rank in range(2)]
 
 
-def test_processes_keep_the_same_weights(run: Path) -> None:
-    for name in ("start", "end"):
-        first, second = (part["state"] for part in kept(run, name))
-        assert first.keys() == second.keys()
-        assert all(torch.equal(value, second[key]) for key, value in first.items())
-    saved = torch.load(run / "checkpoints" / "last.ckpt", weights_only=True)["state_dict"]
-    assert all(
-        torch.equal(value, saved[key]) for key, value in kept(run, "end")[0]["state"].items()
-    )
-
-
 def test_updates_are_those_of_one_process_with_the_images_and_noise_of_both(
     run: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    saved = torch.load(run / "checkpoints" / "last.ckpt", weights_only=True)["state_dict"]
+    starts, ends = ([part["state"] for part in kept(run, name)] for name in ("start", "end"))
+    for one, other in (starts, ends, (saved, ends[0])):
+        assert one.keys() == other.keys()
+        assert all(torch.equal(value, other[key]) for key, value in one.items())
+    first, second = (torch.cat(part["batches"]) for part in kept(run, "end"))
+    assert len(first) == len(second) == STEPS * 20
+    assert not (first[:, None] == second[None]).all(dim=-1).any()
+
     module, _ = load_checkpoint(str(run / "checkpoints" / "last.ckpt"))
-    module.load_state_dict(kept(run, "start")[0]["state"])
+    module.load_state_dict(starts[0])
     batches = [part["batches"] for part in kept(run, "end")]
     optimizer = module.configure_optimizers()
     module.trainer = Trainer(accelerator="cpu", logger=False, enable_checkpointing=False)
@@ -73,18 +71,11 @@ def test_updates_are_those_of_one_process_with_the_images_and_noise_of_both(
         module.configure_gradient_clipping()
         optimizer.step()
     distance, moved = 0.0, 0.0
-    start, end = (kept(run, name)[0]["state"] for name in ("start", "end"))
     for name, value in module.named_parameters():
-        distance += float((value.detach() - end[name]).square().sum())
-        moved += float((start[name] - end[name]).square().sum())
+        distance += float((value.detach() - ends[0][name]).square().sum())
+        moved += float((starts[0][name] - ends[0][name]).square().sum())
     # Adam turns a gradient of rounding errors into a full step, so not each weight agrees.
     assert distance**0.5 < 1e-4 * moved**0.5
-
-
-def test_processes_see_other_images_and_draw_other_noise(run: Path) -> None:
-    first, second = (torch.cat(part["batches"]) for part in kept(run, "end"))
-    assert len(first) == len(second) == STEPS * 20
-    assert not (first[:, None] == second[None]).all(dim=-1).any()
 
 
 def test_each_image_is_scored_once_and_as_by_one_process(run: Path, root: Path) -> None:
