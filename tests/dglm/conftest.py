@@ -28,15 +28,6 @@ def double_precision() -> Iterator[None]:
     torch.set_default_dtype(default)
 
 
-@pytest.fixture(autouse=True)
-def one_thread() -> Iterator[None]:
-    """Compute on one thread: with so little work, most of the time goes into waiting for others."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
-
-
 def spread(module: nn.Module, std: float = 0.7) -> nn.Module:
     """Draw all parameters anew, far enough from zero that every term of a gradient matters."""
     with torch.no_grad():

@@ -5,12 +5,11 @@ import json
 import struct
 import subprocess
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
 import pytest
-import torch
 
 from experiments.mnist import main
 
@@ -26,20 +25,6 @@ Arguments = Callable[..., list[str]]
 Run = tuple[str, list[str], str, str]
 
 KILLING = Path(__file__).with_name("killing.py")
-
-
-@pytest.fixture(autouse=True, scope="session")
-def one_thread() -> Iterator[None]:
-    """Compute on one thread, in child processes too.
-
-    With so little work a second thread only waits, and for long where another process has its core.
-    """
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("OMP_NUM_THREADS", "1")
-        yield
-    torch.set_num_threads(threads)
 
 
 @pytest.fixture(scope="session")
