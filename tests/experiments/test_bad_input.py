@@ -174,29 +174,33 @@ OPTIONS: list[tuple[str, str, object, str]] = [
     ("likelihood_curve", "training", "no-such-file.yaml", "no-such-file.yaml"),
 ]
 
-Row = tuple[str, Callable[[Place], Options], str]
+Prepare = Callable[[Place], Options]
+Row = tuple[str, Prepare, str]
 
 
 def option(command: str, name: str, value: object, named: str) -> Row:
     return command, lambda place: {name: value}, named
 
 
-def configured(content: bytes | str, named: str) -> Row:
-    return "mnist", lambda place: {"config": place.written("c.yaml", content)}, named
+def rows(command: str, what: str, table: dict[str, tuple[Prepare, str]]) -> dict[str, Row]:
+    return {f"{what}, {name}": (command, *row) for name, row in table.items()}
 
 
-def resumed(change: Callable[[Place, bytes], bytes]) -> Row:
-    def prepare(place: Place) -> Options:
-        return {"resume": place.run(lambda content: change(place, content))}
-
-    return "mnist", prepare, "last.ckpt is not a checkpoint"
+def resumed(change: Callable[[Place, bytes], bytes], **options: object) -> Prepare:
+    changes = {name.replace("__", "."): value for name, value in options.items()}
+    return lambda p: {"resume": p.run(lambda content: change(p, content)), **changes}
 
 
-def loaded(content: Callable[[Place], bytes | str]) -> Row:
-    def prepare(place: Place) -> Options:
-        return {"checkpoint": place.written("strange.ckpt", content(place))}
+def same(place: Place, content: bytes) -> bytes:
+    return content
 
-    return "evaluate", prepare, "strange.ckpt"
+
+def loaded(content: Callable[[Place], bytes | str]) -> Prepare:
+    return lambda p: {"checkpoint": p.written("strange.ckpt", content(p))}
+
+
+def saved(change: Callable[[dict[str, Any]], object]) -> Prepare:
+    return lambda p: p.saved(change)
 
 
 def bare_list(place: Place) -> Options:
@@ -210,77 +214,65 @@ def without_validation(place: Place) -> Options:
 
 
 GAUSSIAN = {"model.likelihood": "gaussian", "model.noise_scale": 0}
-ROWS: dict[str, Row] = {
-    **{" ".join(map(str, row[:3])): option(*row) for row in OPTIONS},
-    "data, a flipped bit": ("mnist", lambda p: p.data(flip), f"{IMAGES} is damaged"),
-    "data, empty": ("mnist", lambda p: p.data(lambda content: b""), f"{IMAGES} is empty"),
-    "no noise": ("mnist", lambda p: GAUSSIAN, "positive number, got 0"),
-    "configuration, key": configured("modle: 3", "modle"),
-    "configuration, nested key": configured("data: {size: 3}", "size"),
-    "configuration, type": configured("seed: many", "seed"),
-    "configuration, broken": configured("seed: [1,", "c.yaml"),
-    "configuration, list": configured("- 1", "c.yaml"),
-    "configuration, binary": configured(b"\xff\0", "c.yaml"),
-    "configuration, folder": ("mnist", lambda p: {"config": p.folder}, "config"),
-    "run that is there": (
-        "mnist",
-        lambda p: {"output": p.written("run/mine", "precious").parent},
-        "run exists",
-    ),
-    "file for a run": ("mnist", lambda p: {"output": p.written("file", "mine")}, "file exists"),
-    "run in a file": ("mnist", lambda p: {"output": p.written("file", "") / "run"}, "file"),
-    "run without checkpoint": (
-        "mnist",
+CONFIGURATIONS = {
+    "modle: 3": "modle",
+    "data: {size: 3}": "size",
+    "seed: many": "seed",
+    "seed: [1,": "c.yaml",
+    "- 1": "c.yaml",
+    b"\xff\0": "c.yaml",
+}
+NO_CHECKPOINT, STRANGE = "last.ckpt is not a checkpoint", "strange.ckpt"
+OF_FILES: dict[str, tuple[Prepare, str]] = {
+    "empty": (loaded(lambda p: ""), STRANGE),
+    "text": (loaded(lambda p: "hello"), STRANGE),
+    "zip header": (loaded(lambda p: b"PK\3\4"), STRANGE),
+    "truncated": (loaded(lambda p: p.checkpoint.read_bytes()[:20_000]), STRANGE),
+    "flipped bit": (loaded(lambda p: flip(p.checkpoint.read_bytes())), STRANGE),
+    "unsafe": (lambda p: {"checkpoint": exploit(p)}, "more than plain data"),
+    "folder": (lambda p: {"checkpoint": p.folder}, "no checkpoint"),
+    "list": (bare_list, STRANGE),
+    "no networks": (saved(lambda content: content.pop("hyper_parameters")), STRANGE),
+    "no weights": (saved(lambda content: content.pop("state_dict")), STRANGE),
+    "no module": (saved(other_encoder), "os.system"),
+    "other sizes": (saved(other_size), STRANGE),
+    "NaN": (saved(nan_weight), STRANGE),
+    "split without images": (without_validation, "there are no validation images of mnist"),
+    "result that is there": (lambda p: {"output": p.written("r.json", "mine")}, "r.json exists"),
+    "result in a file": (lambda p: {"output": p.written("f", "") / "r.json"}, "f"),
+}
+OF_RUNS: dict[str, tuple[Prepare, str]] = {
+    "flipped bit in the data": (lambda p: p.data(flip), f"{IMAGES} is damaged"),
+    "empty data": (lambda p: p.data(lambda content: b""), f"{IMAGES} is empty"),
+    "no noise": (lambda p: GAUSSIAN, "positive number, got 0"),
+    "folder for a configuration": (lambda p: {"config": p.folder}, "config"),
+    "there": (lambda p: {"output": p.written("run/mine", "precious").parent}, "run exists"),
+    "file": (lambda p: {"output": p.written("file", "mine")}, "file exists"),
+    "in a file": (lambda p: {"output": p.written("file", "") / "run"}, "file"),
+    "no checkpoint": (
         lambda p: {"resume": p.written("old/config.yaml", "seed: 0").parent},
         "old/checkpoints/last.ckpt",
     ),
-    "run, truncated": resumed(lambda place, content: content[: len(content) // 2]),
-    "run, empty": resumed(lambda place, content: b""),
-    "run, unsafe": resumed(lambda place, content: exploit(place).read_bytes()),
-    "run of another size": (
-        "mnist",
-        lambda p: {"resume": p.run(), "model.latent_dim": 4},
-        "latent_dim",
-    ),
-    "run of another kernel": ("mnist", lambda p: {"resume": p.run(), "kernel": "hmc"}, "kernel"),
-    "run on other data": (
-        "mnist",
-        lambda p: {"resume": p.run(), "data.validation": 20},
-        "same data",
-    ),
-    "checkpoint, folder": ("evaluate", lambda p: {"checkpoint": p.folder}, "no checkpoint"),
-    "checkpoint, empty": loaded(lambda place: ""),
-    "checkpoint, text": loaded(lambda place: "hello"),
-    "checkpoint, zip header": loaded(lambda place: b"PK\3\4"),
-    "checkpoint, truncated": loaded(lambda place: place.checkpoint.read_bytes()[:20_000]),
-    "checkpoint, flipped bit": loaded(lambda place: flip(place.checkpoint.read_bytes())),
-    "checkpoint, unsafe": ("evaluate", lambda p: {"checkpoint": exploit(p)}, "more than plain"),
-    "checkpoint, bare list": ("evaluate", bare_list, "strange.ckpt"),
-    "checkpoint without networks": (
-        "evaluate",
-        lambda p: p.saved(lambda content: content.pop("hyper_parameters")),
-        "strange.ckpt",
-    ),
-    "checkpoint without weights": (
-        "evaluate",
-        lambda p: p.saved(lambda content: content.pop("state_dict")),
-        "strange.ckpt",
-    ),
-    "checkpoint of no module": ("evaluate", lambda p: p.saved(other_encoder), "os.system"),
-    "checkpoint of other sizes": ("evaluate", lambda p: p.saved(other_size), "strange.ckpt"),
-    "checkpoint, NaN": ("evaluate", lambda p: p.saved(nan_weight), "strange.ckpt"),
-    "split without images": ("evaluate", without_validation, "there are no validation images of"),
-    "result that is there": (
-        "evaluate",
-        lambda p: {"output": p.written("r.json", "precious")},
-        "r.json exists",
-    ),
-    "result in a file": ("evaluate", lambda p: {"output": p.written("f", "") / "r.json"}, "f"),
-    "picture that is there": (
-        "samples",
-        lambda p: {"output": p.written("x.png", "precious")},
-        "x.png exists",
-    ),
+    "truncated": (resumed(lambda p, content: content[: len(content) // 2]), NO_CHECKPOINT),
+    "empty": (resumed(lambda p, content: b""), NO_CHECKPOINT),
+    "unsafe": (resumed(lambda p, content: exploit(p).read_bytes()), NO_CHECKPOINT),
+    "other size": (resumed(same, model__latent_dim=4), "latent_dim"),
+    "other kernel": (resumed(same, kernel="hmc"), "kernel"),
+    "other data": (resumed(same, data__validation=20), "same data"),
+}
+ROWS: dict[str, Row] = {
+    **{" ".join(map(str, row[:3])): option(*row) for row in OPTIONS},
+    **{
+        f"configuration {content!r}": (
+            "mnist",
+            lambda p, content=content: {"config": p.written("c.yaml", content)},
+            named,
+        )
+        for content, named in CONFIGURATIONS.items()
+    },
+    **rows("mnist", "run", OF_RUNS),
+    **rows("evaluate", "file", OF_FILES),
+    "picture": ("samples", lambda p: {"output": p.written("x.png", "precious")}, "x.png exists"),
 }
 
 
@@ -337,7 +329,7 @@ def test_bad_input_is_one_line_and_nothing_is_written(
     assert place.files() == before
 
 
-@pytest.mark.parametrize("row", ["data, a flipped bit", "checkpoint, unsafe"])
+@pytest.mark.parametrize("row", ["run, flipped bit in the data", "file, unsafe"])
 def test_commands_refuse_as_processes(row: str, place: Place, small: Arguments) -> None:
     command, prepare, named = ROWS[row]
     given = arguments(command, prepare(place), place, small)

@@ -98,7 +98,7 @@ FILES = {"posterior": ("result.png", "result.json"), "evaluate": ("result.json",
         (
             "evaluate",
             ["noise 3", "writing 2", "noise 3", "renaming 4"],
-            [("noise 13", "SIGTERM")],
+            [("noise 70", "SIGTERM")],
             ["SIGTERM: {}"],
         ),
     ],
