@@ -1,5 +1,6 @@
 """What a training step of every kind computes, by hand."""
 
+import math
 from collections.abc import Callable
 from copy import deepcopy
 from typing import Any, NamedTuple
@@ -11,6 +12,7 @@ from torch import Tensor, nn
 from torch.distributions import Bernoulli, Distribution, Independent, MultivariateNormal, Normal
 
 from dglm import DGLM
+from dglm.coordinates import sibling_loss
 from samplers import HMC, State, seeded_generator
 
 BuildDGLM = Callable[..., DGLM]
@@ -85,16 +87,29 @@ def by_hand(module: DGLM, x: Tensor) -> Step:
         losses.append(module.jump_scale**2 / jump - jump / module.jump_scale**2)
         jumps.append(distance * info.acceptance)
         acceptances.append(info.acceptance)
+    sampler_loss = torch.stack(losses).sum(dim=0)
+    if module.coordinates is not None and [*module.sampler.parameters()]:
+        sampler_loss = of_siblings(module, x, state.position.detach(), generator)
     return Step(
         entropy - energy(z),
         log_joint(decoder, x, state.position.detach()),
-        torch.stack(losses).sum(dim=0),
+        sampler_loss,
         torch.stack(jumps).mean(dim=0),
         torch.stack(acceptances).mean(dim=0),
         score_difference(posterior, state).div(3).log1p().mul(1.5)
         if isinstance(posterior, MultivariateNormal)
         else torch.zeros(len(x)),
     )
+
+
+def of_siblings(module: DGLM, x: Tensor, z: Tensor, generator: torch.Generator) -> Tensor:
+    """Return the loss of two steps from each place of the first eighth of the chains."""
+    twins, start = (part[: math.ceil(len(x) / 8)].repeat(2, 1) for part in (x, z))
+    energy, context = ByHand(module.model.decoder, twins), module.kernel.embed(twins)
+    state = energy.value_and_gradient(start)
+    noise = module.kernel.noise(state, generator)
+    _, info = module.kernel.step(state, energy, noise, context)
+    return sibling_loss(context.gaussian, start, info)
 
 
 def score_difference(gaussian: MultivariateNormal, state: State) -> Tensor:
@@ -252,4 +267,5 @@ def test_gradients_per_update_counts_the_gradients_of_a_step(
 ) -> None:
     attached = attach(kind)
     attached.loss()
-    assert attached.module.gradients_per_update == len(gradients)
+    # Of all images; siblings are of an eighth of them.
+    assert attached.module.gradients_per_update == gradients.count(len(attached.x))
