@@ -14,7 +14,7 @@ import pytest
 import torch
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-from dglm import DGLM
+from dglm import DGLM, AmortizedPreconditioned
 from experiments.mnist import command_line, main, train
 from experiments.shared.callbacks import num_weights, reconstructions
 from samplers import Kernel
@@ -68,7 +68,8 @@ def test_all_files_are_there(done: Run) -> None:
     folder, found, kernel = done.folder, done.summary, done.folder.name
     assert {path.name for path in folder.iterdir()} >= {*FILES, "checkpoints", "summary.json"}
     assert found.keys() >= set(SCORE)
-    assert (found["kernel"], found["dataset"], found["updates"]) == (kernel, "mnist", 5)
+    named = kernel if kernel == "none" else f"{kernel} in coordinates"
+    assert (found["kernel"], found["dataset"], found["updates"]) == (named, "mnist", 5)
     assert ("log_joint_kernel" in found) == (kernel != "none")
     if kernel != "none":
         gain = found["log_joint_kernel"] - found["log_joint_q"]
@@ -88,15 +89,15 @@ def test_the_banner_says_what_the_run_then_takes(done: Run) -> None:
         if part is not None:
             values = part.state_dict().values()
             count = sum(value.numel() for value in values if value.is_floating_point())
-            assert num_weights(part) == count - (summary["kernel"] == "hmc" and name == "kernel")
+            assert num_weights(part) == count - (done.folder.name == "hmc" and name == "kernel")
             assert f"{name} {num_weights(part):,}" in text
     assert "mnist: 360 train, 40 validation, 40 test images, 1 x 28 x 28, binarized" in text
     # Two steps of two leapfrogs and a first gradient, for 20 images an update.
     shared = "20 images, 2 MH steps of 2 leapfrogs: 5 gradients of U each, 100 in all, to"
     title, update, gradients = {
         "none": ("VAE, seed 0", "20 images, no gradients of U", 0),
-        "hmc": ("HMC-DGLM, seed 0", f"{shared} first order", 500),
-        "l2hmc": ("L2HMC-DGLM, seed 0", f"{shared} second order", 500),
+        "hmc": ("HMC-DGLM in coordinates, seed 0", f"{shared} first order", 500),
+        "l2hmc": ("L2HMC-DGLM in coordinates, seed 0", f"{shared} second order", 500),
     }[done.folder.name]
     assert title in text
     assert update in text
@@ -157,6 +158,7 @@ def test_without_validation_images_until_the_clock_ends_it(
     small: Arguments, tmp_path: Path
 ) -> None:
     limits = {"trainer.max_steps": -1, "trainer.max_time": "00:00:00:01", "data.validation": 0}
+    limits["model.decay_share"] = 0
     found = run(small(tmp_path / "run", quiet="false", **limits), tmp_path / "run")
     assert found.summary["training_images"] == 400
     checkpoint = torch.load(tmp_path / "run" / "checkpoints" / "last.ckpt", weights_only=True)
@@ -248,7 +250,7 @@ def test_a_compiled_training_is_the_eager_one_and_only_its_step_runs_compiled_co
         checkpoint = tmp_path / compile / "checkpoints" / "last.ckpt"
         models.append(DGLM.load_from_checkpoint(checkpoint).state_dict())
     assert seen == {("training_step", False), ("validation_step", True)}
-    assert [each.__name__.lower() for each in compilations] == [kernel]
+    assert compilations == [AmortizedPreconditioned]
     torch.testing.assert_close(models[1], models[0], rtol=1e-3, atol=1e-5)
 
 
