@@ -42,8 +42,8 @@ class DGLM(LightningModule):
     2. From z₀ (no gradient), J steps of the kernel; the sampler descends Σ_j ℓ_λ(δ_j A_j), with
        jumps δ measured in the standard deviations of q, through ∂U to second order.
     3. The decoder ascends log p(x, z_J) (no gradient to z_J).
-    4. The network of a kernel in coordinates of each image's own
-       (:class:`dglm.AmortizedPreconditioned`) descends their score loss at z_J.
+    4. Coordinates of each image's own (:class:`dglm.AmortizedPreconditioned`) descend their score
+       loss at z_J, and the sampler in them, in place of ℓ, the sibling loss of one step from z_J.
 
     ``kernel=None`` is the VAE, where encoder and decoder ascend the evidence lower bound together;
     ``HMC`` is HMC-DGLM, its step size following an acceptance of 0.65; ``L2HMC`` is L2HMC-DGLM.
@@ -56,9 +56,7 @@ class DGLM(LightningModule):
         num_mh_steps: J, Metropolis-Hastings steps from q to the draw that trains the decoder.
         learning_rate: Adam's, for all parts.
         seed: All randomness of training is a function of (seed, global step, rank).
-        jump_scale: λ, the jump that counts as good, in standard deviations of q. The paper's 1
-            is short where posteriors are wider than q: then far jumps are all that is learned,
-            and chains approach the posterior more slowly.
+        jump_scale: λ, the jump that counts as good, in standard deviations of q; the paper's is 1.
         decay_share: Share of the training, its last part, in which the learning rate falls
             geometrically to 3 %, so that the sampler can follow the decoder. Of a training that
             is resumed with another length, that length counts.
@@ -72,16 +70,6 @@ class DGLM(LightningModule):
         Generalizing Hamiltonian Monte Carlo with Neural Networks (Levy, Hoffman and
         Sohl-Dickstein, 2018), Algorithm 2.
         Learning deep latent Gaussian models with Markov chain Monte Carlo (Hoffman, 2017).
-
-    Example:
-        >>> import torch
-        >>> from dglm import DGLM, Decoder, Encoder, GenerativeModel
-        >>> from samplers import L2HMC
-        >>> model = GenerativeModel(Decoder(2, 6, hidden=[8]), latent_dim=2)
-        >>> kernel = L2HMC(2, num_leapfrogs=3, observation_dim=6, embedding_hidden=[8])
-        >>> dglm = DGLM(model, Encoder(6, 2, hidden=[8]), kernel, num_mh_steps=2)
-        >>> dglm.posterior_samples(torch.zeros(5, 6)).shape  # after Trainer.fit, for use
-        torch.Size([5, 2])
     """
 
     model: GenerativeModel

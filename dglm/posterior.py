@@ -130,7 +130,7 @@ class ChainMeans(NamedTuple):
 
 
 class LongChains(NamedTuple):
-    """What is kept of many long chains, at a memory that does not grow with their length."""
+    """What is kept of many long chains."""
 
     means: ChainMeans
     """Over all draws of each chain, for figures of shape and their errors."""
