@@ -22,13 +22,7 @@ class GaussianNetwork(InferenceNetwork):
 
     The last layer begins near zero, and so the Gaussian at N(0, I), the prior.
 
-    Arguments:
-        observation_dim: Length of x.
-        latent_dim: Length of z.
-        hidden: Units in each hidden layer.
-
-    Raises:
-        ValueError: A size is below 1, or there is no hidden layer.
+    Arguments and errors are those of :class:`dglm.Encoder`.
 
     Shapes: x (B, observation_dim) to μ (B, latent_dim) and L (B, latent_dim, latent_dim).
     """
