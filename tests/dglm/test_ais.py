@@ -214,6 +214,22 @@ def test_images_whose_error_is_unknown_are_named() -> None:
     assert not good.unreliable.any()
 
 
+@pytest.mark.parametrize(("latent_dim", "pixels"), [(6, 9), (20, 30)])
+def test_errors_are_known_where_estimates_are_right_and_unknown_where_they_are_not(
+    linear_gaussian: Model, exact_log_likelihood: ExactLogLikelihood, latent_dim: int, pixels: int
+) -> None:
+    model = linear_gaussian(latent_dim, pixels, 0.3)
+    x = draw(model, 60)
+    settings, exact = AISSettings(16, 10, 3), exact_log_likelihood(model, x)
+    poor = estimate_log_likelihood(model, x, settings, "prior")
+    low = poor.log_likelihood < exact - 2
+    assert low.float().mean() > 0.5
+    assert poor.unreliable[low].all()
+    good = estimate_log_likelihood(model, x, settings)
+    assert not good.unreliable.any()
+    assert ((good.log_likelihood - exact).abs() < 5 * good.standard_error).all()
+
+
 def test_chains_that_do_not_move_have_no_known_error(
     linear_gaussian: Model, monkeypatch: pytest.MonkeyPatch
 ) -> None:
