@@ -58,16 +58,22 @@ def check_sizes(
         x = _fitting(lambda: decoder(z), f"the decoder does not take {latent_dim} latent variables")
         sizes = f"observations of {x[0].numel()} numbers, which the decoder returns"
         q = _fitting(lambda: _outputs(encoder(x)), f"the encoder does not take {sizes}")
-    if len(q) != 2 or any(part.shape != z.shape for part in q):
-        raise ValueError(
-            f"the encoder must return mean and log standard deviation of {latent_dim} latent "
-            f"variables, as the decoder takes, but it returns {_shapes(q)} for 2 observations"
-        )
+    check_posterior(q, len(x), latent_dim)
     if kernel is not None:
         name = type(kernel).__name__
         _fitting(
             lambda: _moved(kernel, x, z),
             f"the kernel, {name}, does not take {latent_dim} latent variables and {sizes}",
+        )
+
+
+def check_posterior(outputs: list[Tensor], count: int, latent_dim: int) -> None:
+    """Raise ValueError where an encoder's outputs for some observations are no Gaussians of z."""
+    if len(outputs) != 2 or any(part.shape != (count, latent_dim) for part in outputs):
+        raise ValueError(
+            f"the encoder must return mean and log standard deviation of {latent_dim} latent "
+            f"variables, as the decoder takes, but it returns {_shapes(outputs)} for {count} "
+            "observations"
         )
 
 

@@ -71,7 +71,7 @@ def importance_weighted_bound(
     pieces = []
     for first, rows in chunks_for_memory(model, images, at_once):
         generator = seeded_generator(images.device, seed, "importance", first)
-        own = encoded(encoder, rows[::at_once])
+        own = encoded(encoder, rows[::at_once], model.latent_dim)
         q = DiagonalGaussian(*(part.repeat_interleave(at_once, dim=0) for part in own))
         sums: list[Tensor] = []
         for begin in range(0, num_samples, at_once):

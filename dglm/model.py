@@ -128,7 +128,11 @@ class GenerativeModel(nn.Module):
         parameter = next(self.decoder.parameters(), torch.empty(0))
         generator = seeded_generator(parameter.device, 0, "decoder check")
         z = standard_normal(parameter.new_empty(3, self.latent_dim), generator)
-        output = check_function("decoder", self.decoder, z)[0]
+        output, *others = check_function("decoder", self.decoder, z) or [torch.empty(0)]
+        if others:
+            raise ValueError(
+                f"the decoder must return one tensor, flat (B, N), but it returns {1 + len(others)}"
+            )
         if output.dim() != 2:
             raise ValueError(
                 f"the decoder must return flat (B, N), but it returns {tuple(output.shape)} for "

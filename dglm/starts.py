@@ -15,7 +15,7 @@ from dglm.annealing import (
     temperatures,
     tune_step_sizes,
 )
-from dglm.checks import check_function
+from dglm.checks import check_function, check_posterior
 from dglm.gaussian import DenseGaussian, DiagonalGaussian, UnitMixture, gaussian_log_prob
 from dglm.model import GenerativeModel, PosteriorEnergy
 from samplers import State, seeded_generator, value_and_gradient
@@ -128,7 +128,7 @@ def starting_points(
     if isinstance(start, FittedStart):
         return _fitted(model, images, start.encoder, num_leapfrogs, seed, progress)
     if isinstance(start, nn.Module):
-        gaussians = encoded(start, images)
+        gaussians = encoded(start, images, model.latent_dim)
     elif start == "prior":
         gaussians = _standard_normals(images, model.latent_dim)
     else:
@@ -139,9 +139,14 @@ def starting_points(
     return Starts(gaussians, torch.zeros_like(gaussians.mean)[:, None], missed)
 
 
-def encoded(encoder: nn.Module, images: Tensor) -> DiagonalGaussian:
-    """Return q(z|x) of images (N, D); ValueError where it is not finite or depends on the batch."""
-    check_function("encoder", encoder, torch.cat([images[:2], torch.zeros_like(images[:1])]))
+def encoded(encoder: nn.Module, images: Tensor, latent_dim: int) -> DiagonalGaussian:
+    """Return q(z|x) of images (N, D).
+
+    Raises:
+        ValueError: It is not finite, depends on the batch, or is not of ``latent_dim`` variables.
+    """
+    some = torch.cat([images[:2], torch.zeros_like(images[:1])])
+    check_posterior(check_function("encoder", encoder, some), len(some), latent_dim)
     q = DiagonalGaussian(*encoder(images))
     if not all(bool(part.isfinite().all()) for part in q):
         raise ValueError("the encoder's q(z|x) is not finite: start at the prior, or train it anew")
@@ -215,7 +220,7 @@ class _FittingChains:
         )
         position = tuned.position.view(len(images), count, -1)
         if encoder is not None:
-            q = encoded(encoder, images)
+            q = encoded(encoder, images, model.latent_dim)
             repeated = (part.repeat_interleave(self.from_q, dim=0) for part in q)
             draws = DiagonalGaussian(*repeated).sample(generator)
             position = torch.cat([draws.view(len(images), self.from_q, -1), position], dim=1)

@@ -163,6 +163,8 @@ class Broken(nn.Module):
     [
         (Broken, r"q\(z\|x\) is not finite: start at the prior"),
         (lambda: nn.Sequential(nn.Dropout(), Encoder(6, 3, (4,))), r"something else.*encoder\.eva"),
+        (lambda: Encoder(6, 2, (4,)), r"of 3 latent .* returns \(3, 2\) and \(3, 2\) for 3 obs"),
+        (lambda: nn.Linear(6, 3), r"must return mean and log standard .* returns \(3, 3\) for 3"),
     ],
 )
 def test_an_encoder_that_is_no_function_is_refused(

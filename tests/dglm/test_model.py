@@ -9,7 +9,7 @@ import torch.nn.utils.prune
 from torch import Tensor, nn
 from torch.distributions import Bernoulli, Distribution, Normal
 
-from dglm import ConvolutionalDecoder, Decoder, Gaussian, GenerativeModel
+from dglm import ConvolutionalDecoder, Decoder, Encoder, Gaussian, GenerativeModel
 from samplers import State, seeded_generator
 from samplers.energy import value_and_gradient
 
@@ -247,6 +247,11 @@ def test_decoders_that_do_not_suit_the_likelihood_are_refused(
     with pytest.raises(ValueError, match=message):
         GenerativeModel(decoder, 3).observations(images)
     GenerativeModel(nn.Sequential(decoder, cure), 3, likelihood).observations(images)
+
+
+def test_a_decoder_of_two_outputs_is_refused(images: Tensor) -> None:
+    with pytest.raises(ValueError, match=r"must return one tensor, flat \(B, N\), .* returns 2"):
+        GenerativeModel(Encoder(3, 6, (4,)), 3).observations(images)
 
 
 # The model of some of the observations
