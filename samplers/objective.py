@@ -14,8 +14,7 @@ _SIBLINGS_RATE, _JUMPS_RATE = 0.05, 0.02
 _LEAST_SHARE = 1e-3
 """Of a feature's variance: what moves less counts in the loss as if it moved this much."""
 _RIDGE = 1e-2
-"""Where jumps have less than this share of the moment of their coordinates they count for little:
-the noise of a narrow direction would drown what a long one has to learn."""
+"""Directions in which jumps have less than this share of their coordinates' moment count less."""
 
 
 class RunningMeans:
