@@ -324,7 +324,7 @@ def test_bounds_enclose_the_exact_log_likelihood_and_are_unbiased_on_its_scale(
     monkeypatch.setattr(
         case.model, "sample", lambda *given: drawn.append(sample(*given)) or drawn[-1]
     )
-    bounds = bidirectional_bounds(case.model, 400, AISSettings(2, 5, 2), start(case.model))
+    bounds = bidirectional_bounds(case.model, 400, AISSettings(4, 12, 2), start(case.model))
     exact = case.exact(drawn[-1][0])
     lower, upper = exact - bounds.lower, bounds.upper - exact
     assert min(standard_errors(lower), standard_errors(upper)) > -5
