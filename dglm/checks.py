@@ -56,6 +56,11 @@ def check_sizes(
     z = like.new_zeros(2, latent_dim)
     with _buffers_kept(decoder), _buffers_kept(encoder):
         x = _fitting(lambda: decoder(z), f"the decoder does not take {latent_dim} latent variables")
+        if x.dim() != 2:
+            raise ValueError(
+                f"the decoder must return flat (B, N), but it returns {tuple(x.shape)} for B = 2; "
+                "put torch.nn.Flatten() behind it"
+            )
         sizes = f"observations of {x[0].numel()} numbers, which the decoder returns"
         q = _fitting(lambda: _outputs(encoder(x)), f"the encoder does not take {sizes}")
     check_posterior(q, len(x), latent_dim)

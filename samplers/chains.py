@@ -3,6 +3,7 @@
 import inspect
 import warnings
 from collections.abc import Callable, Iterator
+from numbers import Integral
 from typing import Any, NamedTuple, TypedDict
 
 import numpy as np
@@ -199,6 +200,14 @@ def sample_chunks(
         ValueError: A count is below 1, the energy or its gradient is not finite where a chain
             starts, or there is a generator beside a snapshot.
     """
+    for name, value in (("num_draws", num_draws), ("thin", thin), ("chunk_size", chunk_size)):
+        if not isinstance(value, Integral):
+            raise TypeError(f"{name} must be an integer, got {value!r}")
+    if not (generator is None or isinstance(generator, torch.Generator)):
+        raise TypeError(
+            f"generator must be a torch.Generator, got {generator!r}: "
+            "torch.Generator().manual_seed(0) is one of seed 0"
+        )
     if num_draws < 1 or thin < 1:
         raise ValueError(f"num_draws and thin must be at least 1, got {num_draws} and {thin}")
     if chunk_size < 1:

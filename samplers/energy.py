@@ -134,6 +134,11 @@ def evaluated(energy: Energy, position: Tensor) -> State:
     """Return :func:`value_and_gradient`, but raise whatever the energy raises."""
     if isinstance(energy, EnergyWithGradient):
         return _differentiable(energy.value_and_gradient(position), position)
+    if not callable(energy):
+        raise TypeError(
+            "an energy is a function from positions (B, D) to (B,), got "
+            f"{type(energy).__name__}; DistributionEnergy makes one of a distribution"
+        )
     # torch.func.grad is what works inside a compiled region and in inference mode;
     # elsewhere autograd.grad is two to three times faster.
     if torch.compiler.is_compiling():

@@ -1,6 +1,7 @@
 """Hamiltonian Monte Carlo."""
 
 import math
+from numbers import Integral
 
 import torch
 from torch import Tensor
@@ -84,6 +85,8 @@ class HMC(Kernel):
 
 def initial_log_step_size(num_leapfrogs: int, step_size: float) -> Tensor:
     """Return log ε as a 0-d tensor, after checking both settings of a leapfrog integrator."""
+    if not isinstance(num_leapfrogs, Integral):
+        raise TypeError(f"num_leapfrogs must be an integer, got {num_leapfrogs!r}")
     if num_leapfrogs < 1:
         raise ValueError(f"num_leapfrogs must be at least 1, got {num_leapfrogs}")
     if not (step_size > 0 and math.isfinite(step_size)):

@@ -248,8 +248,9 @@ def progress_columns() -> Progress:
 
 @contextmanager
 def counted(description: str, total: int, quiet: bool = False) -> Iterator[Callable[[int], None]]:
-    """Show a bar of ``total`` units; yield the function that advances it."""
+    """Show a bar of about ``total`` units; yield the function that advances it."""
     with progress_columns() as progress:
         progress.disable = quiet
         task = progress.add_task(description, total=total, status="")
         yield lambda amount: progress.update(task, advance=amount)
+        progress.update(task, completed=total)

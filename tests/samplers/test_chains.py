@@ -295,3 +295,27 @@ def test_chunks_refuse_at_once(kernel: HMC, energy: Energy) -> None:
     _, snapshot = next(sample_chunks(kernel, energy, start, 3))
     with pytest.raises(ValueError, match="snapshot brings its own generator"):
         sample_chunks(kernel, energy, snapshot, 3, generator=seeded_generator("cpu", 0))
+
+
+@pytest.mark.parametrize(
+    ("misuse", "message"),
+    [
+        (lambda energy: HMC(5.0), "num_leapfrogs must be an integer, got 5.0"),
+        (lambda energy: sample(HMC(), energy, torch.zeros(5, 3), 10.0), "num_draws must be an int"),
+        (
+            lambda energy: sample(HMC(), energy, torch.zeros(5, 3), 10, generator=0),
+            "generator must be a torch.Generator, got 0",
+        ),
+        (
+            lambda energy: sample(
+                HMC(), torch.distributions.Normal(0.0, 1.0), torch.zeros(5, 3), 1
+            ),
+            "got Normal; DistributionEnergy makes one",
+        ),
+    ],
+)
+def test_arguments_of_another_type_are_named(
+    energy: Energy, misuse: Callable[[Energy], object], message: str
+) -> None:
+    with pytest.raises(TypeError, match=message):
+        misuse(energy)
