@@ -13,7 +13,7 @@ from samplers import Kernel, State, reciprocal_jump_loss
 from samplers.energy import fresh_leaf, twice
 from samplers.objective import squared_jump
 
-_TRAINED_SHARE = 1 / 8
+TRAINED_SHARE = 1 / 8
 """Of a batch, its first images: where a kernel in coordinates is trained. Second derivatives cost
 several times what a step costs."""
 
@@ -106,7 +106,7 @@ def _siblings(
     generator: torch.Generator | None,
 ) -> Tensor:
     """Return the loss of two steps from where the chains of the first images are."""
-    count = math.ceil(_TRAINED_SHARE * len(x))
+    count = math.ceil(TRAINED_SHARE * len(x))
     twins = torch.cat([x[:count], x[:count]])
     position, potential, gradient = (part[:count] for part in state[:3])
     start = fresh_leaf(twice(State(position, potential, gradient)))

@@ -14,7 +14,7 @@ from torch.optim.lr_scheduler import LambdaLR
 
 from dglm.ais import AISResult, AISSettings, gather, quiet_estimate, warn_of
 from dglm.callbacks import Safeguard
-from dglm.chain import Chain, run_chain
+from dglm.chain import TRAINED_SHARE, Chain, run_chain
 from dglm.checks import check_fingerprint, check_sizes, digest, fingerprint
 from dglm.coordinates import AmortizedPreconditioned, without_coordinates
 from dglm.gaussian import DiagonalGaussian
@@ -131,11 +131,13 @@ class DGLM(LightningModule):
         return self.kernel.network if isinstance(self.kernel, AmortizedPreconditioned) else None
 
     @property
-    def gradients_per_update(self) -> int:
-        """Gradients of U that the chain of one training step takes for each image."""
-        if self.kernel is None:
+    def gradients_per_update(self) -> float:
+        """Gradients of U that one training step takes for each image, in the mean over a batch."""
+        if self.kernel is None or self.sampler is None:
             return 0
-        return self.num_mh_steps * self.kernel.num_leapfrogs + 1
+        chain = self.num_mh_steps * self.kernel.num_leapfrogs + 1
+        learned = self.coordinates is not None and any(True for _ in self.sampler.parameters())
+        return chain + (2 * TRAINED_SHARE * self.kernel.num_leapfrogs if learned else 0)
 
     def posterior(self, x: Tensor) -> DiagonalGaussian:
         """Return q(z|x) for observations (B, N), in their precision."""
@@ -378,7 +380,9 @@ class DGLM(LightningModule):
             return adam
         updates, share = self.trainer.estimated_stepping_batches, self.decay_share
         if not math.isfinite(updates):
-            raise ValueError("decay_share needs the training's length: set max_epochs or max_steps")
+            raise ValueError(
+                "decay_share needs the training's length: set max_epochs or max_steps, or no decay"
+            )
         begin = 1 - share
         schedule = LambdaLR(adam, lambda done: _LAST ** max(0.0, (done / updates - begin) / share))
         return {"optimizer": adam, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}

@@ -85,7 +85,7 @@ def report(
         "dataset": data.dataset_name,
         "training_images": len(data.labels("train")),
         "updates": updates,
-        "training_gradient_evaluations": updates * images_each * dglm.gradients_per_update,
+        "training_gradient_evaluations": round(updates * images_each * dglm.gradients_per_update),
         **training_faults(dglm, images_each),
         "split": "test",
         "binarization": data.binarization,

@@ -67,7 +67,8 @@ def training_cost(options: LikelihoodCurve, model: Model) -> Cost:
         train(cli)
         batches = len(data.train_dataloader())
         updates = options.num_epochs * math.ceil(batches / trainer.accumulate_grad_batches)
-        gradients = updates * images_per_update(trainer, data) * dglm.gradients_per_update
+        images = updates * images_per_update(trainer, data)
+        gradients = round(images * dglm.gradients_per_update)
         device = trainer.strategy.root_device
         scoring = scoring_seconds(options, dglm.to(device), data.heldout("test").to(device))
     torch.compiler.reset()

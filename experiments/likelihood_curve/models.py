@@ -160,7 +160,7 @@ def train_model(options: LikelihoodCurve, model: Model, folder: Path) -> None:
         "updates": updates,
         "training_seconds": cli.clock.seconds,
         "gradients_per_update": dglm.gradients_per_update,
-        "training_gradient_evaluations": updates * images * dglm.gradients_per_update,
+        "training_gradient_evaluations": round(updates * images * dglm.gradients_per_update),
     }
     write_json(figures, folder / "training.json")
     torch.compiler.reset()  # the next model may be of other sizes

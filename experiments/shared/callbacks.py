@@ -253,8 +253,8 @@ def update_cost(dglm: DGLM, images: int) -> str:
     order = "second" if any(True for _ in dglm.sampler.parameters()) else "first"
     return (
         f"{images:,} images, {dglm.num_mh_steps} MH steps of {dglm.sampler.num_leapfrogs} "
-        f"leapfrogs: {dglm.gradients_per_update} gradients of U each, "
-        f"{images * dglm.gradients_per_update:,} in all, to {order} order"
+        f"leapfrogs: {dglm.gradients_per_update:g} gradients of U each, "
+        f"{images * dglm.gradients_per_update:,.0f} in all, to {order} order"
     )
 
 

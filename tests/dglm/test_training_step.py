@@ -267,5 +267,8 @@ def test_gradients_per_update_counts_the_gradients_of_a_step(
 ) -> None:
     attached = attach(kind)
     attached.loss()
-    # Of all images; siblings are of an eighth of them.
-    assert attached.module.gradients_per_update == gradients.count(len(attached.x))
+    images, siblings = gradients.count(len(attached.x)), gradients.count(2)
+    assert len(gradients) == images + siblings
+    # Siblings are two of each image of an eighth of the batch, rounded up: here of one.
+    assert attached.module.gradients_per_update == images + siblings * 2 / 8
+    assert (siblings > 0) == (kind == "l2hmc in coordinates")
