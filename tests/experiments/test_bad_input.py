@@ -4,6 +4,7 @@ import os
 import shutil
 import subprocess
 import sys
+import zipfile
 from collections.abc import Callable
 from dataclasses import dataclass
 from importlib import import_module
@@ -83,10 +84,17 @@ def exploit(place: Place) -> Path:
     return path
 
 
-def flip(content: bytes) -> bytes:
-    """Flip one bit in the middle."""
-    middle = len(content) // 2
-    return content[:middle] + bytes([content[middle] ^ 1]) + content[middle + 1 :]
+def flip(content: bytes, place: int | None = None) -> bytes:
+    """Flip one bit, by default in the middle."""
+    place = len(content) // 2 if place is None else place
+    return content[:place] + bytes([content[place] ^ 1]) + content[place + 1 :]
+
+
+def inside(checkpoint: Path) -> int:
+    """Return a place in the largest tensor: between tensors are bytes that mean nothing."""
+    with zipfile.ZipFile(checkpoint) as archive:
+        largest = max(archive.infolist(), key=lambda each: each.file_size)
+    return largest.header_offset + largest.file_size
 
 
 def other_encoder(content: dict[str, Any]) -> None:
@@ -228,7 +236,10 @@ OF_FILES: dict[str, tuple[Prepare, str]] = {
     "text": (loaded(lambda p: "hello"), STRANGE),
     "zip header": (loaded(lambda p: b"PK\3\4"), STRANGE),
     "truncated": (loaded(lambda p: p.checkpoint.read_bytes()[:20_000]), STRANGE),
-    "flipped bit": (loaded(lambda p: flip(p.checkpoint.read_bytes())), STRANGE),
+    "flipped bit": (
+        loaded(lambda p: flip(p.checkpoint.read_bytes(), inside(p.checkpoint))),
+        STRANGE,
+    ),
     "unsafe": (lambda p: {"checkpoint": exploit(p)}, "more than plain data"),
     "folder": (lambda p: {"checkpoint": p.folder}, "no checkpoint"),
     "list": (bare_list, STRANGE),

@@ -47,7 +47,7 @@ def test_own_loggers_take_the_place_of_the_run_s(small: Arguments, tmp_path: Pat
 def test_float64_is_trained_and_scored(small: Arguments, tmp_path: Path) -> None:
     main(small(tmp_path / "run", trainer__precision="64-true"))
     content = torch.load(tmp_path / "run" / "checkpoints" / "last.ckpt", weights_only=True)
-    assert content["state_dict"]["kernel.log_step_size"].dtype == torch.float64
+    assert content["state_dict"]["kernel.kernel.log_step_size"].dtype == torch.float64
     assert (tmp_path / "run" / "summary.json").exists()
 
 

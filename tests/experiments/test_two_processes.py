@@ -28,6 +28,7 @@ def run(small: Callable[..., list[str]], tmp_path_factory: pytest.TempPathFactor
         "trainer__devices": 2,
         "trainer__strategy": "ddp",
         "trainer__max_steps": STEPS,
+        "model__decay_share": 0,
         "evaluation__num_images": IMAGES,
         "evaluation__num_chains": 16,
         "evaluation__num_temperatures": 20,
