@@ -9,7 +9,6 @@ import torch
 from torch import Tensor
 
 from dglm.annealing import (
-    JITTER,
     Annealed,
     anneal,
     check_counts,
@@ -28,6 +27,7 @@ from dglm.model import GenerativeModel
 from dglm.precision import full_precision
 from dglm.starts import Start, StartName, fit_gradients, starting_points
 from samplers import HMC, seeded_generator
+from samplers.hmc import JITTER
 
 _PILOT_CHAINS = 4
 _LOW_ACCEPTANCE = 0.1

@@ -9,13 +9,12 @@ from torch import Tensor
 from dglm.gaussian import DiagonalGaussian, UnitMixture, gaussian_log_prob
 from dglm.model import GenerativeModel
 from samplers import HMC, Energy, State, value_and_gradient
+from samplers.hmc import JITTER
 
 _SIGMOID_RADIUS = 4.0
 _PILOT_TEMPERATURES = 100
 _PILOT_STEPS, _PILOT_WARM_UP = 50, 10
 _PILOT_GAIN = 0.5
-JITTER = 0.5
-"""Of all HMC whose step size is tuned here: see :class:`samplers.HMC`."""
 _MEMORY_BUDGET = 2**30
 
 

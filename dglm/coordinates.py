@@ -10,6 +10,7 @@ from dglm.gaussian import DenseGaussian
 from dglm.networks import InferenceNetwork
 from samplers import Energy, Info, Kernel, State
 from samplers.kernel import Context, Endpoint, PhasePoint
+from samplers.objective import squared_differences
 from samplers.preconditioned import Transformed, Whitened
 
 _LEAST = 1e-3
@@ -151,13 +152,13 @@ def sibling_loss(gaussian: DenseGaussian, start: Tensor, info: Info) -> Tensor:
     acceptance = info.acceptance[:, None]
     loss = acceptance.new_zeros(())
     for power, variance in ((1, 1.0), (2, 2.0)):
-        before, after = w.pow(power), proposal.pow(power)
-        first, second = after.chunk(2)
-        a1, a2 = acceptance.chunk(2)
-        moved = (after - before).square()
-        one, other = moved.chunk(2)
-        apart = a1 * a2 * (first - second).square() + a1 * (1 - a2) * one + (1 - a1) * a2 * other
-        s, j = apart.mean() / (2 * variance), (acceptance * moved).mean() / (2 * variance)
+        begin, _ = w.pow(power).chunk(2)
+        first, second = proposal.pow(power).chunk(2)
+        apart, *moved = squared_differences((begin, first, second), *acceptance.chunk(2))
+        s, j = (
+            apart.mean() / (2 * variance),
+            (acceptance * torch.cat(moved)).mean() / (2 * variance),
+        )
         loss = loss - 0.5 * torch.log(torch.minimum(s, j) + _LEAST)
     return loss
 

@@ -8,12 +8,12 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from dglm.annealing import JITTER
 from dglm.model import GenerativeModel
 from dglm.precision import full_precision
 from samplers import HMC, Chains, Energy, Kernel, sample_chunks
 from samplers.adaptation import Moments, track_acceptance
 from samplers.chains import Snapshot
+from samplers.hmc import JITTER
 from samplers.io import Resumable
 from samplers.kernel import Context
 

@@ -12,10 +12,10 @@ from torch import Tensor, nn
 
 from data import ImageDataModule
 from dglm import DGLM, KernelSteps, inpaint
-from dglm.annealing import JITTER
 from experiments.shared.scoring import mean_and_error
 from samplers import HMC, adapt, sample, seeded_generator
 from samplers.adaptation import warm_up_gradients
+from samplers.hmc import JITTER
 
 _REFERENCE_LEAPFROGS, _REFERENCE_WARM_UP, _REFERENCE_THIN = 10, 300, 5
 NAMES = {

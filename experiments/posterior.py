@@ -18,7 +18,7 @@ from rich.table import Table
 from torch import Tensor
 
 from dglm import DGLM, long_chains, principal_axes
-from dglm.annealing import JITTER, check_counts
+from dglm.annealing import check_counts
 from dglm.posterior import ChainMeans, Estimate, LongChains, PrincipalAxes
 from experiments.shared.checkpoints import load_checkpoint
 from experiments.shared.cli import (
@@ -40,6 +40,7 @@ from experiments.shared.runs import (
 from experiments.shared.scoring import PictureOptions, held_out, mean_and_error
 from samplers import HMC, Kernel, adapt, sample, seeded_generator, summarise
 from samplers.adaptation import Moments
+from samplers.hmc import JITTER
 
 _NAMES = {"kernel": "the model's kernel", "hmc": "HMC, step size adapted"}
 SEARCH_CHAINS, SEARCH_STEPS = 16, 400

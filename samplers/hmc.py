@@ -10,6 +10,9 @@ from samplers.energy import Energy, State
 from samplers.kernel import Context, Endpoint, Kernel, Noise, PhasePoint
 from samplers.leapfrog import leapfrogs
 
+JITTER = 0.5
+"""What suits HMC whose trajectory nobody has chosen with the target in mind."""
+
 _ONE_REGION = 20
 """Leapfrogs up to which a step is compiled as one: the time that takes grows with each."""
 _PIECE = 10

@@ -99,8 +99,7 @@ def siblings(start: Tensor, first: Info, second: Info, running: RunningMeans) ->
 
     f, f1, f2 = features(start), features(first.proposal), features(second.proposal)
     a1, a2 = first.acceptance[:, None], second.acceptance[:, None]
-    moved1, moved2 = (f1 - f).square(), (f2 - f).square()
-    apart = a1 * a2 * (f1 - f2).square() + a1 * (1 - a2) * moved1 + (1 - a1) * a2 * moved2
+    apart, moved1, moved2 = squared_differences((f, f1, f2), a1, a2)
     jump = 0.5 * (a1 * moved1 + a2 * moved2)
     variance = running.update("feature variance", f.var(dim=0), _SIBLINGS_RATE)
     s, j = apart.mean(dim=0) / (2 * variance), jump.mean(dim=0) / (2 * variance)
@@ -110,6 +109,22 @@ def siblings(start: Tensor, first: Info, second: Info, running: RunningMeans) ->
     smaller = torch.where(s_mean < j_mean, s, j)
     level = running.update("smaller", smaller, _SIBLINGS_RATE).clamp(min=_LEAST_SHARE)
     return Objective(-(smaller / level).mean(), smaller.detach().mean())
+
+
+def squared_differences(
+    features: tuple[Tensor, Tensor, Tensor], a1: Tensor, a2: Tensor
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Return how far siblings end apart in expectation, and how far each proposal moves, squared.
+
+    Arguments:
+        features: f of the common start and of both proposals, (B, K) each.
+        a1: Probability that the first is accepted, (B, 1).
+        a2: That of the second.
+    """
+    start, first, second = features
+    moved1, moved2 = (first - start).square(), (second - start).square()
+    apart = a1 * a2 * (first - second).square() + a1 * (1 - a2) * moved1 + (1 - a1) * a2 * moved2
+    return apart, moved1, moved2
 
 
 def jumps(start: Tensor, info: Info, running: RunningMeans) -> Objective:

@@ -5,10 +5,8 @@ from torch import Tensor
 
 from samplers.chains import Chains, warn_of_still
 from samplers.energy import Energy, State, Tempered
-from samplers.hmc import HMC
+from samplers.hmc import HMC, JITTER
 from samplers.kernel import finite_start
-
-_JITTER = 0.5
 
 
 @torch.no_grad()
@@ -53,7 +51,7 @@ def parallel_tempering(
     ladder = temperatures.dim() == 1 and bool(temperatures.isfinite().all())
     if not (ladder and temperatures[:1].eq(1).any() and (temperatures.diff() > 0).all()):
         raise ValueError(f"temperatures must increase from 1, got {temperatures.tolist()}")
-    kernel = HMC(num_leapfrogs, step_size, _JITTER)
+    kernel = HMC(num_leapfrogs, step_size, JITTER)
     position = finite_start(kernel, energy, position).position
     kernel.to(position.device)
     count, chains = len(temperatures), len(position)

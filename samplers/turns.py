@@ -1,8 +1,6 @@
 """Several kernels in turns, as one."""
 
 from collections.abc import Sequence
-from copy import copy
-from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -33,11 +31,6 @@ class Turns(Kernel):
             raise ValueError("kernels must be at least one")
         self.kernels = nn.ModuleList(kernels)
         self.num_leapfrogs = sum(kernel.num_leapfrogs for kernel in kernels)
-
-    def __getstate__(self) -> dict[str, Any]:
-        """Have copies hold copies of the kernels, or they would be compiled together."""
-        copies = nn.ModuleList(copy(kernel) for kernel in self._each())
-        return {**super().__getstate__(), "_modules": {"kernels": copies}}
 
     @property
     def log_step_size(self) -> Tensor:  # type: ignore[override]
