@@ -6,9 +6,8 @@ from samplers.comparison import compare
 from samplers.diagnostics import summarise
 from samplers.distributions import DistributionEnergy
 from samplers.energy import Energy, EnergyWithGradient, State, value_and_gradient
-from samplers.flows import Flow
+from samplers.flows import Flow, Independence
 from samplers.hmc import HMC
-from samplers.independence import Independence
 from samplers.kernel import Endpoint, Info, Kernel, Noise, PhasePoint
 from samplers.l2hmc import L2HMC
 from samplers.learning import Learned, learn

@@ -6,9 +6,8 @@ from numbers import Integral
 import torch
 from torch import Tensor
 
-from samplers.energy import Energy, State
+from samplers.energy import Energy, State, value_and_gradient
 from samplers.kernel import Context, Endpoint, Kernel, Noise, PhasePoint
-from samplers.leapfrog import leapfrogs
 
 JITTER = 0.5
 """What suits HMC whose trajectory nobody has chosen with the target in mind."""
@@ -95,3 +94,29 @@ def initial_log_step_size(num_leapfrogs: int, step_size: float) -> Tensor:
     if not (step_size > 0 and math.isfinite(step_size)):
         raise ValueError(f"step_size must be a positive number, got {step_size}")
     return torch.tensor(math.log(step_size))
+
+
+def leapfrogs(
+    state: State, momentum: Tensor, energy: Energy, step_size: Tensor, count: int
+) -> tuple[State, Tensor]:
+    r"""Take leapfrogs of Hamiltonian dynamics.
+
+    .. math:: v' = v - \tfrac{ε}{2} ∂U(x), \quad x' = x + ε v', \quad
+        v'' = v' - \tfrac{ε}{2} ∂U(x')
+
+    The half kick that ends a leapfrog and the one that begins the next are one.
+
+    Arguments:
+        state: Position, energy and gradient of the chains; the gradient is not evaluated again.
+        momentum: v, (B, D).
+        energy: U, from (B, D) to (B,).
+        step_size: ε, 0-d or (B, 1); negative for a chain that goes backward in time.
+        count: M, at least 1.
+    """
+    backward = -step_size
+    momentum = torch.addcmul(momentum, backward, state.gradient, value=0.5)
+    for remaining in reversed(range(count)):
+        state = value_and_gradient(energy, torch.addcmul(state.position, step_size, momentum))
+        share = 1.0 if remaining else 0.5
+        momentum = torch.addcmul(momentum, backward, state.gradient, value=share)
+    return state, momentum

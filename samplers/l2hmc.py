@@ -1,16 +1,18 @@
-"""Learned Hamiltonian Monte Carlo (L2HMC)."""
+"""Learned Hamiltonian Monte Carlo (L2HMC): the kernel, its leapfrog and its networks."""
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from itertools import pairwise
+from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
 
-from samplers.energy import Energy, State, finite_gradient
+from samplers.energy import Energy, State, finite_gradient, value_and_gradient
 from samplers.hmc import initial_log_step_size
 from samplers.kernel import Context, Endpoint, Kernel, PhasePoint
-from samplers.leapfrog import Update, augmented_leapfrog
-from samplers.networks import UpdateNetwork, embedding_network
+
+_LARGEST_INPUT = 1e30
 
 
 class L2HMC(Kernel):
@@ -155,6 +157,157 @@ def _leapfrog(
         return kernel.position_network(fixed, momentum, time, context)
 
     return augmented_leapfrog(*start, energy, step_size, mask, momentum_update, position_update)
+
+
+class Update(NamedTuple):
+    """S, T and Q at one point of the trajectory, each (B, D)."""
+
+    scale: Tensor
+    """S: log-scale of the variable that is updated, per unit of step size."""
+    translation: Tensor
+    """T: added to the gradient or to the velocity."""
+    gate: Tensor
+    """Q: log-scale of the gradient or of the momentum, per unit of step size."""
+
+
+def augmented_leapfrog(
+    state: State,
+    momentum: Tensor,
+    direction: Tensor,
+    energy: Energy,
+    step_size: Tensor,
+    mask: Tensor,
+    momentum_update: Callable[[Tensor, Tensor], Update],
+    position_update: Callable[[Tensor, Tensor], Update],
+) -> tuple[State, Tensor, Tensor]:
+    r"""Take one leapfrog of L2HMC; return the state, the momentum and log|det J|.
+
+    Each of the four sub-updates is affine in the block that it changes,
+
+    .. math::
+        v' &= v e^{\frac{ε}{2} S_v} - \tfrac{ε}{2} (∂U(x) e^{ε Q_v} + T_v)  \\
+        x'_m &= x_m e^{ε S_x} + ε (v' e^{ε Q_x} + T_x)
+
+    (momentum, one half of the position, the other half, momentum), so that the backward direction
+    solves the same equations for the block: d = -1 is the exact inverse of d = +1 with the mask
+    complemented.
+
+    Arguments:
+        state: Position, energy and gradient of the chains.
+        momentum: v, (B, D).
+        direction: d, ±1, (B,).
+        energy: U, from (B, D) to (B,).
+        step_size: ε, (B, 1).
+        mask: Which coordinates move first, boolean, (B, D).
+        momentum_update: S_v, T_v and Q_v from (x, ∂U(x)).
+        position_update: S_x, T_x and Q_x from (the other half of x, v).
+
+    References:
+        Generalizing Hamiltonian Monte Carlo with Neural Networks (Levy, Hoffman and
+        Sohl-Dickstein, 2018), Section 4 and Appendix A.
+    """
+    sign = direction[:, None]
+
+    def kick(state: State, momentum: Tensor) -> tuple[Tensor, Tensor]:
+        update = momentum_update(state.position, state.gradient)
+        force = state.gradient * torch.exp(step_size * update.gate) + update.translation
+        log_scale = 0.5 * step_size * update.scale
+        return affine(momentum, log_scale, -0.5 * step_size * force, sign)
+
+    def drift(position: Tensor, momentum: Tensor, moving: Tensor) -> tuple[Tensor, Tensor]:
+        update = position_update(torch.where(moving, 0.0, position), momentum)
+        velocity = momentum * torch.exp(step_size * update.gate) + update.translation
+        log_scale = step_size * update.scale
+        moved, change = affine(position, log_scale, step_size * velocity, sign)
+        return torch.where(moving, moved, position), torch.where(moving, change, 0.0)
+
+    momentum, change_1 = kick(state, momentum)
+    position, change_2 = drift(state.position, momentum, mask)
+    position, change_3 = drift(position, momentum, ~mask)
+    end = value_and_gradient(energy, position)
+    momentum, change_4 = kick(end, momentum)
+    return end, momentum, (change_1 + change_2 + change_3 + change_4).sum(dim=-1)
+
+
+def affine(
+    block: Tensor, log_scale: Tensor, shift: Tensor, direction: Tensor
+) -> tuple[Tensor, Tensor]:
+    r"""Return a·y + b forward and (y - b)/a backward, with log|a| and -log|a| per coordinate.
+
+    Arguments:
+        block: y, (B, D).
+        log_scale: log a, (B, D).
+        shift: b, (B, D).
+        direction: ±1, (B, 1).
+    """
+    change = direction * log_scale
+    scale = torch.exp(change)
+    moved = torch.where(direction > 0, scale * block + shift, scale * (block - shift))
+    return moved, change
+
+
+class UpdateNetwork(nn.Module):
+    r"""S, T and Q on a shared trunk.
+
+    .. math::
+        h &= \mathrm{relu}(W_2\, \mathrm{relu}(W_1 (a, b, τ) + c)), \\
+        S &= e^{λ_S} \tanh(W_S h), \quad T = W_T h, \quad Q = e^{λ_Q} \tanh(W_Q h)
+
+    The three heads start near zero, so that training starts at Hamiltonian Monte Carlo.
+
+    Arguments:
+        dim: D, coordinates of the position.
+        hidden: Units in each of the two hidden layers, and length of the context.
+        head_scale: Factor on the initial weights of the heads.
+
+    References:
+        Generalizing Hamiltonian Monte Carlo with Neural Networks (Levy, Hoffman and
+        Sohl-Dickstein, 2018), Appendix B.
+    """
+
+    def __init__(self, dim: int, hidden: int, head_scale: float) -> None:
+        super().__init__()
+        self.inputs = nn.Linear(2 * dim + 2, hidden)
+        self.trunk = nn.Linear(hidden, hidden)
+        self.heads = nn.Linear(hidden, 3 * dim)
+        self.log_amplitude = nn.Parameter(torch.zeros(2 * dim))
+        with torch.no_grad():
+            self.heads.weight.mul_(head_scale)
+            self.heads.bias.zero_()
+
+    def forward(
+        self, first: Tensor, second: Tensor, time: Tensor, context: Tensor | None
+    ) -> Update:
+        """Return S, T and Q, each (B, D).
+
+        Arguments:
+            first: a, (B, D).
+            second: b, (B, D).
+            time: τ, (B, 2).
+            context: c, (B, hidden), or None.
+        """
+        # Weight gradients are sums over chains of input times gradient: one diverged chain
+        # must bring neither a non-finite input, nor one so large that the hidden layers
+        # overflow, nor a non-finite gradient into them.
+        inputs = torch.cat([first, second, time], dim=-1).nan_to_num(0.0, 0.0, 0.0)
+        inputs = inputs.clamp(-_LARGEST_INPUT, _LARGEST_INPUT)
+        features = self.inputs(inputs.to(self.inputs.weight.dtype))
+        if context is not None:
+            features = features + context
+        heads = self.heads(torch.relu(self.trunk(torch.relu(features))))
+        heads = heads.to(first.dtype)  # chains keep their precision, whatever the networks'
+        bounded, translation = heads.split(self.log_amplitude.numel(), dim=-1)
+        bounded = finite_gradient(self.log_amplitude.exp().to(first.dtype) * torch.tanh(bounded))
+        scale, gate = bounded.chunk(2, dim=-1)
+        return Update(scale, finite_gradient(translation), gate)
+
+
+def embedding_network(sizes: Sequence[int]) -> nn.Sequential:
+    """Return a softplus network with the given layer sizes, linear at its end."""
+    layers: list[nn.Module] = []
+    for inputs, outputs in pairwise(sizes[:-1]):
+        layers += [nn.Linear(inputs, outputs), nn.Softplus()]
+    return nn.Sequential(*layers, nn.Linear(sizes[-2], sizes[-1]))
 
 
 def time_encoding(num_leapfrogs: int) -> Tensor:

@@ -13,16 +13,14 @@ from torch import Tensor
 
 from samplers.adaptation import Moments, adapt, mass_factor, settle
 from samplers.chains import draw_chains
-from samplers.comparison import Comparison, efficiency
+from samplers.comparison import CONVERGED, Comparison, efficiency, race, tune_hmc
 from samplers.energy import Counted, Energy
-from samplers.flows import Flow, fit_flow
+from samplers.flows import Flow, Independence, fit_flow
 from samplers.hmc import HMC
-from samplers.independence import Independence
 from samplers.io import Resumable, build, checked_description, load_plain, save_whole
 from samplers.kernel import Kernel
 from samplers.l2hmc import L2HMC
 from samplers.preconditioned import Preconditioned, Transformed
-from samplers.race import CONVERGED, race, tune_hmc
 from samplers.random import mixed_seed, seeded_generator
 from samplers.training import TrainingSettings, train_sampler
 from samplers.turns import Turns

@@ -6,8 +6,7 @@ import torch
 from torch import Tensor
 
 from samplers import L2HMC, Endpoint, Energy, PhasePoint, State, value_and_gradient
-from samplers.leapfrog import Update, augmented_leapfrog
-from samplers.networks import UpdateNetwork
+from samplers.l2hmc import Update, UpdateNetwork, augmented_leapfrog
 
 
 class PublishedL2HMC(L2HMC):

@@ -25,8 +25,8 @@ from samplers import (
     train_sampler,
 )
 from samplers.adaptation import Mass, settle
+from samplers.comparison import LENGTHS, tune_hmc
 from samplers.energy import Counted
-from samplers.race import LENGTHS, tune_hmc
 
 _START_SCALES = {"icg": 3.0, "scg": 3.0, "mog": 2.0, "rough_well": 2.0, "banana": 5.0}
 _LEARNING_CHAINS = 100

@@ -27,9 +27,9 @@ from samplers import (
     summarise,
 )
 from samplers.adaptation import settle
+from samplers.comparison import tune_hmc
 from samplers.diagnostics import ESSPerStep, autocorrelation, ess_per_step
 from samplers.posteriors import POSTERIORS
-from samplers.race import tune_hmc
 
 MOMENTS = Path(__file__).with_name("moments.json")
 _DRAWS = 200_000

@@ -20,9 +20,9 @@ import torch
 import dglm.posterior
 import experiments.targets.__main__ as targets
 import experiments.targets.contenders as contenders
+import samplers.comparison
 import samplers.kernel
 import samplers.learning
-import samplers.race
 import samplers.training
 from dglm import DGLM
 from experiments.shared.cli import run_command
@@ -107,7 +107,7 @@ def plant(point: str, number: int) -> None:
 def save_often_and_tune_little() -> None:
     samplers.training._SAVE_INTERVAL = 5
     dglm.posterior._SAVE_SECONDS = 0.0
-    samplers.race._MULTIPLES = (1.0,)
+    samplers.comparison._MULTIPLES = (1.0,)
     contenders.LENGTHS = (1,)
     contenders._WARM_UP_STEPS = 20
     samplers.learning._CHAINS = contenders._LEARNING_CHAINS = 20

@@ -11,22 +11,17 @@ from torch import Tensor
 from samplers import (
     HMC,
     TARGETS,
-    Endpoint,
     Energy,
     Flow,
     GaussianMixture,
     GaussianTarget,
-    Kernel,
     Learned,
-    PhasePoint,
-    Preconditioned,
     flows,
     learn,
     sample,
     seeded_generator,
 )
 from samplers.flows import fit_flow
-from samplers.race import race, tune_hmc
 
 FACTOR = torch.tensor([[0.8, 0.0], [0.5, 1.2]], dtype=torch.float64)
 CENTRE = torch.tensor([0.3, -0.2], dtype=torch.float64)
@@ -56,49 +51,6 @@ def test_a_flow_gains_on_a_banana_and_not_on_a_gaussian() -> None:
         gains.append(fit_flow(flow, draws, 400, learning_rate=5e-3, generator=generator))
     assert gains[0] > 0.3
     assert gains[1] < 0.02
-
-
-class Stuck(Kernel):
-    """HMC some of whose chains never move."""
-
-    def __init__(self, share: float) -> None:
-        super().__init__()
-        self.num_leapfrogs, self.share = 1, share
-        self.register_buffer("log_step_size", torch.zeros(()))
-
-    def integrate(self, start: PhasePoint, energy: Energy, context: object = None) -> Endpoint:
-        end = HMC(1, 1.4).integrate(start, energy)
-        stuck = torch.arange(len(start.momentum)) < self.share * len(start.momentum)
-        return end._replace(log_determinant=end.log_determinant.masked_fill(stuck, torch.nan))
-
-
-def normal(position: Tensor) -> Tensor:
-    return 0.5 * position.square().sum(dim=-1)
-
-
-@pytest.mark.parametrize(
-    ("first", "other", "best"),
-    [
-        (HMC(1, 1.4), HMC(1, 1.4), "first"),  # as good is not better
-        (HMC(8, 0.3), HMC(1, 1.4), "other"),
-        (HMC(1, 1.4), HMC(8, 0.3), "first"),
-        (HMC(8, 0.3), Stuck(0.01), "first"),
-    ],
-)
-def test_the_first_kernel_gives_way_only_to_a_surely_better_one(
-    first: Kernel, other: Kernel, best: str
-) -> None:
-    start = torch.randn(100, 2, generator=seeded_generator("cpu", 0))
-    found = race({"first": first, "other": other}, normal, start, 600, seeded_generator("cpu", 1))
-    assert found.best == best
-    assert found.converged
-
-
-def test_chains_that_never_move_are_counted_and_do_not_converge() -> None:
-    start = torch.randn(100, 2, generator=seeded_generator("cpu", 0))
-    found = race({"stuck": Stuck(0.03)}, normal, start, 400, seeded_generator("cpu", 1))
-    assert found.table.row("stuck")["stuck"] == 3
-    assert not found.converged
 
 
 SCG = TARGETS["scg"]().float()
@@ -200,14 +152,3 @@ def test_one_start_in_one_dimension_and_double_precision_is_enough() -> None:
     assert found.position.shape == (100, 1)
     assert found.position.dtype == torch.float64
     assert found.table.row(found.chosen)["ess_per_gradient"] > 0.6
-
-
-def test_hmc_is_tuned_beyond_the_step_size_that_acceptance_asks_for() -> None:
-    # One leapfrog of ε = 1.3, accepted half of the time, has .37 independent draws a gradient on
-    # this target; of ε = 1 it has .24, and of two leapfrogs none has more than .27.
-    target = TARGETS["rough_well"]()
-    position = target.sample(100, seeded_generator("cpu", 0))
-    warm = Preconditioned(HMC(5, 0.5), torch.zeros(2), torch.ones(2))
-    tuned = tune_hmc(warm, target, position, 150, seeded_generator("cpu", 1))
-    assert tuned.num_leapfrogs == 1
-    assert 1.15 < float(tuned.step_size) < 1.55
