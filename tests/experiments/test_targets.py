@@ -15,8 +15,7 @@ from experiments.shared.runs import read_json
 from experiments.targets import contenders, reference, table
 from experiments.targets.__main__ import Options
 from experiments.targets.reference import Reference
-from samplers import HMC, GaussianMixture, seeded_generator
-from samplers import race as races
+from samplers import HMC, GaussianMixture, comparison, seeded_generator
 from samplers.posteriors import POSTERIORS
 
 SMALL = [
@@ -31,7 +30,7 @@ SMALL = [
 def make_small(patch: pytest.MonkeyPatch) -> None:
     """NUTS may be installed; its compiler would take most of the time."""
     patch.setattr(command, "nuts_is_installed", lambda: False)
-    patch.setattr(races, "_MULTIPLES", (1.0,))
+    patch.setattr(comparison, "_MULTIPLES", (1.0,))
     patch.setattr(contenders, "LENGTHS", (1, 2))
     patch.setattr("samplers.learning._CHAINS", 20)
     patch.setattr("samplers.learning._Learning._scaled", lambda self, count: max(20, count // 100))
@@ -146,7 +145,7 @@ def test_long_runs_give_the_moments_of_a_posterior(
     monkeypatch.setitem(POSTERIORS, "normal", Normal)
     with pytest.raises(SystemExit, match=r"no moments of normal: python -m exp"):
         run_command(lambda: Reference.of("normal"))
-    monkeypatch.setattr(races, "_MULTIPLES", (1.0,))
+    monkeypatch.setattr(comparison, "_MULTIPLES", (1.0,))
     reference.main(["normal"], num_chains=20, num_steps=200)
     found = read_json(tmp_path / "moments.json")["normal"]
     for value, error, exact in zip(
