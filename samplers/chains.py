@@ -2,7 +2,7 @@
 
 import inspect
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from numbers import Integral
 from typing import Any, NamedTuple, TypedDict
 
@@ -109,16 +109,10 @@ def sample(
         >>> chains.export()["posterior"]["position"].shape  # chains.to_arviz() for ArviZ
         (4, 10, 2)
     """
-    chains = draw_chains(
-        kernel,
-        energy,
-        position,
-        num_draws,
-        thin=thin,
-        context=context,
-        generator=generator,
-        progress=progress,
+    chunks = sample_chunks(
+        kernel, energy, position, num_draws, thin=thin, context=context, generator=generator
     )
+    chains = concatenate(chunks, num_draws, progress)
     warn_of_still(chains.draws, num_draws * thin)
     return chains
 
@@ -134,31 +128,30 @@ def warn_of_still(draws: Tensor, num_steps: int) -> None:
         )
 
 
-def draw_chains(
-    kernel: Kernel,
-    energy: Energy,
-    position: Tensor,
+def concatenate(
+    chunks: Iterable[tuple[Chains, Snapshot]],
     num_draws: int,
-    *,
-    thin: int = 1,
-    context: Context = None,
-    generator: torch.Generator | None = None,
     progress: Callable[[int], object] | None = None,
 ) -> Chains:
-    """Do what :func:`sample` does, for those who look for stuck chains themselves: no warning."""
+    """Return the chunks of :func:`sample_chunks`, of so many draws in all, as one."""
     kept: list[Tensor] = []
     done = 0
-    for chunk, _ in sample_chunks(
-        kernel, energy, position, num_draws, thin=thin, context=context, generator=generator
-    ):
+    for chunk, _ in chunks:
         # Room for all from the start: chunks put together at the end would be there twice.
-        kept = kept or [_room(part, num_draws) for part in chunk]
+        kept = kept or [part.new_empty((len(part), num_draws, *part.shape[2:])) for part in chunk]
         begin, done = done, done + chunk.draws.shape[1]
         for field, part in zip(kept, chunk, strict=True):
             field[:, begin:done] = part
         if progress is not None:
             progress(done)
     return Chains(*kept)
+
+
+def draw_chains(
+    kernel: Kernel, energy: Energy, position: Tensor, num_draws: int, **options: Any
+) -> Chains:
+    """Do what :func:`sample` does, for those who look for stuck chains themselves: no warning."""
+    return concatenate(sample_chunks(kernel, energy, position, num_draws, **options), num_draws)
 
 
 def still_chains(draws: Tensor) -> Tensor:
@@ -291,11 +284,6 @@ def _several(
         state, info = transition(kernel, state, energy, noise, context)
         done.append((state, info))
     return done
-
-
-def _room(part: Tensor, num_draws: int) -> Tensor:
-    """Return memory, not initialised, for so many draws like those of a field of a chunk."""
-    return part.new_empty((len(part), num_draws, *part.shape[2:]))
 
 
 def _stacked(steps: list[tuple[Tensor, Tensor]]) -> list[Tensor]:
