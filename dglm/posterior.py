@@ -8,19 +8,17 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from dglm.model import GenerativeModel
 from dglm.precision import full_precision
-from samplers import HMC, Chains, Energy, Kernel, sample_chunks
-from samplers.adaptation import Moments, track_acceptance
+from samplers import Chains, Energy, Kernel, sample_chunks
+from samplers.adaptation import Moments
 from samplers.chains import Snapshot
-from samplers.hmc import JITTER
 from samplers.io import Resumable
 from samplers.kernel import Context
 
 EDGES = torch.linspace(-6, 6, 121, dtype=torch.float64)
 """Ends of the histogram's bins in standard deviations; the outer bins reach to infinity."""
 
-_CHUNK_SIZE = 50
+_CHUNK = 50
 _KEPT_DRAWS = 200
 _SAVE_SECONDS = 60.0
 
@@ -231,14 +229,10 @@ class _LongRun:
         """Return the chunks that are left."""
         if self.done == self.num_steps > 0:
             return iter(())
+        start, noise = (self.end, None) if self.done else (self.position, generator)
+        left = self.num_steps - self.done
         return sample_chunks(
-            kernel,
-            energy,
-            self.end if self.done else self.position,
-            self.num_steps - self.done,
-            chunk_size=_CHUNK_SIZE,
-            context=context,
-            generator=None if self.done else generator,
+            kernel, energy, start, left, chunk_size=_CHUNK, context=context, generator=noise
         )
 
     def add(self, chunk: Chains, snapshot: Snapshot) -> None:
@@ -301,13 +295,7 @@ def principal_axes(
     warm_up, done, dim = num_steps // 2, 0, position.shape[1]
     moments = Moments(torch.zeros(dim).double(), torch.zeros(dim, dim).double())
     chunks = sample_chunks(
-        kernel,
-        energy,
-        position,
-        num_steps,
-        chunk_size=_CHUNK_SIZE,
-        context=context,
-        generator=generator,
+        kernel, energy, position, num_steps, chunk_size=_CHUNK, context=context, generator=generator
     )
     for chunk, _ in chunks:
         late = chunk.draws[:, max(0, warm_up - done) :]
@@ -317,50 +305,6 @@ def principal_axes(
             found = Moments.of(late.double().flatten(0, 1))
             moments = moments.mixed(found, late.shape[1] / (done - warm_up))
     return PrincipalAxes.of(moments), chunk.draws[:, -1].to(position)
-
-
-@full_precision()
-@torch.no_grad()
-def long_chain_log_joint(
-    model: GenerativeModel,
-    x: Tensor,
-    start: Tensor,
-    num_steps: int = 400,
-    num_leapfrogs: int = 10,
-    generator: torch.Generator | None = None,
-) -> Tensor:
-    """Return each image's mean of log p(x, z) along a long HMC chain on p(z|x).
-
-    The first half of the steps adapts the step size and is thrown away, the second half, with the
-    step size frozen, is averaged.
-
-    Arguments:
-        model: p(x, z).
-        x: Observations, (B, N).
-        start: Where the chains start, (B, latent_dim).
-        num_steps: Metropolis-Hastings steps in all, at least 2.
-        num_leapfrogs: Leapfrogs a step.
-        generator: Of the noise; without one, torch's global generator.
-
-    Returns:
-        Means, (B,) nats.
-
-    Raises:
-        ValueError: ``num_steps`` is below 2.
-    """
-    if num_steps < 2:
-        raise ValueError(f"num_steps must be at least 2, got {num_steps}")
-    kernel, energy = HMC(num_leapfrogs, jitter=JITTER).to(start), model.energy(x)
-    state = kernel.init(start, energy)
-    warm_up = num_steps // 2
-    for _ in range(warm_up):
-        state, info = kernel.step(state, energy, kernel.noise(state, generator))
-        track_acceptance(kernel, info.acceptance)
-    total = torch.zeros_like(state.energy)
-    for _ in range(num_steps - warm_up):
-        state, _ = kernel.step(state, energy, kernel.noise(state, generator))
-        total = total - state.energy
-    return total / (num_steps - warm_up)
 
 
 def between_chains(statistic: Callable[[Tensor], Tensor], features: Tensor) -> Estimate:

@@ -20,7 +20,7 @@ from dglm.callbacks import (
     exactness_errors,
     exactness_warning,
 )
-from dglm.posterior import long_chain_log_joint
+from dglm.chain import long_chain_log_joint
 from experiments.shared.models import kernel_name, model_name
 from experiments.shared.pictures import given_pixels, save_inpainting, save_rows, save_samples
 from experiments.shared.runs import print_files, write_json

@@ -23,7 +23,7 @@ from dglm import (
     inpaint,
 )
 from dglm.annealing import temperatures
-from dglm.posterior import long_chain_log_joint
+from dglm.chain import long_chain_log_joint
 from dglm.starts import starting_points
 from samplers import HMC, seeded_generator
 

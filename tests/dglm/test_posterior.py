@@ -1,84 +1,18 @@
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 import pytest
 import torch
 from torch import Tensor, nn
 from torch.distributions import MultivariateNormal
 
-from dglm import Gaussian, GenerativeModel, long_chains, principal_axes
-from dglm.posterior import ChainMeans, LongChains, PrincipalAxes, long_chain_log_joint
+from dglm import GenerativeModel, long_chains, principal_axes
+from dglm.posterior import ChainMeans, LongChains, PrincipalAxes
 from samplers import HMC, L2HMC, sample, seeded_generator
 from samplers.adaptation import Moments
 
 Model = Callable[..., GenerativeModel]
 ExactPosterior = Callable[[GenerativeModel, Tensor], MultivariateNormal]
-
-COPIES = 200
-"""Chains of the same image, whose spread gives the standard error of their mean."""
-
-
-def error_of(log_joints: Tensor, exact: float) -> float:
-    """Return how many standard errors the mean over chains is off."""
-    return float((log_joints.mean() - exact) / (log_joints.std() / COPIES**0.5))
-
-
-def test_mean_is_that_of_quadrature() -> None:
-    decoder = nn.Linear(1, 2)
-    with torch.no_grad():
-        decoder.weight.copy_(torch.tensor([[4.0], [-1.0]]))  # a skewed posterior
-        decoder.bias.copy_(torch.tensor([-1.0, 0.5]))
-    model = GenerativeModel(decoder, 1)
-    x, z = torch.tensor([[1.0, 0.0]]), torch.linspace(-10, 10, 4001)[:, None]
-    log_joint = model.log_joint(x.expand(4001, -1), z).detach()
-    exact = float((log_joint.softmax(dim=0) * log_joint).sum())
-    rows, start = x.expand(COPIES, -1), torch.full((COPIES, 1), 4.0)
-    found = long_chain_log_joint(model, rows, start, 200, 4, seeded_generator("cpu", 0))
-    assert abs(error_of(found, exact)) < 5
-
-
-def test_means_are_those_of_exact_posteriors_in_order(
-    linear_gaussian: Model, exact_posterior: ExactPosterior
-) -> None:
-    model = linear_gaussian(2, 5, 1.0)
-    x = model.decoder.bias.detach() + torch.arange(4.0)[:, None]
-    rows, start = x.repeat_interleave(COPIES, dim=0), torch.zeros(4 * COPIES, 2)
-    found = long_chain_log_joint(model, rows, start, 100, 4, seeded_generator("cpu", 0))
-    # E log p(x, z) is log p(x, ·) at the mean minus half the trace of precision times covariance.
-    exact = model.log_joint(x, exact_posterior(model, x).mean).detach() - 2 / 2
-    assert found.shape == (4 * COPIES,)
-    assert exact.diff().abs().min() > 0.5
-    for chains, wanted in zip(found.view(4, COPIES), exact.tolist(), strict=True):
-        assert abs(error_of(chains, wanted)) < 5
-
-
-def test_the_step_size_is_frozen_where_draws_count(
-    model: GenerativeModel, images: Tensor, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    used, step = [], HMC.step
-
-    def watched(kernel: HMC, *given: Any) -> Any:
-        used.append(float(kernel.step_size))
-        return step(kernel, *given)
-
-    monkeypatch.setattr(HMC, "step", watched)
-    long_chain_log_joint(model, images, torch.zeros(7, 3), 20)
-    assert len(set(used[:10])) == 10
-    assert len(set(used[10:])) == 1
-
-
-def test_long_chains_do_not_resonate() -> None:
-    decoder = nn.Linear(3, 3, bias=False)
-    with torch.no_grad():  # five leapfrogs are a period of the wide coordinates
-        decoder.weight.copy_(torch.diag(torch.tensor([20.0, 12.1, 12.1])))
-    model, generator = GenerativeModel(decoder, 3, Gaussian(1.0)), seeded_generator("cpu", 0)
-    start = torch.randn(COPIES, 3, generator=generator) / 20
-    found = long_chain_log_joint(model, torch.zeros(COPIES, 3), start, 400, 5, generator)
-    assert found.std() < 0.3  # 0.19 ± 0.01; undisturbed 0.6 ± 0.04
-
-
-# Long chains of one image
 
 
 def some_axes() -> PrincipalAxes:

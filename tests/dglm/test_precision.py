@@ -23,9 +23,8 @@ from dglm import (
     long_chains,
     principal_axes,
 )
-from dglm.chain import Chain, run_chain
+from dglm.chain import Chain, long_chain_log_joint, run_chain
 from dglm.model import NegativeLogLikelihood
-from dglm.posterior import long_chain_log_joint
 from samplers import HMC, State, seeded_generator
 
 BuildDGLM = Callable[..., DGLM]
