@@ -106,8 +106,10 @@ class Safeguard(Callback):
             self._look()
 
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Count what happened since the last look."""
+        """Count what happened since the last look, and tell of updates that were skipped."""
         self._collect()
+        if self.skipped:
+            rank_zero_warn(skipped_warning(self.skipped, self.updates))
 
     def state_dict(self) -> dict[str, Any]:
         """Return the counts, for checkpoints."""
@@ -142,6 +144,14 @@ class Safeguard(Callback):
         self.skipped += int(skipped)
         self._diverged += diverged
         self._recent.zero_()
+
+
+def skipped_warning(skipped: int, updates: int) -> str:
+    """Return what to tell of skipped updates, and what to try."""
+    return (
+        f"{skipped} of {updates} updates were skipped, as their loss or gradient was not finite: "
+        "try a lower learning rate"
+    )
 
 
 def divergence_warning(share: float) -> str:

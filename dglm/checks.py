@@ -91,15 +91,7 @@ def fingerprint(
 
     A part that returns something else each time it is called has none.
     """
-    modes = [
-        (module, module.training)
-        for part in (decoder, encoder, kernel)
-        if part is not None
-        for module in part.modules()
-    ]
-    for module, _ in modes:
-        module.training = False
-    try:
+    with evaluation_mode(decoder, encoder, kernel):
         like = next(decoder.parameters(), next(encoder.parameters(), torch.empty(0)))
         z = torch.linspace(-2, 2, 3 * latent_dim).cos().mul(2).view(3, latent_dim).to(like)
         width = _outputs(decoder(z))[0][0].numel()
@@ -116,9 +108,6 @@ def fingerprint(
             for name, (first, again) in found.items()
             if _same(first, again)
         }
-    finally:
-        for module, training in modes:
-            module.training = training
 
 
 def digest(weights: dict[str, Tensor]) -> str:
@@ -187,3 +176,17 @@ def _buffers_kept(network: nn.Module) -> Iterator[None]:
     finally:
         for buffer, value in before:
             buffer.copy_(value)
+
+
+@contextmanager
+def evaluation_mode(*parts: nn.Module | None) -> Iterator[None]:
+    """Put modules into evaluation mode, and each back into its own."""
+    modules = [module for part in parts if part is not None for module in part.modules()]
+    modes = [module.training for module in modules]
+    for module in modules:
+        module.training = False
+    try:
+        yield
+    finally:
+        for module, training in zip(modules, modes, strict=True):
+            module.training = training

@@ -138,7 +138,8 @@ class GenerativeModel(nn.Module):
                 f"the decoder must return flat (B, N), but it returns {tuple(output.shape)} for "
                 "B = 3; put torch.nn.Flatten() behind it"
             )
-        self.likelihood.check_parameters(self.decoder(torch.cat([10 * z, -10 * z])))
+        # So far out that small logits, too, leave what probabilities are confined to.
+        self.likelihood.check_parameters(self.decoder(torch.cat([1e4 * z, -1e4 * z])))
         return output.shape[1]
 
     def observations(self, x: Any) -> Tensor:
@@ -150,7 +151,21 @@ class GenerativeModel(nn.Module):
         Raises:
             ValueError: The batch is empty, or this model cannot have produced it.
         """
-        width = self.check_decoder()
+        x = self.flat(x, self.check_decoder())
+        self.likelihood.check(x)
+        return x.to(next(self.decoder.parameters(), torch.empty(0)))
+
+    @staticmethod
+    def flat(x: Any, width: int) -> Tensor:
+        """Return a batch as :meth:`observations` does, but its numbers as they are, not looked at.
+
+        Arguments:
+            x: As there.
+            width: N, the length of an observation.
+
+        Raises:
+            ValueError: The batch is empty, or of another shape.
+        """
         if isinstance(x, (tuple, list)) and len(x) > 0 and isinstance(x[0], (Tensor, np.ndarray)):
             x = x[0]
         try:
@@ -164,9 +179,7 @@ class GenerativeModel(nn.Module):
             )
         if len(x) == 0:
             raise ValueError("there are no observations: the batch is empty")
-        self.likelihood.check(x)
-        parameter = next(self.decoder.parameters(), torch.empty(0))
-        return x.flatten(1).to(parameter)
+        return x.flatten(1)
 
 
 class NegativeLogLikelihood:

@@ -15,7 +15,7 @@ from torch.optim.lr_scheduler import LambdaLR
 from dglm.ais import AISResult, AISSettings, gather, quiet_estimate, warn_of
 from dglm.callbacks import Safeguard
 from dglm.chain import TRAINED_SHARE, Chain, run_chain
-from dglm.checks import check_fingerprint, check_sizes, digest, fingerprint
+from dglm.checks import check_fingerprint, check_sizes, digest, evaluation_mode, fingerprint
 from dglm.coordinates import AmortizedPreconditioned, without_coordinates
 from dglm.gaussian import DiagonalGaussian
 from dglm.model import GenerativeModel
@@ -31,6 +31,8 @@ SAMPLER_GRADIENT_NORM = 5.0
 
 _LAST = 0.03
 """What is left of the learning rate in the end."""
+
+_LOOK_EVERY = 10
 
 
 class DGLM(LightningModule):
@@ -216,8 +218,9 @@ class DGLM(LightningModule):
                 f"{SAMPLER_GRADIENT_NORM:g}, those of encoder and decoder are not; leave it out"
             )
         check_sizes(*self.parts)
-        if self.kernel is not None:
-            self.model.check_decoder()
+        # Dropout and batch statistics do no harm to a VAE, which has no chain.
+        with evaluation_mode(self.model.decoder if self.kernel is None else None):
+            self._observation_dim = self.model.check_decoder()
         if getattr(self, "_compiler_ctx", None) is not None:
             warnings.warn(
                 "the steps of a DGLM are not compiled as a whole: compile its chain, by "
@@ -231,14 +234,16 @@ class DGLM(LightningModule):
         return self.model.decoder, self.model.latent_dim, self.encoder, self.kernel
 
     def _observations(self, batch: Any, batch_index: int) -> Tensor:
-        """Return a loader's batch as the model takes it; what it holds is looked at in the first.
+        """Return a loader's batch as the model takes it.
 
-        Looking at each would have the host wait for the device.
+        Raises:
+            ValueError: The model cannot have produced it. On a GPU, where looking at its numbers
+                has the host wait, those of one batch in ten are looked at.
         """
-        if batch_index == 0:
-            return self.model.observations(batch)
-        x = batch[0] if isinstance(batch, (tuple, list)) else batch
-        return x.flatten(1).to(next(self.parameters()))
+        x = self.model.flat(batch, self._observation_dim)
+        if x.device.type == "cpu" or batch_index % _LOOK_EVERY == 0:
+            self.model.likelihood.check(x)
+        return x.to(next(self.parameters()))
 
     @torch.compiler.disable
     def training_step(self, batch: Any, batch_index: int) -> Tensor:

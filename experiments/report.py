@@ -19,6 +19,7 @@ from dglm.callbacks import (
     divergence_warning,
     exactness_errors,
     exactness_warning,
+    skipped_warning,
 )
 from dglm.chain import long_chain_log_joint
 from experiments.shared.models import kernel_name, model_name
@@ -213,10 +214,7 @@ def warnings(summary: dict[str, Any]) -> list[str]:
     """Return what a reader of the results should know about their soundness."""
     found = []
     if summary["skipped_updates"]:
-        found.append(
-            f"{summary['skipped_updates']} of {summary['updates']} updates were skipped, as their "
-            "loss or gradient was not finite: try a lower learning rate"
-        )
+        found.append(skipped_warning(summary["skipped_updates"], summary["updates"]))
     if "kernel_acceptance" in summary:
         share = max(summary["training_divergence"], summary["kernel_divergence"])
         if share > DIVERGENCE_BOUND:

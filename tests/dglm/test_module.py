@@ -210,6 +210,8 @@ def test_validation_logs_what_a_chain_does_and_changes_nothing(
 
 
 @pytest.mark.filterwarnings("ignore:You defined a .validation_step")
+@pytest.mark.parametrize("kernel", [None, HMC(2)])
+@pytest.mark.parametrize("sound_batches", [0, 2])
 @pytest.mark.parametrize(
     ("likelihood", "pixels", "message"),
     [
@@ -220,14 +222,43 @@ def test_validation_logs_what_a_chain_does_and_changes_nothing(
         (Gaussian(), lambda x: x / 0, "NaN or infinite"),
     ],
 )
-def test_what_testing_refuses_is_refused_in_the_first_batch_of_training(
-    likelihood: Any, pixels: Callable[[Tensor], Tensor], message: str, make_trainer: MakeTrainer
+def test_what_testing_refuses_is_refused_in_the_first_batch_that_holds_it(
+    likelihood: Any,
+    pixels: Callable[[Tensor], Tensor],
+    message: str,
+    sound_batches: int,
+    kernel: Kernel | None,
+    make_trainer: MakeTrainer,
 ) -> None:
-    x = pixels(torch.rand(20, 6))
-    module = DGLM(GenerativeModel(nn.Linear(3, 6), 3, likelihood), Encoder(6, 3, (4,)))
+    sound = torch.rand(10 * sound_batches, 6)
+    loader = DataLoader([*sound, *pixels(torch.rand(10, 6))], 10)  # type: ignore[arg-type]
+    module = DGLM(GenerativeModel(nn.Linear(3, 6), 3, likelihood), Encoder(6, 3, (4,)), kernel)
     with pytest.raises(ValueError, match=message):
-        make_trainer(devices=1, max_epochs=1).fit(module, DataLoader(x, 10))
-    assert module.safeguard.updates == 0
+        make_trainer(devices=1, max_epochs=1).fit(module, loader)
+    assert module.safeguard.updates == sound_batches
+    with pytest.raises(ValueError, match=message):
+        make_trainer(devices=1).validate(module, loader, verbose=False)
+
+
+class Sometimes(nn.Module):
+    """Random in training alone, or always."""
+
+    def __init__(self, always: bool) -> None:
+        super().__init__()
+        self.always = always
+        self.layers = nn.Sequential(nn.Linear(3, 6), nn.Dropout(), nn.BatchNorm1d(6))
+
+    def forward(self, z: Tensor) -> Tensor:
+        return self.layers(z) + self.always * torch.rand(())
+
+
+def test_the_decoder_of_a_vae_may_be_random_in_training_alone(fit: Fit) -> None:
+    def vae(always: bool) -> DGLM:
+        return DGLM(GenerativeModel(Sometimes(always), 3), Encoder(6, 3, (4,)))
+
+    assert fit(vae(False), 2).global_step == 2
+    with pytest.raises(ValueError, match="something else each time"):
+        fit(vae(True), 2)
 
 
 def test_labels_are_left_out_and_images_flattened(
