@@ -265,3 +265,13 @@ def test_a_warm_up_ends_with_the_averaged_step_size(monkeypatch: pytest.MonkeyPa
     last, average = followed[-1]
     assert torch.equal(kernel.log_step_size, average)
     assert (last - average).abs() > 1e-3
+
+
+def test_mixed_moments_are_those_of_all_batches() -> None:
+    batches = torch.randn(4, 5, 3) * torch.tensor([1.0, 2.0, 3.0]) + torch.randn(4, 1, 3)
+    moments = Moments.of(batches[0])
+    for count, batch in enumerate(batches[1:], start=2):
+        moments = moments.mixed(Moments.of(batch), 1 / count)
+    pooled = batches.flatten(0, 1)
+    torch.testing.assert_close(moments.mean, pooled.mean(dim=0))
+    torch.testing.assert_close(moments.covariance, torch.cov(pooled.T, correction=0))

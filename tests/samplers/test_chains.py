@@ -5,7 +5,6 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from arviz_stats.base import array_stats
 from torch import Tensor
 
 from samplers import (
@@ -26,30 +25,23 @@ def kernel() -> HMC:
     return HMC(num_leapfrogs=2, step_size=0.8)
 
 
-def test_draws_are_those_of_single_steps(kernel: HMC, energy: Energy) -> None:
+@pytest.mark.parametrize("thin", [1, 3])
+def test_draws_are_those_of_single_steps(kernel: HMC, energy: Energy, thin: int) -> None:
     generator = seeded_generator("cpu", 4)
-    chains = sample(kernel, energy, torch.zeros(5, 3), 7, generator=seeded_generator("cpu", 4))
+    chains = sample(
+        kernel, energy, torch.zeros(5, 3), 7, thin=thin, generator=seeded_generator("cpu", 4)
+    )
     state = kernel.init(torch.zeros(5, 3), energy)
     for draw in range(7):
-        state, info = kernel.step(state, energy, kernel.noise(state, generator))
+        acceptance = torch.zeros(5)
+        for _ in range(thin):
+            state, info = kernel.step(state, energy, kernel.noise(state, generator))
+            acceptance += info.acceptance / thin
         assert torch.equal(chains.draws[:, draw], state.position)
-        assert torch.equal(chains.acceptance[:, draw], info.acceptance)
-        assert torch.equal(chains.diverging[:, draw], info.diverging)
         assert torch.equal(chains.energy[:, draw], state.energy)
+        torch.testing.assert_close(chains.acceptance[:, draw], acceptance)
     assert chains.draws.shape == (5, 7, 3)
     assert 0.1 < chains.acceptance.mean() < 0.99
-
-
-def test_thinning_keeps_every_so_many_steps(kernel: HMC, energy: Energy) -> None:
-    every, third = (
-        sample(
-            kernel, energy, torch.zeros(5, 3), count, thin=thin, generator=seeded_generator("cpu")
-        )
-        for count, thin in ((12, 1), (4, 3))
-    )
-    assert torch.equal(every.draws[:, 2::3], third.draws)
-    assert torch.equal(every.energy[:, 2::3], third.energy)
-    torch.testing.assert_close(every.acceptance.unflatten(1, (4, 3)).mean(dim=2), third.acceptance)
 
 
 @pytest.mark.filterwarnings("ignore:The .grad attribute of a Tensor:UserWarning")
@@ -146,38 +138,13 @@ def test_starts_that_cannot_be_are_refused_in_one_line(
         draw(lambda x: x.abs().sqrt().sum(dim=-1), start)
 
 
-@pytest.mark.parametrize(("num_draws", "thin"), [(0, 1), (-1, 1), (3, 0), (3, -2)])
-def test_counts_below_one_are_refused(
-    kernel: HMC, energy: Energy, num_draws: int, thin: int
-) -> None:
-    with pytest.raises(ValueError, match=f"at least 1, got {num_draws} and {thin}"):
-        sample(kernel, energy, torch.zeros(5, 3), num_draws, thin=thin)
-
-
-def test_progress_is_told(kernel: HMC, energy: Energy) -> None:
+def test_chunks_are_put_together_and_progress_is_told(kernel: HMC, energy: Energy) -> None:
     told: list[int] = []
-    sample(kernel, energy, torch.zeros(2, 3), 250, progress=told.append)
+    given = kernel, energy, torch.zeros(2, 3)
+    chains = sample(*given, 250, generator=seeded_generator("cpu"), progress=told.append)
     assert told == [100, 200, 250]
-
-
-SHAPES = torch.tensor([1.0, 0.6, 2.0], dtype=torch.float64)
-
-
-def log_gamma(position: Tensor) -> Tensor:
-    """Logarithms of independent gamma variables: skewed, so that no error cancels."""
-    return (position.exp() - SHAPES * position).sum(dim=-1)
-
-
-def test_long_chains_have_the_moments_of_the_target() -> None:
-    chains = sample(HMC(3, step_size=0.7), log_gamma, torch.zeros(1000, 3), 550)
-    # Neither a sampler that accepts all, nor one that hardly moves, would show its errors.
-    assert 0.3 < chains.acceptance.mean() < 0.99
-    centred = chains.draws[:, 150:] - SHAPES.digamma()
-    products = centred[..., :, None] * centred[..., None, :] - SHAPES.polygamma(1).diag()
-    for values in torch.cat([centred, products.flatten(-2)], dim=-1).unbind(dim=-1):
-        effective = array_stats.ess(values.numpy(), chain_axis=0, draw_axis=1, method="mean")
-        assert effective >= 400
-        assert values.mean().abs() < 5 * values.std() / effective**0.5
+    whole, _ = next(sample_chunks(*given, 250, chunk_size=250, generator=seeded_generator("cpu")))
+    assert all(map(torch.equal, chains, whole))
 
 
 def outside_one(z: Tensor) -> Tensor:
@@ -194,14 +161,14 @@ def test_a_trial_at_which_the_energy_raises_is_a_counted_divergence(compiled: bo
     if compiled:
         kernel.compile(backend="aot_eager")
     generator = seeded_generator("cpu", 0)
-    chains = sample(kernel, outside_one, torch.zeros(100, 1), 80, generator=generator)
+    chains = sample(kernel, outside_one, torch.zeros(40, 1), 60, generator=generator)
     assert 0.05 < chains.diverging.double().mean() < 0.5
     draws = chains.draws[:, 20:, 0]
     assert draws.max() < 1
     below = torch.distributions.Normal(0.0, 1.0).cdf(torch.tensor(1.0))
     exact = -(-0.5 * torch.ones(())).exp() / (2 * torch.pi) ** 0.5 / below
     per_chain = draws.mean(dim=1)
-    assert (per_chain.mean() - exact).abs() < 5 * per_chain.std() / 10
+    assert (per_chain.mean() - exact).abs() < 5 * per_chain.std() / 40**0.5
 
 
 def test_an_energy_that_raises_at_every_start_raises_its_own_error() -> None:
@@ -288,34 +255,33 @@ def test_no_graph_outlives_a_chunk(random_l2hmc: Callable[..., L2HMC], energy: E
             assert not snapshot["gradient"].requires_grad
 
 
-def test_chunks_refuse_at_once(kernel: HMC, energy: Energy) -> None:
-    start = torch.zeros(5, 3)
-    with pytest.raises(ValueError, match="chunk_size must be at least 1, got 0"):
-        sample_chunks(kernel, energy, start, 3, chunk_size=0)
-    _, snapshot = next(sample_chunks(kernel, energy, start, 3))
-    with pytest.raises(ValueError, match="snapshot brings its own generator"):
-        sample_chunks(kernel, energy, snapshot, 3, generator=seeded_generator("cpu", 0))
+def again(energy: Energy, **options: Any) -> object:
+    """Go on from a snapshot, with options that do not go with one."""
+    _, snapshot = next(sample_chunks(HMC(), energy, START, 3))
+    return sample_chunks(HMC(), energy, snapshot, 3, **options)
+
+
+START = torch.zeros(5, 3, dtype=torch.float64)
 
 
 @pytest.mark.parametrize(
     ("misuse", "message"),
     [
         (lambda energy: HMC(5.0), "num_leapfrogs must be an integer, got 5.0"),
-        (lambda energy: sample(HMC(), energy, torch.zeros(5, 3), 10.0), "num_draws must be an int"),
+        (lambda energy: sample(HMC(), energy, START, 10.0), "num_draws must be an integer, got 10"),
+        (lambda energy: sample(HMC(), energy, START, 10, generator=0), "torch.Generator, got 0"),
         (
-            lambda energy: sample(HMC(), energy, torch.zeros(5, 3), 10, generator=0),
-            "generator must be a torch.Generator, got 0",
-        ),
-        (
-            lambda energy: sample(
-                HMC(), torch.distributions.Normal(0.0, 1.0), torch.zeros(5, 3), 1
-            ),
+            lambda energy: sample(HMC(), torch.distributions.Normal(0.0, 1.0), START, 1),
             "got Normal; DistributionEnergy makes one",
         ),
+        (lambda energy: sample(HMC(), energy, START, 0), "must be at least 1, got 0 and 1"),
+        (lambda energy: sample(HMC(), energy, START, 3, thin=-2), "at least 1, got 3 and -2"),
+        (lambda energy: again(energy, chunk_size=0), "chunk_size must be at least 1, got 0"),
+        (lambda energy: again(energy, generator=torch.Generator()), "brings its own generator"),
     ],
 )
-def test_arguments_of_another_type_are_named(
+def test_arguments_that_cannot_be_are_refused_at_once(
     energy: Energy, misuse: Callable[[Energy], object], message: str
 ) -> None:
-    with pytest.raises(TypeError, match=message):
+    with pytest.raises((TypeError, ValueError), match=message):
         misuse(energy)

@@ -115,6 +115,7 @@ def test_hmc_is_tuned_beyond_the_step_size_that_acceptance_asks_for() -> None:
     target = TARGETS["rough_well"]()
     position = target.sample(100, seeded_generator("cpu", 0))
     warm = Preconditioned(HMC(5, 0.5), torch.zeros(2), torch.ones(2))
-    tuned = tune_hmc(warm, target, position, 150, seeded_generator("cpu", 1))
+    generator = seeded_generator("cpu", 1)
+    tuned = tune_hmc(warm, target, position, 150, generator, lengths=(1, 2, 5))
     assert tuned.num_leapfrogs == 1
     assert 1.15 < float(tuned.step_size) < 1.55

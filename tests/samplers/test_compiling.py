@@ -144,7 +144,7 @@ def test_a_kernel_compiled_with_products_is_the_eager_one(monkeypatch: pytest.Mo
         after, _ = kernel.step(state, energy, noise)
         return after.position
 
-    compiled, another, eager = (HMC(2, 0.1) for _ in range(3))
+    compiled, another, eager = (HMC(1, 0.1) for _ in range(3))
     compiled.compile()
     another.compile()
     with torch.no_grad():
@@ -155,4 +155,4 @@ def test_a_kernel_compiled_with_products_is_the_eager_one(monkeypatch: pytest.Mo
             found = run(compiled)
         torch.testing.assert_close(found, run(eager), rtol=1e-4, atol=1e-4)
     calls = {event.key: event.count for event in profile.key_averages()}
-    assert calls.get("samplers::product") == 4  # forward and backward of two leapfrogs
+    assert calls.get("samplers::product") == 2  # forward and backward of a leapfrog

@@ -1,3 +1,4 @@
+import math
 from collections.abc import Callable
 
 import pytest
@@ -42,11 +43,6 @@ def test_autocorrelation_is_that_of_the_double_sum(num_lags: int) -> None:
     torch.testing.assert_close(autocorrelation(draws, mean, covariance, num_lags), expected)
 
 
-def test_lags_reach_half_the_run_by_default() -> None:
-    draws = torch.randn(2, 21, 3)
-    torch.testing.assert_close(standard(draws), standard(draws, 20)[:, :11])
-
-
 def test_blocks_change_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
     draws = torch.randn(7, 50, 3)
     whole = standard(draws)
@@ -58,6 +54,7 @@ def test_single_precision_draws_are_summed_in_double() -> None:
     draws = autoregression(0.5, 5, 100).float()
     found = standard(draws)
     assert found.dtype == torch.float64
+    assert found.shape == (5, 51)  # lags reach half the run
     torch.testing.assert_close(found, standard(draws.double()))
 
 
@@ -85,29 +82,16 @@ def test_standard_error_is_the_spread_of_repetitions() -> None:
     assert 0.5 < errors.square().mean() / values.var() < 1.5
 
 
-def test_chains_off_the_centre_do_not_look_well_mixed() -> None:
-    draws = 2.0 + 0.1 * torch.randn(50, 200, 1)
-    assert ess_per_step(standard(draws)).value < 0.002
-
-
-def test_chains_that_stand_still_are_worth_nothing() -> None:
-    draws = torch.randn(50, 1, 2).expand(50, 200, 2)
-    torch.testing.assert_close(
-        standard(draws), (0.5 * draws[:, :1].square().sum(dim=-1)).expand(50, 101)
-    )
-    assert ess_per_step(standard(draws)).value < 0.02
-
-
-def test_ess_of_an_impossible_sum_is_not_a_number() -> None:
-    found = ess_per_step(torch.tensor([[1.0, -0.6], [1.0, -0.5]]))
-    assert found.value != found.value
-    assert found.standard_error != found.standard_error
-
-
-def test_one_chain_has_no_standard_error() -> None:
-    value, error = ess_per_step(torch.tensor([[1.0, 0.5]]))
-    assert value == 0.5
-    assert error != error
+@pytest.mark.parametrize(
+    ("autocorrelations", "value"),
+    [([[1.0, -0.6], [1.0, -0.5]], math.nan), ([[1.0, 0.5]], 0.5)],
+    ids=["an impossible sum", "one chain"],
+)
+def test_what_is_not_known_is_not_a_number(
+    autocorrelations: list[list[float]], value: float
+) -> None:
+    found = ess_per_step(torch.tensor(autocorrelations))
+    assert found == pytest.approx((value, math.nan), nan_ok=True)
 
 
 @pytest.mark.parametrize(("length", "num_lags"), [(5, 5), (5, 9), (5, 0), (1, None)])
@@ -131,12 +115,6 @@ def test_summary_of_autoregressions(coefficient: float) -> None:
         assert (found.mean() - known).abs() < 5 * error
     assert (summary.r_hat < 1.01).all()
     assert all(field.dtype == torch.float64 for field in summary)
-
-
-def test_summary_of_squares_sees_through_antithetic_chains() -> None:
-    draws = autoregression(-0.9, 10, 1000, 3)
-    assert (summarise(draws).ess_bulk > 2 * 10_000).all()
-    assert (summarise(draws.square()).ess_bulk < 0.2 * 10_000).all()
 
 
 def faulty(draws: Tensor, fault: str) -> Tensor:
@@ -172,9 +150,3 @@ def test_coordinate_that_never_changes_has_no_effective_draws(
     summary = summarise(draws)
     assert all(field[1].isnan() and field[0].isfinite() for field in summary)
     assert all(field.isnan() for field in summary.worst())
-
-
-def test_single_chain_has_no_r_hat() -> None:
-    summary = summarise(autoregression(0.0, 1, 500, 2))
-    assert summary.r_hat.isnan().all()
-    assert summary.ess_bulk.isfinite().all()

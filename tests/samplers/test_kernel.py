@@ -307,7 +307,7 @@ def test_observations_shape_the_proposals_of_their_chain(run: Run) -> None:
     assert torch.equal(first[1:], other[1:])
 
 
-ONE_OF_EACH_REGION = ["hmc", "l2hmc with context", "hmc, dense", *WITH_CONTEXT[1:], "turns"]
+ONE_OF_EACH_REGION = ["hmc, dense", *WITH_CONTEXT[1:], "turns"]
 
 
 # The compiler itself looks at the .grad of the context; until torch 2.14 it warns of itself.

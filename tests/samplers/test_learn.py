@@ -1,7 +1,5 @@
 """Flows, and learn, which chooses by what a race shows."""
 
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
@@ -43,12 +41,12 @@ def test_a_flow_gains_on_a_banana_and_not_on_a_gaussian() -> None:
     gaussian = GaussianTarget(CENTRE, FACTOR @ FACTOR.T)
     gains = []
     for target in (TARGETS["banana"](), gaussian):
-        draws = target.sample(3000, seeded_generator("cpu", 0))
+        draws = target.sample(2000, seeded_generator("cpu", 0))
         factor = torch.linalg.cholesky(draws.T.cov())
         torch.manual_seed(0)
-        flow = Flow(HMC(), draws.mean(dim=0), factor, hidden=16).double()
+        flow = Flow(HMC(), draws.mean(dim=0), factor, num_couplings=4, hidden=16).double()
         generator = seeded_generator("cpu", 1)
-        gains.append(fit_flow(flow, draws, 400, learning_rate=5e-3, generator=generator))
+        gains.append(fit_flow(flow, draws, 200, learning_rate=1e-2, generator=generator))
     assert gains[0] > 0.3
     assert gains[1] < 0.02
 
@@ -97,29 +95,6 @@ def test_a_finished_learning_is_read_back(learned: Learned, checkpoint: Path) ->
     assert again.message == learned.message
     with pytest.raises(ValueError, match=r"of another run .seed was 4, is now 5"):
         learn(SCG, start(), budget=800_000, seed=5, checkpoint=checkpoint, progress=False)
-
-
-def test_a_learned_kernel_is_saved_and_loaded_in_a_fresh_process(
-    learned: Learned, tmp_path: Path
-) -> None:
-    path = tmp_path / "learned.pt"
-    learned.save(path)
-    generator = torch.Generator().manual_seed(0)
-    expected = sample(learned.kernel, SCG, learned.position, 3, generator=generator).draws
-    code = (
-        "import sys, torch; from samplers import TARGETS, Learned, sample;"
-        "found = Learned.load(sys.argv[1]);"
-        "generator = torch.Generator().manual_seed(0);"
-        "energy = TARGETS['scg']().float();"
-        "print(sample(found.kernel, energy, found.position, 3, generator=generator).draws"
-        ".double().sum().item(), found.message)"
-    )
-    found = subprocess.run(
-        [sys.executable, "-c", code, str(path)], capture_output=True, text=True, check=True
-    )
-    total, _, message = found.stdout.partition(" ")
-    assert float(total) == pytest.approx(expected.double().sum().item(), rel=1e-5)
-    assert message.strip() == learned.message
 
 
 @pytest.mark.slow

@@ -28,23 +28,23 @@ def assert_within_five_errors(values: Tensor, expected: Tensor) -> None:
     assert ((per_chain.mean(dim=0) - expected).abs() < 5 * error).all()
 
 
-@pytest.mark.parametrize("mode", [0, 1])
-def test_weights_and_moments_of_modes_that_one_chain_never_leaves(mode: int) -> None:
-    start = MIXTURE.centres[mode].expand(200, 2)
+def test_weights_and_moments_of_modes_that_one_chain_never_leaves() -> None:
+    start = MIXTURE.centres.repeat_interleave(100, dim=0)
     alone = sample(HMC(5, 0.2), MIXTURE, start, 100).draws[..., 0]
-    assert (alone.sign() == start[0, 0].sign()).all()
+    assert (alone.sign() == start[:, :1].sign()).all()
 
     chains = parallel_tempering(MIXTURE, start, 800, LADDER, num_leapfrogs=5, step_size=0.3)
     torch.testing.assert_close(
         chains.energy.flatten(), MIXTURE(chains.draws.flatten(0, 1)), rtol=1e-9, atol=1e-9
     )
-    draws = chains.draws[:, 200:]
-    assert (summarise(draws).ess_bulk > 1000).all()
-    weight = MIXTURE.responsibilities(draws.flatten(0, 1))[:, 0].view(draws.shape[:2])
-    assert_within_five_errors(weight, torch.tensor(0.3))
-    assert_within_five_errors(draws, MIXTURE.mean)
-    centred = draws - MIXTURE.mean
-    assert_within_five_errors(centred[..., :, None] * centred[..., None, :], MIXTURE.covariance)
+    for draws in chains.draws[:, 200:].split(100):  # of each start
+        assert (summarise(draws).ess_bulk > 1000).all()
+        weight = MIXTURE.responsibilities(draws.flatten(0, 1))[:, 0].view(draws.shape[:2])
+        assert_within_five_errors(weight, torch.tensor(0.3))
+        assert_within_five_errors(draws, MIXTURE.mean)
+        centred = draws - MIXTURE.mean
+        products = centred[..., :, None] * centred[..., None, :]
+        assert_within_five_errors(products, MIXTURE.covariance)
 
 
 def test_one_temperature_is_hmc_on_a_skewed_target(energy: Energy) -> None:
