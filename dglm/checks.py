@@ -1,22 +1,29 @@
 """Checks of networks by calling them: functions of each row alone, sizes that fit, fingerprints."""
 
 import hashlib
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
-from typing import TypeVar
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager, suppress
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import torch
 from torch import Tensor, nn
 
 from dglm.precision import full_precision
 from samplers import Kernel
+from samplers.io import Description, differences, rebuilt
+
+if TYPE_CHECKING:
+    from dglm.model import GenerativeModel
+
+Parts = tuple["GenerativeModel", nn.Module, Kernel | None]
+"""A model, its encoder and its kernel."""
 
 Fingerprint = dict[str, list[Tensor]]
 """What each part of a model returns for inputs that never change."""
 
 _ROUNDING = 1e-4
 """Relative to the largest output: other batch sizes, devices and compilers round otherwise."""
-_OTHER_DEVICES = 1e-2
+_OTHER_DEVICES = 1e-3
 
 Result = TypeVar("Result")
 
@@ -48,10 +55,10 @@ def check_function(name: str, network: nn.Module, rows: Tensor) -> list[Tensor]:
 
 
 @torch.no_grad()
-def check_sizes(
-    decoder: nn.Module, latent_dim: int, encoder: nn.Module, kernel: Kernel | None
-) -> None:
+def check_sizes(parts: Parts) -> None:
     """Raise ValueError where decoder, encoder and kernel are of sizes that do not fit together."""
+    model, encoder, kernel = parts
+    decoder, latent_dim = model.decoder, model.latent_dim
     like = next(decoder.parameters(), next(encoder.parameters(), torch.empty(0)))
     z = like.new_zeros(2, latent_dim)
     with _buffers_kept(decoder), _buffers_kept(encoder):
@@ -84,30 +91,58 @@ def check_posterior(outputs: list[Tensor], count: int, latent_dim: int) -> None:
 
 @full_precision()
 @torch.no_grad()
-def fingerprint(
-    decoder: nn.Module, latent_dim: int, encoder: nn.Module, kernel: Kernel | None
-) -> Fingerprint:
+def fingerprint(parts: Parts) -> Fingerprint:
     """Return what the parts of a model, in evaluation mode, return for inputs that never change.
 
-    A part that returns something else each time it is called has none.
+    A part that returns something else each time it is called, or cannot be called, has none.
     """
-    with evaluation_mode(decoder, encoder, kernel):
-        like = next(decoder.parameters(), next(encoder.parameters(), torch.empty(0)))
+    model, encoder, kernel = parts
+    decoder, latent_dim = model.decoder, model.latent_dim
+    found: Fingerprint = {}
+    with evaluation_mode(*parts):
+        like = next(model.parameters(), next(encoder.parameters(), torch.empty(0)))
         z = torch.linspace(-2, 2, 3 * latent_dim).cos().mul(2).view(3, latent_dim).to(like)
-        width = _outputs(decoder(z))[0][0].numel()
+
+        def keep(name: str, call: Callable[[], object]) -> None:
+            with suppress(RuntimeError, ValueError, TypeError, IndexError):
+                first, again = (_outputs(call()) for _ in range(2))
+                if _same(first, again):
+                    found[name] = [part.float().cpu() for part in first]
+
+        keep("decoder", lambda: decoder(z))
+        width = next((part[0].numel() for part in found.get("decoder", [])), 0)
         x = torch.linspace(0, 9, 3 * width).cos().square().view(3, width).to(like)
-        calls: dict[str, Callable[[], object]] = {
-            "decoder": lambda: decoder(z),
-            "encoder": lambda: encoder(x),
-        }
+        keep("encoder", lambda: encoder(x))
+        keep("likelihood", lambda: model.likelihood.log_prob(2 - x, x))
         if kernel is not None:
-            calls["kernel"] = lambda: _moved(kernel, x, z)
-        found = {name: [_outputs(call()) for _ in range(2)] for name, call in calls.items()}
-        return {
-            name: [part.float().cpu() for part in first]
-            for name, (first, again) in found.items()
-            if _same(first, again)
-        }
+            keep("kernel", lambda: _moved(kernel, x, z))
+    return found
+
+
+def checked_descriptions(parts: Parts) -> dict[str, Description | None]:
+    """Return what model, encoder and kernel are rebuilt from, by these names.
+
+    Raises:
+        TypeError: A part cannot be described.
+        ValueError: What is rebuilt from a description is another function.
+    """
+    found = [(None, None) if part is None else rebuilt(part) for part in parts]
+    descriptions, again = zip(*found, strict=True)
+    check_fingerprint(fingerprint(parts), fingerprint(again))
+    return dict(zip(("model", "encoder", "kernel"), descriptions, strict=True))
+
+
+def present_descriptions(parts: Parts, former: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the descriptions of the parts, the former ones where only step sizes have changed.
+
+    Those move in training, and the weights hold them.
+    """
+    found = checked_descriptions(parts)
+    changed = {
+        name: any(not path.endswith("step_size") for path, *_ in differences(former[name], each))
+        for name, each in found.items()
+    }
+    return {name: found[name] if changed[name] else former[name] for name in found}
 
 
 def digest(weights: dict[str, Tensor]) -> str:
@@ -124,9 +159,9 @@ def check_fingerprint(expected: Fingerprint, found: Fingerprint) -> None:
     for name, outputs in expected.items():
         if name in found and not _same(outputs, found[name], _OTHER_DEVICES):
             raise ValueError(
-                f"the {name} that was rebuilt from the checkpoint is another function than the one "
-                "that was saved: an activation, an attribute or its code has changed since it was "
-                "built; make what differs an argument of its constructor"
+                f"the {name} that a checkpoint rebuilds is another function than the one that was "
+                "saved: an activation, an attribute, a hook or its code differs from what its "
+                "constructor makes; make what differs an argument of that"
             )
 
 

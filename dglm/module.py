@@ -15,7 +15,16 @@ from torch.optim.lr_scheduler import LambdaLR
 from dglm.ais import AISResult, AISSettings, gather, quiet_estimate, warn_of
 from dglm.callbacks import Safeguard
 from dglm.chain import TRAINED_SHARE, Chain, run_chain
-from dglm.checks import check_fingerprint, check_sizes, digest, evaluation_mode, fingerprint
+from dglm.checks import (
+    Parts,
+    check_fingerprint,
+    check_sizes,
+    checked_descriptions,
+    digest,
+    evaluation_mode,
+    fingerprint,
+    present_descriptions,
+)
 from dglm.coordinates import AmortizedPreconditioned, without_coordinates
 from dglm.gaussian import DiagonalGaussian
 from dglm.model import GenerativeModel
@@ -23,7 +32,7 @@ from dglm.precision import check_precision, full_precision
 from dglm.starts import FittedStart, Start, StartName
 from samplers import Kernel, seeded_generator
 from samplers.adaptation import track_acceptance
-from samplers.io import Description, build, checked_description
+from samplers.io import Description, build
 from samplers.random import mixed_seed
 
 SAMPLER_GRADIENT_NORM = 5.0
@@ -33,6 +42,7 @@ _LAST = 0.03
 """What is left of the learning rate in the end."""
 
 _LOOK_EVERY = 10
+_SETTINGS = ("num_mh_steps", "learning_rate", "seed", "jump_scale", "decay_share")
 
 
 class DGLM(LightningModule):
@@ -113,11 +123,7 @@ class DGLM(LightningModule):
         self.test_results: dict[int, AISResult] = {}
         """Estimates of this process, by batch; a caller may fill in those of an earlier run."""
         self.test_progress: Callable[[int], None] = _no_progress
-        modules = {
-            "model": checked_description(self.model),
-            "encoder": checked_description(self.encoder),
-            "kernel": None if self.kernel is None else checked_description(self.kernel),
-        }
+        modules = checked_descriptions(self.parts)
         self.save_hyperparameters(ignore=list(modules), logger=False)
         self.save_hyperparameters(modules, logger=False)
 
@@ -217,7 +223,7 @@ class DGLM(LightningModule):
                 "gradient_clip_val would be ignored: the sampler's gradient is clipped to norm "
                 f"{SAMPLER_GRADIENT_NORM:g}, those of encoder and decoder are not; leave it out"
             )
-        check_sizes(*self.parts)
+        check_sizes(self.parts)
         # Dropout and batch statistics do no harm to a VAE, which has no chain.
         with evaluation_mode(self.model.decoder if self.kernel is None else None):
             self._observation_dim = self.model.check_decoder()
@@ -229,9 +235,9 @@ class DGLM(LightningModule):
             )
 
     @property
-    def parts(self) -> tuple[nn.Module, int, nn.Module, Kernel | None]:
-        """Decoder, latent_dim, encoder and kernel."""
-        return self.model.decoder, self.model.latent_dim, self.encoder, self.kernel
+    def parts(self) -> Parts:
+        """Model, encoder and kernel."""
+        return self.model, self.encoder, self.kernel
 
     def _observations(self, batch: Any, batch_index: int) -> Tensor:
         """Return a loader's batch as the model takes it.
@@ -343,8 +349,18 @@ class DGLM(LightningModule):
         self.log("test/standard_error", error, rank_zero_only=True)
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Keep what the parts return for fixed inputs."""
-        outputs = fingerprint(*self.parts)
+        """Keep the settings and parts as they are now, and what the parts return for fixed inputs.
+
+        Warns:
+            UserWarning: A part has become what no checkpoint can rebuild.
+        """
+        kept = {name: getattr(self, name) for name in _SETTINGS}
+        try:
+            kept |= present_descriptions(self.parts, self.hparams)
+        except (TypeError, ValueError) as error:
+            warnings.warn(f"this checkpoint will not load: {error}", stacklevel=2)
+        checkpoint["hyper_parameters"] = {**self.hparams, **kept}
+        outputs = fingerprint(self.parts)
         checkpoint["fingerprint"] = {"weights": digest(self.state_dict()), "outputs": outputs}
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
@@ -353,10 +369,14 @@ class DGLM(LightningModule):
         Raises:
             ValueError: They do not.
         """
+        if self._trainer is None:  # which would have chosen the precision
+            weights = checkpoint["state_dict"].values()
+            self.to(next(each.dtype for each in weights if each.is_floating_point()))
         self.load_state_dict(checkpoint["state_dict"], strict=False)  # Lightning will be strict
         kept = checkpoint.get("fingerprint")
         if kept is not None and kept["weights"] == digest(self.state_dict()):
-            check_fingerprint(kept["outputs"], fingerprint(*self.parts))
+            found = fingerprint(self.parts)
+            check_fingerprint(kept["outputs"], found)
 
     def configure_callbacks(self) -> list[Callback]:
         """Have every Trainer skip what is not finite."""

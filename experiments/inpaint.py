@@ -97,7 +97,7 @@ def run_into(output: Path, options: Inpaint, dglm: DGLM, trained: dict[str, Any]
     if len(data.labels("train").unique()) < 2:
         raise CommandError(f"{data.dataset_name} has no classes, whose visits could be counted")
     dglm = dglm.to(choose_device(options.accelerator))
-    images = data.heldout("test")[: options.num_images].to(dglm.device)
+    images = data.heldout("test")[: options.num_images].to(next(dglm.parameters()))
     mask = given_pixels(
         options.mask, data.image_shape, seeded_generator("cpu", options.seed, "inpaint.mask")
     )

@@ -116,7 +116,7 @@ def run_into(output: Path, options: Posterior, dglm: DGLM, trained: dict[str, An
             )
     dglm = dglm.to(choose_device(options.accelerator))
     index, searched = chosen_image(dglm, images, options)
-    image = images[index].to(dglm.device)
+    image = images[index].to(next(dglm.parameters()))
     axes, found = run_chains(dglm, image, options, output)
     with torch.no_grad():
         q = dglm.posterior(image[None])
@@ -151,7 +151,7 @@ def chosen_image(
     if options.search is None:
         return options.image, {}
     with counted("search, images", options.search, options.quiet) as progress:
-        some = images[: options.search].to(dglm.device)
+        some = images[: options.search].to(next(dglm.parameters()))
         found = search_skewed(dglm, some, options.seed, progress)
     return found.image, {
         "searched_images": options.search,

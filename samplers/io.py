@@ -135,7 +135,12 @@ def _same(one: Any, other: Any) -> bool:
 
 
 def checked_description(module: nn.Module) -> Description:
-    """Return the description of a module, once one with the same state has been built from it.
+    """Return the description of a module, once :func:`rebuilt` has built another one from it."""
+    return rebuilt(module)[0]
+
+
+def rebuilt(module: nn.Module) -> tuple[Description, nn.Module]:
+    """Return the description of a module, and what is built from it, on the module's own weights.
 
     Raises:
         TypeError: The description says less than it must, or what it says cannot be built.
@@ -147,9 +152,10 @@ def checked_description(module: nn.Module) -> Description:
             again = build(description)
     except Exception as error:
         raise TypeError(f"{where}: {' '.join(str(error).split())}") from error
+    state = module.state_dict()
     own, found = (
-        {name: tuple(value.shape) for name, value in each.state_dict().items()}
-        for each in (module, again)
+        {name: tuple(value.shape) for name, value in each.items()}
+        for each in (state, again.state_dict())
     )
     for name in own | found:
         if own.get(name) != found.get(name):
@@ -157,7 +163,8 @@ def checked_description(module: nn.Module) -> Description:
                 f"{where}: {name} has shape {own.get(name)}, but that of its constructor's "
                 f"arguments has {found.get(name)}"
             )
-    return description
+    again.load_state_dict(state, assign=True)
+    return description, again
 
 
 def describe(module: nn.Module) -> Description:
@@ -212,6 +219,11 @@ def build(module: nn.Module | Description) -> nn.Module:
     if isinstance(module, nn.Module):
         return module
     kind = _find(module["class_path"])
+    if kind is None:
+        raise TypeError(
+            f"there is no {module['class_path']} here: have it defined where it was when the "
+            "checkpoint was saved"
+        )
     if not (isinstance(kind, type) and issubclass(kind, nn.Module)):
         raise TypeError(f"{module['class_path']} is not a subclass of torch.nn.Module")
     arguments = module["init_args"]

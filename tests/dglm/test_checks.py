@@ -1,13 +1,14 @@
 """Networks that are no function of their rows, that do not fit, or that have changed."""
 
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 from torch import Tensor, nn
 
-from dglm import DGLM, Encoder
+from dglm import DGLM, Bernoulli, Encoder, Gaussian, GenerativeModel
 from dglm.checks import check_fingerprint, check_function, check_sizes, fingerprint
 from samplers import HMC, L2HMC
 
@@ -95,15 +96,16 @@ def of_other_images() -> L2HMC:
 def test_sizes_that_do_not_fit_are_named(
     latent_dim: int, encoder: Any, kernel: Any, message: str
 ) -> None:
+    model = GenerativeModel(nn.Linear(3, 6), latent_dim)
     with pytest.raises(ValueError, match=message):
-        check_sizes(nn.Linear(3, 6), latent_dim, encoder(), kernel and kernel())
+        check_sizes((model, encoder(), kernel and kernel()))
 
 
 @pytest.mark.parametrize("kernel", [lambda: None, lambda: HMC(2), lambda: L2HMC(3, 2)])
 def test_sizes_that_fit_pass_and_nothing_is_left(kernel: Any) -> None:
     decoder = nn.Sequential(nn.Linear(3, 6), nn.BatchNorm1d(6))
     before = decoder[1].running_mean.clone()  # type: ignore[union-attr, operator]
-    check_sizes(decoder, 3, Encoder(6, 3, (4,)), kernel())
+    check_sizes((GenerativeModel(decoder, 3), fitting(), kernel()))
     assert torch.equal(decoder[1].running_mean, before)  # type: ignore[arg-type]
 
 
@@ -115,33 +117,43 @@ def change_encoder(dglm: DGLM) -> None:
     dglm.encoder.trunk[1].beta = 5.0  # type: ignore[union-attr, index]
 
 
+def change_likelihood(dglm: DGLM) -> None:
+    dglm.model.likelihood = Gaussian(0.9)
+
+
 def change_kernel(dglm: DGLM) -> None:
     dglm.kernel.mask.logical_not_()  # type: ignore[union-attr, operator]
 
 
 @pytest.mark.parametrize(
     ("change", "name"),
-    [(change_activation, "decoder"), (change_encoder, "encoder"), (change_kernel, "kernel")],
+    [
+        (change_activation, "decoder"),
+        (change_encoder, "encoder"),
+        (change_likelihood, "likelihood"),
+        (change_kernel, "kernel"),
+    ],
 )
 def test_another_function_is_told_from_the_same(
     build_dglm: Callable[..., DGLM], change: Callable[[DGLM], None], name: str
 ) -> None:
     dglm = build_dglm("l2hmc")
-    before = fingerprint(*dglm.parts)
-    check_fingerprint(before, fingerprint(*dglm.parts))
-    check_fingerprint(before, fingerprint(*dglm.float().parts))
+    before = fingerprint(dglm.parts)
+    check_fingerprint(before, fingerprint(dglm.parts))
+    check_fingerprint(before, fingerprint(dglm.float().parts))
     dglm.double()
     change(dglm)
     with pytest.raises(ValueError, match=f"the {name} .* another function than the one that was"):
-        check_fingerprint(before, fingerprint(*dglm.parts))
+        check_fingerprint(before, fingerprint(dglm.parts))
 
 
 def test_fingerprints_leave_modes_alone_and_leave_random_parts_out() -> None:
     decoder = nn.Sequential(nn.Linear(3, 6), nn.Dropout(), nn.BatchNorm1d(6).eval())
-    found = fingerprint(decoder, 3, nn.Sequential(Encoder(6, 3, (4,))), None)
+    found = fingerprint((GenerativeModel(decoder, 3), nn.Sequential(fitting()), None))
     assert [module.training for module in decoder] == [True, True, False]
-    assert found.keys() == {"decoder", "encoder"}
-    assert fingerprint(Noisy(), 3, Encoder(3, 3, (4,)), None).keys() == {"encoder"}
+    assert found.keys() == {"decoder", "encoder", "likelihood"}
+    noisy = GenerativeModel(nn.Sequential(nn.Linear(3, 6), Noisy()), 3)
+    assert "decoder" not in fingerprint((noisy, fitting(), None))
 
 
 def test_a_loaded_checkpoint_is_looked_at(build_dglm: Callable[..., DGLM]) -> None:
@@ -156,3 +168,88 @@ def test_a_loaded_checkpoint_is_looked_at(build_dglm: Callable[..., DGLM]) -> No
     # Averages of weights, or others of one's own, are another function on purpose.
     others = {name: 2 * value for name, value in dglm.state_dict().items()}
     changed.on_load_checkpoint({**checkpoint, "state_dict": others})
+
+
+class Masked(nn.Linear):
+    """Draws, in its constructor, what no checkpoint holds."""
+
+    def __init__(self) -> None:
+        super().__init__(3, 6)
+        self.mask = torch.rand(6)
+
+    def forward(self, z: Tensor) -> Tensor:
+        return self.mask * super().forward(z)
+
+
+class Offset(Bernoulli):
+    offset = 0.0
+
+    def log_prob(self, parameters: Tensor, x: Tensor) -> Tensor:
+        return super().log_prob(parameters, x) + self.offset
+
+
+def hooked() -> nn.Module:
+    decoder = nn.Linear(3, 6)
+    decoder.register_forward_hook(lambda module, given, output: 2 * output)
+    return decoder
+
+
+def with_attribute() -> Offset:
+    likelihood = Offset()
+    likelihood.offset = 1.0
+    return likelihood
+
+
+@pytest.mark.parametrize(
+    ("decoder", "likelihood", "name"),
+    [
+        (hooked, Bernoulli, "decoder"),
+        (Masked, Bernoulli, "decoder"),
+        (lambda: nn.Linear(3, 6), with_attribute, "likelihood"),
+    ],
+)
+def test_what_a_checkpoint_would_rebuild_otherwise_is_refused_at_once(
+    decoder: Callable[[], nn.Module], likelihood: Callable[[], Bernoulli], name: str
+) -> None:
+    with pytest.raises(ValueError, match=f"the {name} that a checkpoint rebuilds is another"):
+        DGLM(GenerativeModel(decoder(), 3, likelihood()), fitting())
+
+
+def longer_trajectories(dglm: DGLM) -> None:
+    dglm.kernel.num_leapfrogs, dglm.kernel.jitter = 5, 0.4  # type: ignore[union-attr, assignment]
+
+
+def others_for_all(dglm: DGLM) -> None:
+    dglm.model, dglm.encoder = GenerativeModel(nn.Linear(3, 6), 3), Encoder(6, 3, (7, 2))
+    dglm.kernel, dglm.num_mh_steps, dglm.learning_rate = L2HMC(3, 2), 7, 1e-5
+
+
+@pytest.mark.parametrize("change", [lambda dglm: None, longer_trajectories, others_for_all])
+def test_what_has_changed_since_it_was_built_is_loaded_as_it_was_saved(
+    change: Callable[[DGLM], None], build_dglm: Callable[..., DGLM], fit: Any, tmp_path: Path
+) -> None:
+    saved = DGLM(GenerativeModel(nn.Linear(3, 6), 3, Gaussian(1.0)), fitting(), HMC(2))
+    saved.model.likelihood.scale = 0.7
+    change(saved)
+    fit(saved, 1).save_checkpoint(tmp_path / "saved.ckpt")
+    torch.set_default_dtype(torch.float32)  # not that of the weights, which is kept
+    loaded = DGLM.load_from_checkpoint(tmp_path / "saved.ckpt", weights_only=True)
+    torch.set_default_dtype(torch.float64)
+    assert (loaded.num_mh_steps, loaded.learning_rate) == (saved.num_mh_steps, saved.learning_rate)
+    x = torch.rand(20, 6)
+    found, wanted = (
+        each.posterior_samples(x, generator=torch.Generator().manual_seed(0))
+        for each in (loaded, saved)
+    )
+    torch.testing.assert_close(found, wanted)
+    torch.testing.assert_close(loaded.model.log_joint(x, wanted), saved.model.log_joint(x, wanted))
+
+
+def test_a_checkpoint_that_will_not_load_is_warned_of_where_it_is_saved(
+    build_dglm: Callable[..., DGLM], fit: Any, tmp_path: Path
+) -> None:
+    dglm = build_dglm("hmc")
+    trainer = fit(dglm, 1)
+    nn.utils.parametrizations.weight_norm(dglm.model.decoder.output)
+    with pytest.warns(UserWarning, match=r"this checkpoint will not load: .*parametrizations"):
+        trainer.save_checkpoint(tmp_path / "saved.ckpt")
