@@ -52,7 +52,7 @@ from experiments.shared.runs import create_run, held, keep_config, keep_metrics
 
 TRAINER_DEFAULTS: dict[str, Any] = {
     "max_epochs": -1,
-    "max_steps": 3000,
+    "max_steps": 2000,
     "log_every_n_steps": 10,
     "val_check_interval": 250,
     "check_val_every_n_epoch": None,

@@ -30,6 +30,7 @@ BUDGET = 8_000_000
 
 _CHAINS = 100
 _WARM_UP_LEAPFROGS = 5
+_HIDDEN = 40
 _APART = 1.05
 """R̂ of the warm-up's HMC from which on there may be several modes: training is annealed."""
 _FLOW_GAIN = 0.02
@@ -289,7 +290,7 @@ class _Learning:
     def _l2hmc(self, length: int, step_size: float) -> L2HMC:
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(mixed_seed(self.seed, "learn.kernel", length))
-            kernel = L2HMC(self.dim, length, step_size, hidden=20 if length == 1 else 40)
+            kernel = L2HMC(self.dim, length, step_size, hidden=_HIDDEN)
         return kernel.to(self.start)
 
     def _train(

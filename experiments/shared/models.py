@@ -37,7 +37,7 @@ def build_dglm(
     coordinates: bool = True,
     sampler_hidden: int = 100,
     embedding_hidden: list[int] = [200],  # noqa: B006
-    learning_rate: float = 1e-3,
+    learning_rate: float = 2e-3,
     jump_scale: float = 1.0,
     decay_share: float = 0.3,
     seed: int = 0,
@@ -61,7 +61,7 @@ def build_dglm(
             from the chain's draws; false is the paper's way, for which steps of 0.1 suit.
         sampler_hidden: Units in each hidden layer of the sampler's networks.
         embedding_hidden: Units in the hidden layers of the image embedding that the sampler sees.
-        learning_rate: Learning rate of Adam.
+        learning_rate: Learning rate of Adam; the paper's is 0.001.
         jump_scale: The jump that the sampler's loss counts as good, in standard deviations of q.
         decay_share: Share of the training, its last part, in which the learning rate falls
             geometrically to 3 %.

@@ -35,7 +35,7 @@ def test_the_same_seed_gives_the_same_summary(small: Arguments, tmp_path: Path) 
 @pytest.mark.parametrize(
     ("limits", "steps"),
     [
-        ({}, 3000),
+        ({}, 2000),
         ({"max_epochs": 40}, -1),
         ({"max_epochs": 40, "max_steps": 7}, 7),
         ({"max_steps": 7}, 7),
