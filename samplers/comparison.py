@@ -332,7 +332,7 @@ def race(
             [efficiency(part, _SUSPECTS).worst for part in parts], dtype=torch.float64
         )
         batches[name] = (worst / kernel.num_leapfrogs).clamp(min=1e-12).log()
-        ends[name] = chains.draws[:, -1].to(position.device)
+        ends[name] = chains.draws[:, -1].to(position.device, copy=True)  # not the whole draws
     first, *others = kernels
     bar = max(CONVERGED, table.row(first)["r_hat"])
     best, largest = first, 0.0

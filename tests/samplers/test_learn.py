@@ -93,6 +93,8 @@ def test_a_finished_learning_is_read_back(learned: Learned, checkpoint: Path) ->
     again = learn(energy, start(), budget=800_000, seed=4, checkpoint=checkpoint, progress=False)
     assert sum(calls) <= 100  # to see that the target is the same
     assert again.message == learned.message
+    kept = again.position.untyped_storage()
+    assert kept.nbytes() == again.position.nbytes  # and not the draws of the last race
     with pytest.raises(ValueError, match=r"of another run .seed was 4, is now 5"):
         learn(SCG, start(), budget=800_000, seed=5, checkpoint=checkpoint, progress=False)
 
