@@ -25,9 +25,6 @@ kernel's device."""
 ObjectiveName = Literal["siblings", "jumps", "reciprocal"]
 
 _REWHITENINGS = (0.2, 0.4, 0.6, 0.8, 0.9)
-_LARGEST_GRADIENT = 1.0
-"""Of the jumps objective, whose first gradients are a hundred times those that follow: Adam would
-remember their size for a thousand iterations."""
 _SAVE_INTERVAL = 500
 
 
@@ -285,8 +282,6 @@ class _Training:
         loss.backward(inputs=self.parameters)  # and not those of the energy
         gradients = [each.grad for each in self.parameters if each.grad is not None]
         finite = torch.stack([gradient.isfinite().all() for gradient in gradients]).all()
-        if self.settings.objective == "jumps":
-            torch.nn.utils.clip_grad_norm_(self.parameters, _LARGEST_GRADIENT)
         if finite:
             self.optimizer.step()
         return ~finite
