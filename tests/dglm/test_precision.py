@@ -1,11 +1,7 @@
 """Chains and importance weights keep their precision in a Trainer of lower precision."""
 
-import inspect
 import os
-import subprocess
-import sys
 from collections.abc import Callable, Iterable, Iterator
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -13,7 +9,6 @@ import torch
 from lightning.pytorch import Trainer
 from torch import Tensor, nn
 
-import dglm
 from dglm import (
     DGLM,
     AISSettings,
@@ -25,6 +20,7 @@ from dglm import (
 )
 from dglm.chain import Chain, long_chain_log_joint, run_chain
 from dglm.model import NegativeLogLikelihood
+from dglm.precision import full_precision
 from samplers import HMC, State, seeded_generator
 
 BuildDGLM = Callable[..., DGLM]
@@ -144,7 +140,7 @@ def test_chains_do_not_know_faster_products(
     assert (torch.get_float32_matmul_precision(), torch.backends.cudnn.allow_tf32) == ("high", True)
 
 
-def newer_settings() -> dict[str, str]:
+def newer_settings() -> set[tuple[str, str]]:
     """What torch's newer functions say."""
     backends: Any = torch.backends
     places = {
@@ -154,46 +150,31 @@ def newer_settings() -> dict[str, str]:
         "CPU's matmul": backends.mkldnn.matmul,
         "CPU's conv": backends.mkldnn.conv,
     }
-    return {name: place.fp32_precision for name, place in places.items()}
+    return {(name, place.fp32_precision) for name, place in places.items()}
 
 
-# In processes of their own: what one of them allows, torch does not fully forget.
-ALLOWED = """
-import os
-import sys
-from typing import Any
-
-import torch
-from dglm.precision import full_precision
-
-{newer_settings}
-
-def check(allow: str) -> None:
-    exec(allow)
-    before = newer_settings()
-    with full_precision():
-        assert set(newer_settings().values()) == {{"ieee"}}, (allow, newer_settings())
-    assert newer_settings() == before, allow
-
-for allow in sys.argv[1:]:
-    if (child := os.fork()) == 0:
-        check(allow)
-        os._exit(0)
-    assert os.waitpid(child, 0)[1] == 0, allow
-"""
-
-
-def test_faster_products_allowed_in_either_way_are_left_out_and_put_back() -> None:
-    allowed = [
+# In a process of its own: what it allows, torch does not fully forget.
+@pytest.mark.filterwarnings("ignore:.*use of fork:DeprecationWarning")
+@pytest.mark.parametrize(
+    "allow",
+    [
         "pass",
         "torch.backends.fp32_precision = 'tf32'",
         "torch.backends.cuda.matmul.fp32_precision = 'tf32'",
         "torch.backends.cudnn.conv.fp32_precision = 'ieee'",
         "torch.backends.mkldnn.conv.fp32_precision = 'bf16'",
         "torch.set_float32_matmul_precision('medium')",
-    ]
-    code = ALLOWED.format(newer_settings=inspect.getsource(newer_settings))
-    environment = {**os.environ, "PYTHONPATH": str(Path(dglm.__file__).parents[1])}
-    command = [sys.executable, "-c", code, *allowed]
-    finished = subprocess.run(command, capture_output=True, text=True, env=environment, check=False)
-    assert finished.returncode == 0, finished.stderr
+    ],
+)
+def test_faster_products_allowed_in_either_way_are_left_out_and_put_back(allow: str) -> None:
+    if (child := os.fork()) == 0:
+        status = 1
+        try:
+            exec(allow)
+            before = newer_settings()
+            with full_precision():
+                exact = {setting for _, setting in newer_settings()} == {"ieee"}
+            status = 0 if exact and newer_settings() == before else 1
+        finally:
+            os._exit(status)
+    assert os.waitpid(child, 0)[1] == 0

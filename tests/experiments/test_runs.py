@@ -1,32 +1,23 @@
 """Names of outputs, of which none is taken twice, and results as JSON."""
 
 import math
-import subprocess
-import sys
+import os
+import signal
+import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
 
 import pytest
 
 from experiments import mnist
 from experiments.shared.cli import CommandError, run_command
-from experiments.shared.runs import check_same_options, output_file, read_json, write_json
+from experiments.shared.runs import check_same_options, held, output_file, read_json, write_json
+
+# Of Python 3.12, on the fork of a process that has threads.
+pytestmark = pytest.mark.filterwarnings("ignore:.*use of fork:DeprecationWarning")
 
 SUFFIXES = (".png", ".json")
-
-HOLDER = """
-import sys, time
-from pathlib import Path
-from experiments.shared.runs import held, output_file
-
-claim = held(Path(sys.argv[2])) if sys.argv[1] == "folder" else output_file(
-    sys.argv[2], "", "", ".png", ".json"
-)
-with claim:
-    print("held", flush=True)
-    time.sleep(600)
-"""
 
 
 def test_commands_at_once_on_one_checkpoint_have_outputs_of_their_own(tmp_path: Path) -> None:
@@ -44,14 +35,22 @@ def test_commands_at_once_on_one_checkpoint_have_outputs_of_their_own(tmp_path: 
 
 
 @contextmanager
-def held_by_another(kind: str, path: Path) -> Iterator[None]:
-    """Have another process hold a "folder" or an "output", until it is killed."""
-    command = [sys.executable, "-c", HOLDER, kind, str(path)]
-    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as process:
-        assert process.stdout is not None
-        assert process.stdout.readline() == "held\n"
+def held_by_another(claim: AbstractContextManager[object]) -> Iterator[None]:
+    """Have another process hold a claim, until it is killed."""
+    read, write = os.pipe()
+    if (child := os.fork()) == 0:
+        try:
+            with claim:
+                os.write(write, b"held")
+                time.sleep(600)
+        finally:
+            os._exit(1)
+    try:
+        assert os.read(read, 4) == b"held"
         yield
-        process.kill()
+    finally:
+        os.kill(child, signal.SIGKILL)
+        os.waitpid(child, 0)
 
 
 def test_an_output_that_another_process_is_to_write_is_refused_until_that_is_dead(
@@ -59,7 +58,7 @@ def test_an_output_that_another_process_is_to_write_is_refused_until_that_is_dea
 ) -> None:
     output = tmp_path / "some" / "result.png"
     with (
-        held_by_another("output", output),
+        held_by_another(output_file(str(output), "", "", *SUFFIXES)),
         pytest.raises(CommandError, match=r"another command is to write .*result\.png; choose"),
         output_file(str(output), "", "", *SUFFIXES),
     ):
@@ -77,7 +76,7 @@ def test_two_live_runs_never_share_a_folder_and_a_dead_one_holds_nothing(
     before = {path: path.read_bytes() for path in run.rglob("*") if path.is_file()}
     resumed = ["--resume", str(run), "--trainer.max_steps=2"]
     message = r"another command is working in .*run; wait until it"
-    with held_by_another("folder", run):
+    with held_by_another(held(run)):
         with pytest.raises(SystemExit, match=message):
             run_command(lambda: mnist.main(resumed))
         assert {path: path.read_bytes() for path in run.rglob("*") if path.is_file()} == before
