@@ -24,6 +24,8 @@ _SPLIT_WORDS: dict[Split, str] = {
     "validation": "val|valid|validation|validate|dev|development",
     "test": "test|testing|tst",
 }
+_ABBREVIATIONS: dict[str, Split] = {"tr": "train", "va": "validation", "te": "test"}
+"""Of splits where all subfolders are called so: alone they may be classes, as of languages."""
 _PLAIN_WORDS = "sets?|data|datasets?|splits?|images?|imgs?|digits|samples"
 
 
@@ -123,6 +125,9 @@ def _split_folders(folder: Path, files: list[Names]) -> dict[str, Split]:
     One name that says something else, too, may be a class, as train_station. Two, as seg_train and
     seg_test, are splits.
     """
+    tops = {names[0] if len(names) > 1 else "" for names in files}
+    if len(tops) > 1 and "tr" in tops and tops <= _ABBREVIATIONS.keys():
+        return {top: _ABBREVIATIONS[top] for top in sorted(tops)}
     named: dict[str, Split] = {}
     certain = False
     for path in sorted(folder.iterdir()):

@@ -109,18 +109,17 @@ def sample(
         >>> chains.export()["posterior"]["position"].shape  # chains.to_arviz() for ArviZ
         (4, 10, 2)
     """
-    chunks = sample_chunks(
+    chunks = _quiet_chunks(
         kernel, energy, position, num_draws, thin=thin, context=context, generator=generator
     )
     chains = concatenate(chunks, num_draws, progress)
-    warn_of_still(chains.draws, num_draws * thin)
+    warn_of_still(still_chains(chains.draws), num_draws, num_draws * thin)
     return chains
 
 
-def warn_of_still(draws: Tensor, num_steps: int) -> None:
-    """Warn of chains of draws (chain, draw, dim) that never moved in so many steps."""
-    still = still_chains(draws)
-    if draws.shape[1] > 1 and num_steps >= ENOUGH_TO_MOVE and still.any():
+def warn_of_still(still: Tensor, num_draws: int, num_steps: int) -> None:
+    """Warn of chains, (chain,), boolean, that never moved in so many draws and steps."""
+    if num_draws > 1 and num_steps >= ENOUGH_TO_MOVE and still.any():
         warnings.warn(
             f"{int(still.sum())} of {len(still)} chains did not move in {num_steps} steps: start "
             "them closer to where the density is, or take a smaller step size (adapt)",
@@ -151,7 +150,7 @@ def draw_chains(
     kernel: Kernel, energy: Energy, position: Tensor, num_draws: int, **options: Any
 ) -> Chains:
     """Do what :func:`sample` does, for those who look for stuck chains themselves: no warning."""
-    return concatenate(sample_chunks(kernel, energy, position, num_draws, **options), num_draws)
+    return concatenate(_quiet_chunks(kernel, energy, position, num_draws, **options), num_draws)
 
 
 def still_chains(draws: Tensor) -> Tensor:
@@ -191,8 +190,48 @@ def sample_chunks(
 
     Raises:
         ValueError: A count is below 1, the energy or its gradient is not finite where a chain
-            starts, or there is a generator beside a snapshot.
+            starts, or a snapshot is of another energy or has a generator beside it.
+
+    Warns:
+        UserWarning: After the last chunk, of chains that never moved.
     """
+    chunks = _quiet_chunks(
+        kernel,
+        energy,
+        start,
+        num_draws,
+        chunk_size=chunk_size,
+        thin=thin,
+        context=context,
+        generator=generator,
+    )
+    return _watched(chunks, thin)
+
+
+def _watched(
+    chunks: Iterator[tuple[Chains, Snapshot]], thin: int
+) -> Iterator[tuple[Chains, Snapshot]]:
+    done, still, first = 0, torch.ones((), dtype=torch.bool), None
+    for chunk, snapshot in chunks:
+        first = chunk.draws[:, :1].clone() if first is None else first
+        still = still & (chunk.draws == first).flatten(1).all(dim=1)
+        done += chunk.draws.shape[1]
+        yield chunk, snapshot
+    warn_of_still(still, done, done * thin)
+
+
+def _quiet_chunks(
+    kernel: Kernel,
+    energy: Energy,
+    start: Tensor | Snapshot,
+    num_draws: int,
+    *,
+    chunk_size: int = CHUNK_SIZE,
+    thin: int = 1,
+    context: Context = None,
+    generator: torch.Generator | None = None,
+) -> Iterator[tuple[Chains, Snapshot]]:
+    """Do what :func:`sample_chunks` does, without its warning."""
     for name, value in (("num_draws", num_draws), ("thin", thin), ("chunk_size", chunk_size)):
         if not isinstance(value, Integral):
             raise TypeError(f"{name} must be an integer, got {value!r}")
@@ -209,6 +248,7 @@ def sample_chunks(
         state = finite_start(kernel, energy, start)
     elif generator is None:
         state = State(start["position"], start["energy"], start["gradient"], start["extra"])
+        _check_energy(kernel, energy, state)
         generator = torch.Generator(state.position.device)
         generator.set_state(start["generator"].cpu())
     else:
@@ -216,6 +256,17 @@ def sample_chunks(
     sizes = [chunk_size] * (num_draws // chunk_size)
     sizes += [num_draws % chunk_size] if num_draws % chunk_size else []
     return _chunks(kernel, energy, state, sizes, thin, context, generator)
+
+
+@torch.no_grad()
+def _check_energy(kernel: Kernel, energy: Energy, state: State) -> None:
+    """Raise ValueError where a state is stale: its acceptances would be wrong without a word."""
+    now = kernel.init(state.position, energy).energy
+    if not torch.allclose(now, state.energy, rtol=1e-3, atol=1e-3):
+        raise ValueError(
+            "the snapshot is of another energy than this one: start from its position, "
+            'snapshot["position"]'
+        )
 
 
 @torch.no_grad()

@@ -90,6 +90,13 @@ class Flow(Transformed):
 
     def integrate(self, start: PhasePoint, energy: Energy, context: Context = None) -> Endpoint:
         """Follow the kernel's trajectory in w."""
+        if torch.is_inference_mode_enabled():  # where the flow could not be differentiated
+            with torch.inference_mode(False), torch.no_grad():
+                position, potential, gradient = (part.clone() for part in start.state[:3])
+                extra = tuple(part.clone() for part in start.state.extra)
+                state = State(position, potential, gradient, extra)
+                point = PhasePoint(state, start.momentum.clone(), start.direction.clone())
+                return self.integrate(point, energy, context)
         coordinates = self.coordinates(energy)
         begin = coordinates.state_into(start.state)
         eager = copy(self.kernel)  # not compiled, whatever the kernel is

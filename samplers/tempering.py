@@ -3,7 +3,7 @@
 import torch
 from torch import Tensor
 
-from samplers.chains import Chains, warn_of_still
+from samplers.chains import Chains, still_chains, warn_of_still
 from samplers.energy import Energy, State, Tempered
 from samplers.hmc import HMC, JITTER
 from samplers.kernel import finite_start
@@ -69,7 +69,7 @@ def parallel_tempering(
         fields = state.position, state.energy, info.acceptance, info.diverging
         kept.append([field[:chains].clone() for field in fields])
     found = Chains(*(torch.stack(field, dim=1).cpu() for field in zip(*kept, strict=True)))
-    warn_of_still(found.draws, num_draws)
+    warn_of_still(still_chains(found.draws), num_draws, num_draws)
     return found
 
 

@@ -36,6 +36,7 @@ def loaded(folder: Path, validation: int | None = None) -> ImageDataModule:
         ("Training", "Valid", "TESTING"),
         ("train_images", "dev-set", "TestData"),
         ("images_train", "validation2017", "tst"),
+        ("tr", "va", "te"),
         ("seg_train/seg_train", "seg_val/seg_val", "seg_test/seg_test"),
         ("archive/digits/train", "archive/digits/validation", "archive/digits/test"),
     ],
@@ -61,6 +62,12 @@ def test_folders_of_splits(
     assert line.count("\n") == 1
     assert line.startswith(f"{tmp_path}: {module.counts}; folders ")
     assert line.endswith("; classes dark, light\n")
+
+
+def test_languages_are_classes_though_one_abbreviates_a_split(tmp_path: Path) -> None:
+    for folder in ("tr", "te", "fr"):
+        write(tmp_path / folder)
+    assert loaded(tmp_path).labels("train").unique().tolist() == [0, 1, 2]
 
 
 def test_validation_images_of_their_own_leave_no_choice(tmp_path: Path) -> None:

@@ -14,6 +14,7 @@ from samplers import (
     adapt,
     parallel_tempering,
     sample,
+    sample_chunks,
     seeded_generator,
     strongly_correlated_gaussian,
     summarise,
@@ -231,6 +232,8 @@ def test_chains_that_stay_stuck_are_told_of_and_left_out_of_the_mass() -> None:
     assert ((warm.kernel.factor / exact - 1).abs() < 0.2).all()
     with pytest.warns(UserWarning, match="^3 of 50 chains did not move in 60 steps"):
         chains = sample(warm.kernel, energy, warm.position, 60, generator=generator)
+    with pytest.warns(UserWarning, match="^3 of 50 chains did not move in 60 steps"):
+        list(sample_chunks(warm.kernel, energy, warm.position, 60, chunk_size=7))
     for draws in (chains.draws, chains):
         with pytest.warns(UserWarning, match="^3 of 50 chains never move"):
             summarise(draws)

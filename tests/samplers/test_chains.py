@@ -255,10 +255,10 @@ def test_no_graph_outlives_a_chunk(random_l2hmc: Callable[..., L2HMC], energy: E
             assert not snapshot["gradient"].requires_grad
 
 
-def again(energy: Energy, **options: Any) -> object:
-    """Go on from a snapshot, with options that do not go with one."""
+def again(energy: Energy, now: Energy | None = None, **options: Any) -> object:
+    """Go on from a snapshot, with what does not go with one."""
     _, snapshot = next(sample_chunks(HMC(), energy, START, 3))
-    return sample_chunks(HMC(), energy, snapshot, 3, **options)
+    return sample_chunks(HMC(), now or energy, snapshot, 3, **options)
 
 
 START = torch.zeros(5, 3, dtype=torch.float64)
@@ -278,6 +278,7 @@ START = torch.zeros(5, 3, dtype=torch.float64)
         (lambda energy: sample(HMC(), energy, START, 3, thin=-2), "at least 1, got 3 and -2"),
         (lambda energy: again(energy, chunk_size=0), "chunk_size must be at least 1, got 0"),
         (lambda energy: again(energy, generator=torch.Generator()), "brings its own generator"),
+        (lambda energy: again(energy, now=lambda x: 1.1 * energy(x) + 0.1), "is of another energy"),
     ],
 )
 def test_arguments_that_cannot_be_are_refused_at_once(

@@ -243,7 +243,7 @@ def test_extras_of_a_state_follow_acceptance(run: Run, with_extra: EnergyWithGra
 
 
 @pytest.mark.parametrize("mode", [torch.no_grad, torch.inference_mode])
-@each_of([name for name in KERNELS if "flow" not in name])
+@each_of([*KERNELS, "turns"])
 def test_steps_where_gradients_are_off(run: Run, mode: type) -> None:
     expected = results(run.step())
     with mode():

@@ -246,11 +246,14 @@ def test_a_kernel_in_other_coordinates_is_trained_in_them(
 def test_coordinates_become_the_moments_of_the_chains_at_temperature_one(annealing: int) -> None:
     kernel, drawn = Preconditioned(Recording(), torch.zeros(2), torch.eye(2)), []
     kernel.kernel.head_scale = 0.1
+    temperature = 1.5 if annealing else 1.0
     settings = TrainingSettings(
-        10, 50, initial_temperature=1.5, annealing_iterations=annealing, learning_rate=1e-4
+        10,
+        50,
+        initial_temperature=temperature,
+        annealing_iterations=annealing,
+        learning_rate=1e-4,
     )
-    if annealing == 0:
-        settings = TrainingSettings(10, 50, learning_rate=1e-4)
 
     def follow(done: int) -> None:
         if done:
