@@ -129,6 +129,7 @@ class DGLM(LightningModule):
         self.test_results: dict[int, AISResult] = {}
         """Estimates of this process, by batch; a caller may fill in those of an earlier run."""
         self.test_progress: Callable[[int], None] = _no_progress
+        self._observation_dim: int | None = None  # known once a Trainer has set this up
         modules = checked_descriptions(self.parts)
         self.save_hyperparameters(ignore=list(modules), logger=False)
         self.save_hyperparameters(modules, logger=False)
@@ -230,15 +231,18 @@ class DGLM(LightningModule):
                 f"{SAMPLER_GRADIENT_NORM:g}, those of encoder and decoder are not; leave it out"
             )
         check_sizes(self.parts)
-        # Dropout and batch statistics do no harm to a VAE, which has no chain.
-        with evaluation_mode(self.model.decoder if self.kernel is None else None):
-            self._observation_dim = self.model.check_decoder()
+        self._observation_dim = self._check_decoder()
         if getattr(self, "_compiler_ctx", None) is not None:
             warnings.warn(
                 "the steps of a DGLM are not compiled as a whole: compile its chain, by "
                 "dglm.kernel.compile(), and pass the DGLM itself",
                 stacklevel=2,
             )
+
+    def _check_decoder(self) -> int:
+        # Dropout and batch statistics do no harm to a VAE, which has no chain.
+        with evaluation_mode(self.model.decoder if self.kernel is None else None):
+            return self.model.check_decoder()
 
     @property
     def parts(self) -> Parts:
@@ -252,7 +256,7 @@ class DGLM(LightningModule):
             ValueError: The model cannot have produced it. On a GPU, where looking at its numbers
                 has the host wait, those of one batch in ten are looked at.
         """
-        x = self.model.flat(batch, self._observation_dim)
+        x = self.model.flat(batch, self._observation_dim or self._check_decoder())
         if x.device.type == "cpu" or batch_index % _LOOK_EVERY == 0:
             self.model.likelihood.check(x)
         return x.to(next(self.parameters()))
