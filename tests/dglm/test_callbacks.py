@@ -12,6 +12,8 @@ from dglm import DGLM, Encoder, GenerativeModel, ReversibilityMonitor
 from dglm.callbacks import EXACTNESS_BOUND, PATIENCE, TrainingFailed, exactness_errors
 from samplers import HMC, L2HMC, Endpoint, Energy, Kernel, PhasePoint
 
+pytestmark = pytest.mark.filterwarnings("ignore:.* updates were skipped")
+
 BuildDGLM = Callable[..., DGLM]
 
 KINDS = ["vae", "hmc", "l2hmc"]
@@ -155,12 +157,14 @@ def test_ten_skipped_updates_in_a_row_end_the_run(
         assert torch.equal(value, before[name])
 
 
+@pytest.mark.filterwarnings("ignore::FutureWarning", "ignore::DeprecationWarning")
 def test_nine_skipped_updates_in_a_row_do_not(
     build_dglm: BuildDGLM, recorded: Recorded, break_at: Callable[..., None]
 ) -> None:
     module = build_dglm("hmc")
     break_at(FAULTS["loss NaN"], *(set(range(30)) - {9, 19, 29}))
-    recorded(module, 30)
+    with pytest.warns(UserWarning, match="27 of 30 updates were skipped"):
+        recorded(module, 30)
     assert module.safeguard.skipped == 27
 
 
