@@ -57,6 +57,15 @@ def test_bounds_agree_with_the_exact_log_likelihood_also_in_pieces(
     assert (exact.diff().abs() > 5 * result.standard_error[1:]).all()
 
 
+def test_pieces_have_noise_of_their_own(
+    model: GenerativeModel, images: Tensor, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("dglm.annealing._MEMORY_BUDGET", 1)
+    same = images[:1].expand(5, -1)
+    found = importance_weighted_bound(model, Encoder(6, 3, (4,)), same, 100).log_likelihood
+    assert len(found.unique()) == 5
+
+
 def test_a_bound_that_rests_on_one_sample_has_no_known_error(bound: Bound) -> None:
     with pytest.warns(UserWarning, match=r"of 4 of 4 images rest on less than two samples"):
         result, _ = bound(2, 1e4, 50)

@@ -287,3 +287,15 @@ def test_the_marginal_model_sums_over_the_other_observations(
 def test_impossible_masks_are_refused(model: GenerativeModel, given: Tensor, message: str) -> None:
     with pytest.raises(ValueError, match=message):
         model.marginal(given)
+
+
+def test_an_energy_sees_the_decoder_s_present_weights(
+    model: GenerativeModel, images: Tensor
+) -> None:
+    energy, z = model.energy(images), torch.randn(7, 3)
+    with torch.no_grad():
+        for parameter in model.decoder.parameters():
+            parameter.mul_(1.5)
+    for found in (energy(z), energy.value_and_gradient(z).energy):
+        torch.testing.assert_close(found, -model.log_joint(images, z).detach())
+        assert not found.requires_grad

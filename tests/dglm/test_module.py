@@ -277,6 +277,8 @@ def test_labels_are_left_out_and_images_flattened(
         assert [z.shape for z in drawn] == [(10, 3), (10, 3)]
         assert all(map(torch.equal, drawn, trainer.predict(module, loader)))
         assert not torch.equal(*drawn)
+        by_hand = seeded_generator("cpu", 0, "prediction", 0, 0)
+        assert torch.equal(drawn[0], module.posterior_samples(x[:10], generator=by_hand))
     assert all(torch.equal(value, weights[1][name]) for name, value in weights[0].items())
 
 
@@ -322,6 +324,20 @@ def test_testing_estimates_the_log_likelihood_by_ais(
     error = log_likelihood.std() / len(log_likelihood) ** 0.5
     wanted = {"log_likelihood": log_likelihood.mean(), "standard_error": error}
     assert metrics == pytest.approx({f"test/{k}": float(v) for k, v in wanted.items()})
+
+
+def test_the_standard_error_of_a_test_is_over_its_images(
+    build_dglm: BuildDGLM, make_trainer: MakeTrainer, batches: MakeBatches
+) -> None:
+    module = build_dglm("vae")
+    log_likelihood, rest = torch.tensor([1.0, 2.0, 6.0]), (torch.zeros(3, 2), torch.ones(3))
+    missed = torch.zeros(3, dtype=torch.bool)
+    module.test_results = {0: AISResult(log_likelihood, torch.ones(3), *rest, missed, 7)}
+    (metrics,) = make_trainer(devices=1).test(module, batches(1), verbose=False)
+    # The variance of these three is 7.
+    assert metrics == pytest.approx(
+        {"test/log_likelihood": 3, "test/standard_error": (7 / 3) ** 0.5}
+    )
 
 
 @FEW_CHAINS
