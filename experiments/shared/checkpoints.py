@@ -97,11 +97,7 @@ class SaveCheckpoints(Checkpoint):
             self._save(trainer)
 
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Save after an end that was not known before, as by --trainer.max_time.
-
-        Or once more: a callback may have put averages in the place of the weights.
-        """
-        self._saved_step = 0
+        """Save after an end that was not known before, as by --trainer.max_time."""
         self._save(trainer)
 
     def on_exception(
