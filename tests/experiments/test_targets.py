@@ -27,6 +27,10 @@ SMALL = [
 ]
 
 
+# Samplers that are trained for a moment may well stand still, and the command says so.
+pytestmark = pytest.mark.filterwarnings("ignore:.* chains never move")
+
+
 def make_small(patch: pytest.MonkeyPatch) -> None:
     """NUTS may be installed; its compiler would take most of the time."""
     patch.setattr(command, "nuts_is_installed", lambda: False)
