@@ -126,7 +126,9 @@ def test_work_on_a_checkpoint(
     of_signals = [{"SIGINT": 130, "SIGTERM": 143}[signal] for _, signal in stopped]
     assert statuses == [0, *[-9] * len(killed), 0, *of_signals, 0]
     hint = "what is finished is kept; the same command goes on after it"
-    assert errors.splitlines() == [line.format(hint) for line in told]
+    expected = [line.format(hint) for line in told]  # scores of seconds may warn beside it
+    assert [line for line in errors.splitlines() if line in expected] == expected
+    assert "Traceback" not in errors
     for name in ("killed", "stopped"):
         for file in FILES[command]:
             assert (tmp_path / name / file).read_bytes() == (tmp_path / "whole" / file).read_bytes()
