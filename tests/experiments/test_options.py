@@ -51,11 +51,10 @@ def test_float64_is_trained_and_scored(small: Arguments, tmp_path: Path) -> None
     assert (tmp_path / "run" / "summary.json").exists()
 
 
-def test_a_spawned_training_is_scored_and_the_same(
-    small: Arguments, checkpoint: Path, tmp_path: Path
-) -> None:
-    plain, spawned = checkpoint.parents[1], tmp_path / "spawned"
-    main([*small(spawned, quiet="false"), "--trainer.strategy=ddp_spawn"])
+def test_a_spawned_training_is_scored_and_the_same(small: Arguments, tmp_path: Path) -> None:
+    main(small(tmp_path / "plain"))
+    main([*small(tmp_path / "spawned", quiet="false"), "--trainer.strategy=ddp_spawn"])
+    plain, spawned = (tmp_path / name for name in ("plain", "spawned"))
     weights = [
         torch.load(run / "checkpoints" / "last.ckpt", weights_only=True)["state_dict"]
         for run in (plain, spawned)
