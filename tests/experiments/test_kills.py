@@ -126,8 +126,8 @@ def test_work_on_a_checkpoint(
     of_signals = [{"SIGINT": 130, "SIGTERM": 143}[signal] for _, signal in stopped]
     assert statuses == [0, *[-9] * len(killed), 0, *of_signals, 0]
     hint = "what is finished is kept; the same command goes on after it"
-    expected = [line.format(hint) for line in told]  # scores of seconds may warn beside it
-    assert [line for line in errors.splitlines() if line in expected] == expected
+    signals = [line for line in errors.splitlines() if line.startswith("SIG")]
+    assert signals == [line.format(hint) for line in told]  # scores of seconds may warn beside it
     assert "Traceback" not in errors
     for name in ("killed", "stopped"):
         for file in FILES[command]:
