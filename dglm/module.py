@@ -75,7 +75,8 @@ class DGLM(LightningModule):
 
     Raises:
         ValueError: ``num_mh_steps`` is below 1, ``jump_scale`` not positive, ``decay_share``
-            outside of [0, 1], or a decay asked for in a training without end.
+            outside of [0, 1], a decay asked for in a training without end, or a ``jump_scale`` for
+            a kernel in coordinates; or a checkpoint would rebuild a part as another function.
         TypeError: A module cannot be described in a checkpoint (see samplers.io).
 
     References:
@@ -109,6 +110,11 @@ class DGLM(LightningModule):
         self.model = build(model)  # type: ignore[assignment]
         self.encoder = build(encoder)
         self.kernel = None if kernel is None else build(kernel)  # type: ignore[assignment]
+        if jump_scale != 1 and self.coordinates is not None:
+            raise ValueError(
+                f"jump_scale {jump_scale} would be ignored: in coordinates of each image's own a "
+                "sampler has another loss; leave it out"
+            )
         self.num_mh_steps = num_mh_steps
         self.learning_rate = learning_rate
         self.seed = seed

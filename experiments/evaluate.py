@@ -99,6 +99,8 @@ class Evaluate(ScoringOptions):
             raise ValueError(f"iwae_samples must be 0 or at least 2, got {self.iwae_samples}")
         if self.bdmc:
             check_error_bars(self.bdmc_images, self.num_chains)
+        elif self.bdmc_images != Evaluate.bdmc_images:
+            raise ValueError("bdmc_images is of bdmc true: add that, or leave it out")
         self.points()
 
     def points(self) -> list["Evaluate"]:

@@ -75,6 +75,8 @@ class Inpaint(PictureOptions):
         if self.sweeps < 2:
             raise ValueError(f"sweeps must be at least 2, got {self.sweeps}")
         if self.steps_per_sweep is not None:
+            if self.posterior == "encoder":
+                raise ValueError("steps_per_sweep is of the kernel, which posterior encoder is not")
             check_counts(steps_per_sweep=self.steps_per_sweep)
 
 

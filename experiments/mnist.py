@@ -10,15 +10,17 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+import yaml
 from jsonargparse import Namespace
 from lightning.pytorch import Callback, Trainer
+from lightning.pytorch.callbacks import StochasticWeightAveraging
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
 from lightning.pytorch.loggers import CSVLogger, TensorBoardLogger
 from lightning.pytorch.strategies.launchers.multiprocessing import _MultiProcessingLauncher
 from lightning.pytorch.utilities.rank_zero import rank_zero_only
 
 from data import ImageDataModule
-from dglm import DGLM, ReversibilityMonitor
+from dglm import ReversibilityMonitor
 from experiments.report import Evaluation, Trained, report
 from experiments.shared.callbacks import (
     Banner,
@@ -72,6 +74,8 @@ KEPT_OPTIONS: dict[str, tuple[tuple[Any, ...], str]] = {
     "overfit_batches": ((0, 0.0), "choose few images of your own with --data.name"),
 }
 """Values of the Trainer's options that can be, and why there are no others."""
+LENGTHS = ("max_epochs", "max_steps", "limit_train_batches")
+"""Options of the Trainer of which 0 would train nothing."""
 
 
 class MnistCLI(LightningCLI):
@@ -129,11 +133,14 @@ class MnistCLI(LightningCLI):
             self.config = parser.parse_args(given)
         if self.config.seed < 0:
             raise CommandError(f"--seed must be 0 or more, got {self.config.seed}")
+        if self.config.model.likelihood == "gaussian" and self.config.data.binarize:
+            raise CommandError("gaussian pixels are grey levels: add --data.binarize false")
 
     def instantiate_trainer(self, **kwargs: Any) -> Trainer:
         """Return a Trainer that logs and keeps its checkpoints in the run folder, made here."""
         chosen = self.config_init.trainer
-        check_trainer_options(chosen, self.model)
+        validation = self.config.data.validation != 0 and chosen.limit_val_batches != 0
+        check_trainer_options(chosen, logged_metrics(self.model, validation))
         if self.config.resume is None:
             self.folder = create_run(self.config.output, "mnist")
             self.save_config()
@@ -179,27 +186,46 @@ class MnistCLI(LightningCLI):
         """Write what the run does into its folder; what a resumed one did before is kept aside."""
         saved = self.config.clone()
         saved.output, saved.resume = str(self.folder), None
-        keep_config(self.folder, self.parser.dump(saved, skip_validation=True))
+        try:
+            text = self.parser.dump(saved, skip_validation=True)
+        except yaml.YAMLError as error:
+            self.remove_unused_folder()
+            raise CommandError(f"config.yaml cannot hold an option: {error}") from error
+        keep_config(self.folder, text)
 
 
-def check_trainer_options(chosen: Namespace, dglm: DGLM) -> None:
+def check_trainer_options(chosen: Namespace, metrics: list[str]) -> None:
     """Refuse options of the Trainer that the command would ignore.
 
     Raises:
-        CommandError: There is one; or a callback waits for a metric that nobody logs.
+        CommandError: There is one; or nothing would be trained; or a callback waits for a metric
+            that nobody logs, or takes the worst one for the best.
     """
     for name, (kept, reason) in KEPT_OPTIONS.items():
         if getattr(chosen, name) not in kept:
             raise CommandError(f"--trainer.{name} is not taken: {reason}")
-    callbacks, metrics = listed(chosen.callbacks), logged_metrics(dglm)
+    for name in LENGTHS:
+        if getattr(chosen, name) == 0:
+            raise CommandError(f"--trainer.{name} 0 trains nothing: leave it out, or choose more")
+    callbacks = listed(chosen.callbacks)
     if any(not type(each).__module__.startswith("lightning.") for each in callbacks):
         return  # one of the user's own may log what another waits for
     for callback in callbacks:
-        monitored = getattr(callback, "monitor", None)
+        if isinstance(callback, StochasticWeightAveraging):
+            raise CommandError(
+                "StochasticWeightAveraging averages after the last checkpoint, which would not "
+                "hold it: take EMAWeightAveraging"
+            )
+        name, monitored = type(callback).__name__, getattr(callback, "monitor", None)
         if monitored is not None and monitored not in metrics:
             raise CommandError(
-                f"{type(callback).__name__} waits for {monitored}, which is not logged: choose "
-                f"one of {', '.join(metrics)}"
+                f"{name} waits for {monitored}, which is not logged: choose one of "
+                f"{', '.join(metrics)}"
+            )
+        if "/log_" in (monitored or "") and getattr(callback, "mode", None) == "min":
+            raise CommandError(
+                f"{name} takes the lowest {monitored} for the best, of which more is better: add "
+                "--trainer.callbacks.mode max"
             )
 
 
@@ -277,8 +303,8 @@ def fit(cli: MnistCLI) -> Trained:
     except (Exception, Stopped) as error:
         if cli.trainer.global_step == 0:
             cli.remove_unused_folder()
-        if isinstance(error, ValueError) and not cli.saving.began:
-            # Lightning asks the model whether it can be trained like this only now.
+        if isinstance(error, ValueError | ImportError) and not cli.saving.began:
+            # Lightning asks the model, and callbacks, whether it can be trained like this only now.
             raise CommandError(str(error)) from error
         raise
     images = images_per_update(cli.trainer, cli.datamodule)

@@ -80,6 +80,8 @@ class Posterior(PictureOptions):
                 raise ValueError(f"{name} must be at least {minimum}, got {getattr(self, name)}")
         if self.search is not None:
             check_counts(search=self.search)
+            if self.image != 0:
+                raise ValueError("search chooses the image itself: leave one of the two out")
 
 
 class Sampled(NamedTuple):

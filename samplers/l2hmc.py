@@ -15,6 +15,9 @@ from samplers.kernel import Context, Endpoint, Kernel, PhasePoint
 _LARGEST_INPUT = 1e30
 
 
+_EMBEDDING_HIDDEN = (512, 512)
+
+
 class L2HMC(Kernel):
     r"""Hamiltonian Monte Carlo whose leapfrogs are scaled, shifted and gated by trained networks.
 
@@ -72,13 +75,17 @@ class L2HMC(Kernel):
         hidden: int = 100,
         head_scale: float = 0.001,
         observation_dim: int | None = None,
-        embedding_hidden: Sequence[int] = (512, 512),
+        embedding_hidden: Sequence[int] = _EMBEDDING_HIDDEN,
     ) -> None:
         super().__init__()
         if dim < 1 or hidden < 1:
             raise ValueError(f"dim and hidden must be at least 1, got {dim} and {hidden}")
         if min(embedding_hidden, default=1) < 1:
             raise ValueError(f"embedding_hidden must be at least 1, got {list(embedding_hidden)}")
+        if observation_dim is None and tuple(embedding_hidden) != _EMBEDDING_HIDDEN:
+            raise ValueError(
+                "embedding_hidden is of the embedding of observations: give observation_dim, too"
+            )
         self.dim = dim
         self.num_leapfrogs = num_leapfrogs
         self.log_step_size = nn.Parameter(initial_log_step_size(num_leapfrogs, step_size))

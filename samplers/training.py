@@ -93,10 +93,16 @@ class TrainingSettings:
         if self.objective not in get_args(ObjectiveName):
             allowed = ", ".join(map(repr, get_args(ObjectiveName)))
             raise ValueError(f"objective must be one of {allowed}, got {self.objective!r}")
-        if self.initial_weight > 0 and self.objective != "reciprocal":
+        for name, unused in (("initial_weight", 0.0), ("jump_scale", 1.0)):
+            if getattr(self, name) != unused and self.objective != "reciprocal":
+                raise ValueError(
+                    f"{name} is of the objective 'reciprocal', not {self.objective!r}: leave it at "
+                    f"{unused}, got {getattr(self, name)}"
+                )
+        if (self.initial_temperature != 1) != (self.annealing_iterations > 0):
             raise ValueError(
-                f"initial_weight must be 0 for the objective {self.objective!r}, "
-                f"got {self.initial_weight}"
+                "annealing takes both an initial_temperature and annealing_iterations, got "
+                f"{self.initial_temperature} and {self.annealing_iterations}"
             )
 
     def temperature(self, iteration: int) -> float:

@@ -44,7 +44,7 @@ def training_gradients(trainer: Trainer, dglm: DGLM) -> float:
     return images * dglm.gradients_per_update
 
 
-def logged_metrics(dglm: DGLM) -> list[str]:
+def logged_metrics(dglm: DGLM, with_validation: bool = True) -> list[str]:
     """Return the names of all metrics that a training logs."""
     train, validation = ["log_elbo"], ["log_elbo", "log_joint_q"]
     if dglm.kernel is not None:
@@ -53,6 +53,7 @@ def logged_metrics(dglm: DGLM) -> list[str]:
         validation += shared
     if dglm.coordinates is not None:
         train += ["coordinate_loss"]
+    validation = validation if with_validation else []
     return [f"train/{name}" for name in train] + [f"validation/{name}" for name in validation]
 
 

@@ -213,7 +213,7 @@ def resumed_arguments(arguments: list[str]) -> list[str]:
     """Put the configuration of a run that is resumed before the other arguments.
 
     Raises:
-        CommandError: --resume names no folder with a config.yaml.
+        CommandError: --resume names no folder with a config.yaml, or there is an --output, too.
     """
     folder = option_value(arguments, "--resume")
     if folder is None:
@@ -221,6 +221,8 @@ def resumed_arguments(arguments: list[str]) -> list[str]:
     config = Path(folder) / "config.yaml"
     if not config.is_file():
         raise CommandError(f"--resume {folder}: there is no {config}; name a run folder")
+    if option_value(arguments, "--output") is not None:
+        raise CommandError(f"--resume goes on in {folder}: leave --output out")
     return ["--config", str(config), *arguments]
 
 

@@ -23,6 +23,8 @@ from samplers import HMC, L2HMC, Kernel
 KernelName = Literal["none", "hmc", "l2hmc"]
 LikelihoodName = Literal["bernoulli", "gaussian"]
 
+_NOISE_SCALE = 0.1
+
 
 def build_dglm(
     kernel: KernelName = "l2hmc",
@@ -30,7 +32,7 @@ def build_dglm(
     hidden: list[int] = [200, 200],  # noqa: B006  (jsonargparse shows it in --help)
     channels: list[int] | None = None,
     likelihood: LikelihoodName = "bernoulli",
-    noise_scale: float = 0.1,
+    noise_scale: float = _NOISE_SCALE,
     num_mh_steps: int = 2,
     num_leapfrogs: int = 2,
     step_size: float = 0.5,
@@ -62,12 +64,15 @@ def build_dglm(
         sampler_hidden: Units in each hidden layer of the sampler's networks.
         embedding_hidden: Units in the hidden layers of the image embedding that the sampler sees.
         learning_rate: Learning rate of Adam; the paper's is 0.001.
-        jump_scale: The jump that the sampler's loss counts as good, in standard deviations of q.
+        jump_scale: The jump that the sampler's loss counts as good, in standard deviations of q;
+            without coordinates, in which L2HMC has another loss.
         decay_share: Share of the training, its last part, in which the learning rate falls
             geometrically to 3 %.
         seed: Seed of the training noise.
         image_shape: Channels, height and width of an image.
     """
+    if likelihood == "bernoulli" and noise_scale != _NOISE_SCALE:
+        raise ValueError("noise_scale is of gaussian pixels: leave it out, or choose them")
     pixels = math.prod(image_shape)
     decoder: nn.Module
     encoder: nn.Module

@@ -192,6 +192,7 @@ def test_an_encoder_that_is_no_function_is_refused(
         (lambda g: g.build_dglm("hmc", num_mh_steps=0), "num_mh_steps must be at least 1, got 0"),
         (lambda g: g.build_dglm("hmc", jump_scale=0.0), "jump_scale must be positive, got 0.0"),
         (lambda g: g.build_dglm("hmc", jump_scale=torch.nan), "jump_scale must be .*, got nan"),
+        (lambda g: g.build_dglm("hmc in coordinates", jump_scale=2.0), "2.0 would be ignored"),
         (lambda g: g.build_dglm("hmc", decay_share=1.1), "decay_share must lie .*got 1.1"),
         (lambda g: g.build_dglm("hmc", decay_share=torch.nan), "decay_share must lie .*got nan"),
         (lambda g: GenerativeModel(nn.Linear(1, 6), 0), "latent_dim must be at least 1, got 0"),

@@ -109,7 +109,8 @@ def nan_weight(content: dict[str, Any]) -> None:
     content["state_dict"]["model.decoder.output.bias"][3] = torch.nan
 
 
-EARLY_STOPPING = '[{"class_path": "EarlyStopping", "init_args": {"monitor": "val_loss"}}]'
+AVERAGING = '[{"class_path": "StochasticWeightAveraging", "init_args": {"swa_lrs": 0.001}}]'
+EARLY_STOPPING = '[{"class_path": "EarlyStopping", "init_args": {"monitor": "%s"}}]'
 
 # One row for each place where an option is looked at; data files, networks and counts have tables
 # of their own where they are refused.
@@ -141,7 +142,15 @@ OPTIONS: list[tuple[str, str, object, str]] = [
     ("mnist", "trainer.overfit_batches", 2, "few images of your own"),
     ("mnist", "trainer.gradient_clip_val", 1, "would be ignored"),
     ("mnist", "trainer.precision", "bf16-true", "too low for exact chains"),
-    ("mnist", "trainer.callbacks", EARLY_STOPPING, "waits for val_loss, which is not logged"),
+    ("mnist", "trainer.callbacks", EARLY_STOPPING % "val_loss", "waits for val_loss, which is not"),
+    ("mnist", "trainer.callbacks", EARLY_STOPPING % "validation/log_elbo", "more is better"),
+    ("mnist", "trainer.callbacks", '[{"class_path": "Timer"}]', "config.yaml cannot hold"),
+    ("mnist", "trainer.callbacks", AVERAGING, "take EMAWeightAveraging"),
+    ("mnist", "trainer.max_steps", 0, "trains nothing"),
+    ("mnist", "trainer.limit_train_batches", 0, "trains nothing"),
+    ("mnist", "model.noise_scale", 0.5, "noise_scale is of gaussian pixels"),
+    ("mnist", "model.jump_scale", 2, "jump_scale 2.0 would be ignored"),
+    ("mnist", "model.likelihood", "gaussian", "add --data.binarize false"),
     ("mnist", "seed", -1, "seed"),
     ("mnist", "evaluation.num_images", 0, "num_images"),
     ("mnist", "evaluation.num_chains", 1, "num_chains"),
@@ -160,6 +169,7 @@ OPTIONS: list[tuple[str, str, object, str]] = [
     ("evaluate", "start", "posterior", "posterior"),
     ("evaluate", "seed", -1, "seed"),
     ("evaluate", "output", "result.txt", "result.txt"),
+    ("evaluate", "bdmc_images", 7, "bdmc_images is of bdmc true"),
     ("evaluate", "num_chians", 3, "num_chians"),
     ("inpaint", "mask", "middle", "middle"),
     ("inpaint", "sweeps", 1, "sweeps"),
@@ -221,7 +231,7 @@ def without_validation(place: Place) -> Options:
     return {**changed, "split": "validation"}
 
 
-GAUSSIAN = {"model.likelihood": "gaussian", "model.noise_scale": 0}
+GAUSSIAN = {"model.likelihood": "gaussian", "model.noise_scale": 0, "data.binarize": "false"}
 CONFIGURATIONS = {
     "modle: 3": "modle",
     "data: {size: 3}": "size",
@@ -252,6 +262,10 @@ OF_FILES: dict[str, tuple[Prepare, str]] = {
     "result that is there": (lambda p: {"output": p.written("r.json", "mine")}, "r.json exists"),
     "result in a file": (lambda p: {"output": p.written("f", "") / "r.json"}, "f"),
 }
+WITHOUT_VALIDATION = {
+    "data.validation": 0,
+    "trainer.callbacks": EARLY_STOPPING % "validation/log_elbo",
+}
 OF_RUNS: dict[str, tuple[Prepare, str]] = {
     "flipped bit in the data": (lambda p: p.data(flip), f"{IMAGES} is damaged"),
     "empty data": (lambda p: p.data(lambda content: b""), f"{IMAGES} is empty"),
@@ -270,6 +284,8 @@ OF_RUNS: dict[str, tuple[Prepare, str]] = {
     "other size": (resumed(same, model__latent_dim=4), "latent_dim"),
     "other kernel": (resumed(same, kernel="hmc"), "kernel"),
     "other data": (resumed(same, data__validation=20), "same data"),
+    "resumed elsewhere": (resumed(same, output="elsewhere"), "leave --output out"),
+    "metric of no validation": (lambda p: WITHOUT_VALIDATION, "is not logged"),
 }
 ROWS: dict[str, Row] = {
     **{" ".join(map(str, row[:3])): option(*row) for row in OPTIONS},
@@ -283,6 +299,12 @@ ROWS: dict[str, Row] = {
     },
     **rows("mnist", "run", OF_RUNS),
     **rows("evaluate", "file", OF_FILES),
+    "steps of q": (
+        "inpaint",
+        lambda p: {"posterior": "encoder", "steps_per_sweep": 2},
+        "steps_per_sweep is of the kernel",
+    ),
+    "image and search": ("posterior", lambda p: {"image": 1, "search": 3}, "search chooses the"),
     "picture": ("samples", lambda p: {"output": p.written("x.png", "precious")}, "x.png exists"),
 }
 

@@ -14,7 +14,7 @@ from experiments.shared.callbacks import logged_metrics
 from experiments.shared.cli import run_command
 
 Arguments = Callable[..., list[str]]
-EARLY_STOPPING = '[{"class_path": "EarlyStopping", "init_args": {"monitor": "%s"}}]'
+EARLY_STOPPING = '[{"class_path": "EarlyStopping", "init_args": {"monitor": "%s", "mode": "max"}}]'
 
 
 @pytest.mark.parametrize(

@@ -155,7 +155,7 @@ def test_checkpoint_that_does_not_fit_is_refused_in_one_line(
             train_sampler(kernel, target, initial, changed, checkpoint=path)
         torch.testing.assert_close(kernel.state_dict(), before, rtol=0, atol=0)
 
-    refused("jump_scale was 1.0, is now 2.0", jump_scale=2.0)
+    refused("curvature_length was 0.2, is now 2.0", curvature_length=2.0)
     refused("another target", GaussianTarget(CENTRE, 1.01 * SCALES @ SCALES.T))
     for content in (b"", b"PK\3\4 and so on", b"\x80\x02cos\nsystem\n."):
         path.write_bytes(content)
@@ -234,9 +234,7 @@ def mapped(count: int, generator: torch.Generator) -> Tensor:
 def test_a_kernel_in_other_coordinates_is_trained_in_them(
     random_l2hmc: Build, objective: Any, curvature_length: float
 ) -> None:
-    settings = TrainingSettings(
-        8, 12, objective, rewhiten=False, curvature_length=curvature_length, initial_temperature=2.0
-    )
+    settings = TrainingSettings(8, 12, objective, rewhiten=False, curvature_length=curvature_length)
     straight, inside = random_l2hmc(2), random_l2hmc(2)
     found = train_sampler(Preconditioned(inside, CENTRE, SCALES), TARGET, mapped, settings)
     expected = train_sampler(straight, standard_normal, initial, settings)
@@ -256,6 +254,8 @@ def test_coordinates_become_the_moments_of_the_chains_at_temperature_one(anneali
         annealing_iterations=annealing,
         learning_rate=1e-4,
     )
+    if annealing == 0:
+        settings = TrainingSettings(10, 50, learning_rate=1e-4)
 
     def follow(done: int) -> None:
         if done:
@@ -315,8 +315,10 @@ def test_parameters_that_are_not_the_samplers_or_frozen_stay_alone(random_l2hmc:
 def test_training_raises_the_score(objective: Any) -> None:
     kernel = L2HMC(2, num_leapfrogs=2, step_size=0.1, hidden=8)
     target = GaussianTarget(torch.zeros(2), torch.eye(2))
-    # With a short λ the loss is nearly -δA/λ², without the heavy tail of its reciprocal.
-    settings = TrainingSettings(100, 60, objective, jump_scale=0.1, learning_rate=0.03)
+    settings = TrainingSettings(100, 60, objective, learning_rate=0.03)
+    if objective == "reciprocal":
+        # With a short λ the loss is nearly -δA/λ², without the heavy tail of its reciprocal.
+        settings = replace(settings, jump_scale=0.1)
     history = train_sampler(kernel, target, target.sample, settings)
     assert all(field.shape == (100,) for field in history)
     first, last = history.score[:20], history.score[-20:]
@@ -358,6 +360,20 @@ def test_settings_out_of_range_are_refused_in_one_line(name: str, value: Any) ->
     with pytest.raises(ValueError, match=rf"^{name} must .*{value}") as error:
         TrainingSettings(**{name: value})
     assert "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"jump_scale": 2.0}, "^jump_scale is of the objective 'reciprocal', not 'siblings'"),
+        ({"objective": "jumps", "initial_weight": 1.0}, "^initial_weight is of the objective"),
+        ({"initial_temperature": 10.0}, "^annealing takes both .* got 10.0 and 0$"),
+        ({"annealing_iterations": 10}, "^annealing takes both .* got 1.0 and 10$"),
+    ],
+)
+def test_settings_that_would_be_ignored_are_refused(settings: dict[str, Any], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        TrainingSettings(**settings)
 
 
 def half_of_nan(position: Tensor) -> Tensor:
