@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from typing import NamedTuple
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from dglm.annealing import (
     Annealed,
@@ -72,14 +72,18 @@ class AISResult(NamedTuple):
     standard_error: Tensor
     """Of each estimate, from the spread of weights over chains, (N,) nats.
 
-    NaN for one chain, and for images that are :attr:`unreliable`.
+    NaN for one chain, and for images that are :attr:`unreliable`; or where chains started at an
+    encoder that misses a mode.
     """
     log_weights: Tensor
     """Of each chain, float64, (N, chains) nats."""
     acceptance: Tensor
     """Mean acceptance probability, (N,); 0 with one temperature, which takes no step."""
     missed_modes: Tensor
-    """Whether the encoder's q(z|x) missed a mode that fitted chains from the prior found, (N,)."""
+    """Whether the encoder's q(z|x) missed a mode that fitted chains from the prior found, (N,).
+
+    Of a start at the encoder itself, five images are looked at.
+    """
     gradient_evaluations: int
     """Gradients of log p(x|z), over all images and chains, of pilot and fit, too."""
 
@@ -116,8 +120,9 @@ def estimate_log_likelihood(
         model: p(x, z).
         images: Observations, (N, D), on the model's device.
         settings: How many chains, temperatures and leapfrogs, and the seed.
-        start: q₀: "prior"; an encoder, from which fewer temperatures are needed; or
-            ``FittedStart(encoder)``, from which few are, and which "fitted" is without an encoder.
+        start: q₀: "prior"; an encoder, from which fewer temperatures are needed, and which five
+            images are looked at for missed modes of; or ``FittedStart(encoder)``, from which few
+            are, and which "fitted" is without an encoder.
         progress: Called with the number of gradients taken since the last call.
 
     Raises:
@@ -171,7 +176,7 @@ class _Annealing:
         progress: Callable[[int], None],
     ) -> None:
         self.model, self.images = model, images
-        self.settings, self.progress = settings, progress
+        self.settings, self.start, self.progress = settings, start, progress
         self.betas = temperatures(settings.num_temperatures)
         self.kernel = transition(settings.num_leapfrogs, images.device, settings.compile)
         leapfrogs, seed = settings.num_leapfrogs, settings.seed
@@ -212,6 +217,8 @@ class _Annealing:
         if self.settings.num_temperatures > 1:
             error = torch.where(accepted < _LOW_ACCEPTANCE, torch.nan, error)
         missed = self.starts.missed_modes
+        if isinstance(self.start, nn.Module):  # which fits cover
+            error = torch.where(missed, torch.nan, error)
         return AISResult(
             log_mean_exp(log_weights), error, log_weights, accepted, missed, gradient_evaluations
         )
@@ -241,7 +248,8 @@ def gradient_evaluations(num_images: int, settings: AISSettings, start: Start | 
     """Return the gradients of log p(x|z) that an estimate takes, all of them."""
     leapfrogs = settings.num_leapfrogs
     pilot = _PILOT_CHAINS * pilot_gradients(settings.num_temperatures, leapfrogs)
-    return num_images * (pilot + chain_gradients(settings) + fit_gradients(start, leapfrogs))
+    fits = fit_gradients(num_images, start, leapfrogs)
+    return num_images * (pilot + chain_gradients(settings)) + fits
 
 
 def chain_gradients(settings: AISSettings) -> int:
@@ -292,8 +300,8 @@ def warn_of(result: AISResult) -> None:
         missed = result.missed_modes
         warnings.warn(
             f"the encoder misses a mode of the posterior of {int(missed.sum())} of {count} images "
-            f"({_places(missed)}), which chains from the prior found: the start covers it, but "
-            "take more chains and temperatures to be sure",
+            f"({_places(missed)}), which chains from the prior found: FittedStart(encoder), in a "
+            "command --start fitted, covers it; take more chains and temperatures to be sure",
             stacklevel=3,
         )
 

@@ -29,6 +29,10 @@ _APART = 4.0
 """Squared distance a dimension beyond which the means of two chains are in different modes."""
 
 
+_LOOKED_AT = 5
+"""Images, evenly over a set, on which an encoder is looked at for modes that it misses."""
+
+
 class FittedStart(NamedTuple):
     """Start at a mixture of Gaussians fitted to the posterior of each image.
 
@@ -43,7 +47,8 @@ class FittedStart(NamedTuple):
 Start = nn.Module | Literal["prior", "fitted"] | FittedStart
 """Where chains start: at the prior, at the q(z|x) of an encoder, or at fits to the posteriors.
 
-An encoder is not looked at for modes that it misses; fits are, and "fitted" needs no encoder.
+Fits find modes that the encoder misses, on each image, and "fitted" needs no encoder. An encoder
+alone is looked at for them on five images of a set, by fits.
 """
 
 StartName = Literal["prior", "encoder", "fitted"]
@@ -125,17 +130,20 @@ def starting_points(
     """
     if start == "fitted":
         start = FittedStart()
+    missed = torch.zeros(len(images), dtype=torch.bool)
     if isinstance(start, FittedStart):
         return _fitted(model, images, start.encoder, num_leapfrogs, seed, progress)
     if isinstance(start, nn.Module):
         gaussians = encoded(start, images, model.latent_dim)
+        some = torch.linspace(0, len(images) - 1, _looked_at(len(images))).round().long()
+        found = _fitted(model, images[some], start, num_leapfrogs, seed, progress)
+        missed[some] = found.missed_modes
     elif start == "prior":
         gaussians = _standard_normals(images, model.latent_dim)
     else:
         raise ValueError(
             f"start must be 'prior', 'fitted', FittedStart or an encoder module, got {start!r}"
         )
-    missed = torch.zeros(len(images), dtype=torch.bool)
     return Starts(gaussians, torch.zeros_like(gaussians.mean)[:, None], missed)
 
 
@@ -153,14 +161,21 @@ def encoded(encoder: nn.Module, images: Tensor, latent_dim: int) -> DiagonalGaus
     return q
 
 
-def fit_gradients(start: Start | StartName, num_leapfrogs: int) -> int:
-    """Return the gradients that finding q₀ takes for each image."""
-    if start != "fitted" and not isinstance(start, FittedStart):
+def fit_gradients(num_images: int, start: Start | StartName, num_leapfrogs: int) -> int:
+    """Return the gradients that finding q₀ of so many images takes, and looking at an encoder."""
+    if start == "prior":
         return 0
-    with_encoder = isinstance(start, FittedStart) and start.encoder is not None
+    encoder = start.encoder if isinstance(start, FittedStart) else start
+    with_encoder = encoder not in (None, "fitted")
+    if not (start == "fitted" or isinstance(start, FittedStart)):
+        num_images = _looked_at(num_images)
     annealed = _CHAINS - _FROM_Q if with_encoder else _CHAINS
     annealing = annealed * pilot_gradients(_TEMPERATURES, num_leapfrogs)
-    return annealing + _CHAINS * (1 + 2 * _STEPS * num_leapfrogs)
+    return num_images * (annealing + _CHAINS * (1 + 2 * _STEPS * num_leapfrogs))
+
+
+def _looked_at(num_images: int) -> int:
+    return min(num_images, _LOOKED_AT)
 
 
 def _standard_normals(rows: Tensor, dim: int) -> DiagonalGaussian:

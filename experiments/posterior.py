@@ -7,6 +7,7 @@ first principal axis. All standard errors come from the spread between the chain
 independent of each other, however slowly each of them mixes.
 """
 
+import warnings
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,9 +18,11 @@ from rich.console import Console
 from rich.table import Table
 from torch import Tensor
 
-from dglm import DGLM, long_chains, principal_axes
+from dglm import DGLM, FittedStart, long_chains, principal_axes
 from dglm.annealing import check_counts
 from dglm.posterior import ChainMeans, Estimate, LongChains, PrincipalAxes
+from dglm.precision import full_precision
+from dglm.starts import starting_points
 from experiments.shared.checkpoints import load_checkpoint
 from experiments.shared.cli import (
     CommandError,
@@ -46,6 +49,7 @@ _NAMES = {"kernel": "the model's kernel", "hmc": "HMC, step size adapted"}
 SEARCH_CHAINS, SEARCH_STEPS = 16, 400
 _IMAGES_AT_ONCE = 100
 _SEARCH_ERRORS = 5
+_FIT_LEAPFROGS = 5
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -120,6 +124,7 @@ def run_into(output: Path, options: Posterior, dglm: DGLM, trained: dict[str, An
     index, searched = chosen_image(dglm, images, options)
     image = images[index].to(next(dglm.parameters()))
     axes, found = run_chains(dglm, image, options, output)
+    warn_of_missed_modes(dglm, image, options.seed)
     with torch.no_grad():
         q = dglm.posterior(image[None])
     summary: dict[str, Any] = {
@@ -144,6 +149,19 @@ def run_into(output: Path, options: Posterior, dglm: DGLM, trained: dict[str, An
     write_json(summary, output.with_suffix(".json"))
     picture.replace(output)
     print_table(summary, output)
+
+
+@full_precision()
+@torch.no_grad()
+def warn_of_missed_modes(dglm: DGLM, image: Tensor, seed: int) -> None:
+    """Warn where q(z|x), at which the chains start, misses a mode of the posterior."""
+    start = FittedStart(dglm.encoder)
+    if starting_points(dglm.model, image[None], start, _FIT_LEAPFROGS, seed).missed_modes.any():
+        warnings.warn(
+            "the chains started at q(z|x), which misses a mode of this posterior that chains from "
+            "the prior found: the figures are of what q covers",
+            stacklevel=2,
+        )
 
 
 def chosen_image(

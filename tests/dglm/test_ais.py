@@ -181,7 +181,13 @@ def test_a_mode_that_the_encoder_misses_is_found_and_told_of(
         error = found.log_likelihood - exact
         assert (error.abs() < 5 * found.standard_error).all()
         assert found.standard_error.mean() < 0.3
-    assert not estimate_log_likelihood(model, x, start=FittedStart(both)).missed_modes.any()
+    with pytest.warns(UserWarning, match=r"misses a mode .* of \d of 30 images \(0, "):
+        low = estimate_log_likelihood(model, x, start=one)
+    assert 3 <= low.missed_modes.sum() <= 5  # of five that are looked at
+    assert low.unreliable[low.missed_modes].all()
+    assert (low.log_likelihood - exact).mean() < -0.3
+    for begin in (FittedStart(both), both):
+        assert not estimate_log_likelihood(model, x, start=begin).missed_modes.any()
 
 
 def test_a_chain_far_above_the_posterior_does_not_widen_the_start() -> None:

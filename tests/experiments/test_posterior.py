@@ -1,5 +1,6 @@
 """The search for a skewed posterior among those of several images."""
 
+import warnings
 from pathlib import Path
 from typing import Any
 
@@ -8,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from dglm import DGLM, GenerativeModel
-from experiments.posterior import Posterior, run_chains, search_skewed
+from experiments.posterior import Posterior, run_chains, search_skewed, warn_of_missed_modes
 from samplers import HMC
 
 
@@ -63,3 +64,27 @@ def test_chains_of_hmc_are_jittered(tmp_path: Path, monkeypatch: pytest.MonkeyPa
     run_chains(dglm, image, options, tmp_path / "posterior.png")
     search_skewed(dglm, image[None], 0, lambda count: None)
     assert all(((drawn > 0.5) & (drawn < 1)).any() for drawn in shares)
+
+
+class Even(Weights):
+    """Logits that are the same at z and -z."""
+
+    def forward(self, z: Tensor) -> Tensor:
+        return super().forward(4 * z.abs() - 4)
+
+
+class Aside(Wide):
+    """q(z|x) = N(1, 0.01 I)."""
+
+    def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        mean, _ = super().forward(x)
+        return mean + 1, mean - 2.3
+
+
+def test_modes_where_no_chain_would_start_are_told_of() -> None:
+    image = torch.tensor([1.0, 0.0, 1.0, 0.0])
+    with pytest.warns(UserWarning, match="q.z.x., which misses a mode of this posterior"):
+        warn_of_missed_modes(DGLM(GenerativeModel(Even(), 2), Aside()), image, 0)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        warn_of_missed_modes(DGLM(GenerativeModel(Weights(), 2), Wide()), image, 0)
