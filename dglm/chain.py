@@ -42,6 +42,15 @@ class Chain(NamedTuple):
     diverging: Tensor
     """Share of diverged steps, (B,)."""
 
+    @property
+    def metrics(self) -> dict[str, Tensor]:
+        """What training and validation both log, (B,) each."""
+        return {
+            "log_joint": self.log_joint[-1],
+            "acceptance": self.acceptance,
+            "divergence": self.diverging,
+        }
+
 
 def run_chain(
     model: GenerativeModel,

@@ -1,14 +1,16 @@
 """Checks of networks by calling them: functions of each row alone, sizes that fit, fingerprints."""
 
 import hashlib
+import warnings
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from typing import TYPE_CHECKING, Any, TypeVar
 
 import torch
+from lightning.pytorch import LightningModule, Trainer
 from torch import Tensor, nn
 
-from dglm.precision import full_precision
+from dglm.precision import check_precision, full_precision
 from samplers import Kernel
 from samplers.io import Description, differences, rebuilt
 
@@ -52,6 +54,26 @@ def check_function(name: str, network: nn.Module, rows: Tensor) -> list[Tensor]:
     if not (_same(first, mirrored) and _same([part[:1] for part in first], alone)):
         raise ValueError(f"what the {name} returns for a row depends on the other rows: {cure}")
     return first
+
+
+def check_trainer(trainer: Trainer) -> None:
+    """Raise ValueError where a Trainer's precision is too low, or it would clip all gradients."""
+    check_precision(trainer.precision)
+    if trainer.gradient_clip_val:
+        raise ValueError(
+            "gradient_clip_val would be ignored: the sampler's gradient is clipped to the paper's "
+            "norm, those of encoder and decoder are not; leave it out"
+        )
+
+
+def warn_of_compiled_steps(module: LightningModule) -> None:
+    """Warn where ``torch.compile`` was asked to compile the steps as a whole, which it does not."""
+    if getattr(module, "_compiler_ctx", None) is not None:
+        warnings.warn(
+            "the steps of a DGLM are not compiled as a whole: compile its chain, by "
+            "dglm.kernel.compile(), and pass the DGLM itself",
+            stacklevel=3,
+        )
 
 
 @torch.no_grad()
@@ -145,13 +167,17 @@ def present_descriptions(parts: Parts, former: Mapping[str, Any]) -> dict[str, A
     return {name: found[name] if changed[name] else former[name] for name in found}
 
 
-def digest(weights: dict[str, Tensor]) -> str:
-    """Return a hash of a state_dict: with other weights, a fingerprint says nothing."""
-    found = hashlib.sha256()
-    for name, value in sorted(weights.items()):
-        found.update(name.encode())
-        found.update(value.detach().cpu().reshape(-1).view(torch.uint8).numpy().tobytes())
-    return found.hexdigest()
+def kept_fingerprint(parts: Parts, weights: dict[str, Tensor]) -> dict[str, Any]:
+    """Return what a checkpoint keeps: the fingerprint, and a hash of the weights that it is of."""
+    return {"weights": _digest(weights), "outputs": fingerprint(parts)}
+
+
+def check_kept_fingerprint(
+    kept: Mapping[str, Any], parts: Parts, weights: dict[str, Tensor]
+) -> None:
+    """Raise ValueError where the same weights make another function than when they were saved."""
+    if kept["weights"] == _digest(weights):
+        check_fingerprint(kept["outputs"], fingerprint(parts))
 
 
 def check_fingerprint(expected: Fingerprint, found: Fingerprint) -> None:
@@ -163,6 +189,14 @@ def check_fingerprint(expected: Fingerprint, found: Fingerprint) -> None:
                 "saved: an activation, an attribute, a hook or its code differs from what its "
                 "constructor makes; make what differs an argument of that"
             )
+
+
+def _digest(weights: dict[str, Tensor]) -> str:
+    found = hashlib.sha256()
+    for name, value in sorted(weights.items()):
+        found.update(name.encode())
+        found.update(value.detach().cpu().reshape(-1).view(torch.uint8).numpy().tobytes())
+    return found.hexdigest()
 
 
 def _moved(kernel: Kernel, x: Tensor, z: Tensor) -> tuple[Tensor, Tensor]:

@@ -126,3 +126,10 @@ def log_mean_standard_error(log_weights: Tensor) -> Tensor:
 def weight_effective_sample_size(log_weights: Tensor) -> Tensor:
     """Return (Σw)² / Σw² over the last dimension, for log-weights."""
     return (2 * log_weights.logsumexp(dim=-1) - (2 * log_weights).logsumexp(dim=-1)).exp()
+
+
+def mean_and_error(values: Tensor) -> tuple[float, float]:
+    """Return the mean of per-image values and its standard error over images, NaN for one."""
+    values = values.double()
+    error = float(values.std()) / len(values) ** 0.5 if len(values) > 1 else math.nan
+    return float(values.mean()), error

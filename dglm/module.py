@@ -13,23 +13,26 @@ from torch import Generator, Tensor, nn
 from torch.optim.lr_scheduler import LambdaLR
 
 from dglm.ais import AISResult, AISSettings, gather, quiet_estimate, warn_of
+from dglm.annealing import check_counts
 from dglm.callbacks import Safeguard
 from dglm.chain import TRAINED_SHARE, Chain, run_chain
 from dglm.checks import (
     Parts,
-    check_fingerprint,
+    check_kept_fingerprint,
     check_sizes,
+    check_trainer,
     checked_descriptions,
-    digest,
     evaluation_mode,
-    fingerprint,
+    kept_fingerprint,
     present_descriptions,
+    warn_of_compiled_steps,
 )
 from dglm.coordinates import AmortizedPreconditioned, without_coordinates
 from dglm.gaussian import DiagonalGaussian
+from dglm.importance import mean_and_error
 from dglm.model import GenerativeModel
-from dglm.precision import check_precision, full_precision
-from dglm.starts import FittedStart, Start, StartName
+from dglm.precision import full_precision
+from dglm.starts import StartName, named_start
 from samplers import Kernel, seeded_generator
 from samplers.adaptation import track_acceptance
 from samplers.io import Description, build
@@ -101,8 +104,7 @@ class DGLM(LightningModule):
         decay_share: float = 0.0,
     ) -> None:
         super().__init__()
-        if num_mh_steps < 1:
-            raise ValueError(f"num_mh_steps must be at least 1, got {num_mh_steps}")
+        check_counts(num_mh_steps=num_mh_steps)
         if not jump_scale > 0:
             raise ValueError(f"jump_scale must be positive, got {jump_scale}")
         if not 0 <= decay_share <= 1:
@@ -220,24 +222,13 @@ class DGLM(LightningModule):
         """Refuse what would not train or not be exact, before anything is computed.
 
         Raises:
-            ValueError: The precision is too low, the decoder is no function of z, encoder, decoder
-                and kernel do not fit together, or there is a bound on all gradients together, which
-                this training has no place for.
+            ValueError: The precision is too low, all gradients are to be clipped, the decoder is no
+                function of z, or encoder, decoder and kernel do not fit together.
         """
-        check_precision(self.trainer.precision)
-        if self.trainer.gradient_clip_val:
-            raise ValueError(
-                "gradient_clip_val would be ignored: the sampler's gradient is clipped to norm "
-                f"{SAMPLER_GRADIENT_NORM:g}, those of encoder and decoder are not; leave it out"
-            )
+        check_trainer(self.trainer)
         check_sizes(self.parts)
         self._observation_dim = self._check_decoder()
-        if getattr(self, "_compiler_ctx", None) is not None:
-            warnings.warn(
-                "the steps of a DGLM are not compiled as a whole: compile its chain, by "
-                "dglm.kernel.compile(), and pass the DGLM itself",
-                stacklevel=2,
-            )
+        warn_of_compiled_steps(self)
 
     def _check_decoder(self) -> int:
         # Dropout and batch statistics do no harm to a VAE, which has no chain.
@@ -278,16 +269,8 @@ class DGLM(LightningModule):
         chain = self.chain(x, q, z, generator)
         self.safeguard.note_divergence(chain.diverging)
         log_joint = self.model.log_joint(x, chain.state.position.detach())
-        self._log(
-            "train",
-            log_elbo=elbo,
-            log_joint=log_joint,
-            sampler_loss=chain.loss,
-            acceptance=chain.acceptance,
-            divergence=chain.diverging,
-            jump=chain.jump,
-            step_size=self.kernel.step_size,
-        )
+        self._log("train", log_elbo=elbo, sampler_loss=chain.loss, jump=chain.jump)
+        self._log("train", step_size=self.kernel.step_size, **chain.metrics)
         if self.coordinates is not None:
             self._log("train", coordinate_loss=chain.coordinate_loss)
         if not isinstance(self.kernel.log_step_size, nn.Parameter):
@@ -306,22 +289,7 @@ class DGLM(LightningModule):
         log_joint = self.model.log_joint(x, z)
         self._log("validation", log_elbo=log_joint + q.entropy(), log_joint_q=log_joint)
         if self.kernel is not None:
-            chain = self.chain(x, q, z, generator)
-            self._log(
-                "validation",
-                log_joint=chain.log_joint[-1],
-                acceptance=chain.acceptance,
-                divergence=chain.diverging,
-            )
-
-    def start(self, name: StartName) -> Start:
-        """Return where annealed importance sampling starts, in the words of the commands."""
-        starts: dict[StartName, Start] = {
-            "prior": "prior",
-            "encoder": self.encoder,
-            "fitted": FittedStart(self.encoder),
-        }
-        return starts[name]
+            self._log("validation", **self.chain(x, q, z, generator).metrics)
 
     @torch.compiler.disable
     def predict_step(self, batch: Any, batch_index: int) -> Tensor:
@@ -344,7 +312,11 @@ class DGLM(LightningModule):
         with torch.inference_mode(False), torch.no_grad():
             x = self._observations(batch, 0).clone()
             self.test_results[batch_index] = quiet_estimate(
-                self.model, x, settings, self.start(self.ais_start), self.test_progress
+                self.model,
+                x,
+                settings,
+                named_start(self.ais_start, self.encoder),
+                self.test_progress,
             )
 
     def on_test_epoch_end(self) -> None:
@@ -352,10 +324,8 @@ class DGLM(LightningModule):
         self.test_result = gather([self.test_results[index] for index in sorted(self.test_results)])
         warn_of(self.test_result)
         self.test_results = {}  # the next test may be of other images
-        log_likelihood = self.test_result.log_likelihood
-        self.log("test/log_likelihood", log_likelihood.mean(), rank_zero_only=True)
-        count = len(log_likelihood)
-        error = log_likelihood.std() / count**0.5 if count > 1 else math.nan
+        mean, error = mean_and_error(self.test_result.log_likelihood)
+        self.log("test/log_likelihood", mean, rank_zero_only=True)
         self.log("test/standard_error", error, rank_zero_only=True)
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
@@ -370,8 +340,7 @@ class DGLM(LightningModule):
         except (TypeError, ValueError) as error:
             warnings.warn(f"this checkpoint will not load: {error}", stacklevel=2)
         checkpoint["hyper_parameters"] = {**self.hparams, **kept}
-        outputs = fingerprint(self.parts)
-        checkpoint["fingerprint"] = {"weights": digest(self.state_dict()), "outputs": outputs}
+        checkpoint["fingerprint"] = kept_fingerprint(self.parts, self.state_dict())
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Load the weights, and look whether they still make the same functions.
@@ -383,10 +352,8 @@ class DGLM(LightningModule):
             weights = checkpoint["state_dict"].values()
             self.to(next(each.dtype for each in weights if each.is_floating_point()))
         self.load_state_dict(checkpoint["state_dict"], strict=False)  # Lightning will be strict
-        kept = checkpoint.get("fingerprint")
-        if kept is not None and kept["weights"] == digest(self.state_dict()):
-            found = fingerprint(self.parts)
-            check_fingerprint(kept["outputs"], found)
+        if "fingerprint" in checkpoint:
+            check_kept_fingerprint(checkpoint["fingerprint"], self.parts, self.state_dict())
 
     def configure_callbacks(self) -> list[Callback]:
         """Have every Trainer skip what is not finite."""

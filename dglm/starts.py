@@ -106,6 +106,16 @@ class WhitenedLikelihood:
         return State(position, value, self.fitted.pull(state.gradient) - position)
 
 
+def named_start(name: StartName, encoder: nn.Module) -> Start:
+    """Return where annealed importance sampling starts, in the words of the commands."""
+    starts: dict[StartName, Start] = {
+        "prior": "prior",
+        "encoder": encoder,
+        "fitted": FittedStart(encoder),
+    }
+    return starts[name]
+
+
 def starting_points(
     model: GenerativeModel,
     images: Tensor,

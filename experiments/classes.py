@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from data import ImageDataModule
 from dglm import DGLM, KernelSteps, inpaint
-from experiments.shared.scoring import mean_and_error
+from dglm.importance import mean_and_error
 from samplers import HMC, adapt, sample, seeded_generator
 from samplers.adaptation import warm_up_gradients
 from samplers.hmc import JITTER

@@ -18,6 +18,8 @@ from torch import Tensor
 
 from dglm import DGLM, AISResult, bidirectional_bounds, importance_weighted_bound
 from dglm.ais import chain_gradients, check_counts, gradient_evaluations
+from dglm.importance import mean_and_error
+from dglm.starts import named_start
 from experiments.shared.checkpoints import load_checkpoint
 from experiments.shared.cli import (
     CommandError,
@@ -34,7 +36,6 @@ from experiments.shared.scoring import (
     ScoringOptions,
     check_error_bars,
     held_out,
-    mean_and_error,
     score,
     score_summary,
 )
@@ -209,7 +210,7 @@ def bidirectional_summary(dglm: DGLM, options: Evaluate) -> dict[str, Any]:
             dglm.model,
             options.bdmc_images,
             options.settings,
-            dglm.start(options.start),
+            named_start(options.start, dglm.encoder),
             progress,
         )
     lower, lower_error = mean_and_error(bounds.lower)

@@ -20,6 +20,7 @@ from torch import Tensor
 
 from dglm import DGLM, FittedStart, long_chains, principal_axes
 from dglm.annealing import check_counts
+from dglm.importance import mean_and_error
 from dglm.posterior import ChainMeans, Estimate, LongChains, PrincipalAxes
 from dglm.precision import full_precision
 from dglm.starts import starting_points
@@ -40,7 +41,7 @@ from experiments.shared.runs import (
     partial_file,
     write_json,
 )
-from experiments.shared.scoring import PictureOptions, held_out, mean_and_error
+from experiments.shared.scoring import PictureOptions, held_out
 from samplers import HMC, Kernel, adapt, sample, seeded_generator, summarise
 from samplers.adaptation import Moments
 from samplers.hmc import JITTER

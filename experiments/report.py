@@ -22,13 +22,13 @@ from dglm.callbacks import (
     skipped_warning,
 )
 from dglm.chain import long_chain_log_joint
+from dglm.importance import mean_and_error
 from experiments.shared.models import kernel_name, model_name
 from experiments.shared.pictures import given_pixels, save_inpainting, save_rows, save_samples
 from experiments.shared.runs import print_files, write_json
 from experiments.shared.scoring import (
     ScoringOptions,
     check_error_bars,
-    mean_and_error,
     score,
     score_summary,
 )

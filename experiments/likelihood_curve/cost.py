@@ -17,6 +17,7 @@ from torch import Tensor
 from data import shard_indices
 from dglm import DGLM
 from dglm.ais import gradient_evaluations, quiet_estimate
+from dglm.starts import named_start
 from experiments.evaluate import Evaluate
 from experiments.likelihood_curve.models import LikelihoodCurve, Model
 from experiments.mnist import command_line, train
@@ -80,7 +81,8 @@ def scoring_seconds(options: LikelihoodCurve, dglm: DGLM, images: Tensor) -> flo
     images = images[: min(options.num_images, _TIMED_IMAGES)]
     settings = replace(options.settings, num_temperatures=_TIMED_TEMPERATURES, compile=False)
     began = time.perf_counter()
-    quiet_estimate(dglm.model, images, settings, dglm.start(options.start), lambda gradients: None)
+    start = named_start(options.start, dglm.encoder)
+    quiet_estimate(dglm.model, images, settings, start, lambda gradients: None)
     gradients = gradient_evaluations(len(images), settings, options.start)
     return (time.perf_counter() - began) / gradients
 

@@ -8,9 +8,9 @@ from typing import Any
 import matplotlib.pyplot as plt
 import torch
 
+from dglm.importance import mean_and_error
 from experiments.likelihood_curve.models import LikelihoodCurve, Model, Split
 from experiments.shared.runs import read_json
-from experiments.shared.scoring import mean_and_error
 
 COMPARED = (("l2hmc", "hmc"), ("l2hmc", "none"), ("hmc", "none"))
 """Which kernels' scores are subtracted from which, image by image."""

@@ -1,6 +1,5 @@
 """Held-out images, and log-likelihoods on them over as many devices as the Trainer has."""
 
-import math
 from collections.abc import Sequence, Sized
 from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
@@ -12,6 +11,7 @@ from torch import Tensor
 from data import Batches, DataError, ImageDataModule, Split, check_heldout, shard_indices
 from dglm import DGLM, AISResult, AISSettings
 from dglm.ais import gradient_evaluations
+from dglm.importance import mean_and_error
 from dglm.starts import StartName
 from experiments.shared.cli import counted
 from experiments.shared.runs import partial_file
@@ -222,10 +222,3 @@ def check_error_bars(num_images: int, num_chains: int) -> None:
     for name, count in (("num_images", num_images), ("num_chains", num_chains)):
         if count < 2:
             raise ValueError(f"{name} must be at least 2 for an error bar, got {count}")
-
-
-def mean_and_error(values: Tensor) -> tuple[float, float]:
-    """Return the mean of per-image values and its standard error over images, NaN for one."""
-    values = values.double()
-    error = float(values.std()) / len(values) ** 0.5 if len(values) > 1 else math.nan
-    return float(values.mean()), error

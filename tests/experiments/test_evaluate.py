@@ -11,9 +11,10 @@ import torch
 
 from dglm import DGLM
 from dglm.ais import AISResult, quiet_estimate
+from dglm.importance import mean_and_error
 from experiments.evaluate import main
 from experiments.shared.cli import run_command
-from experiments.shared.scoring import ScoringOptions, mean_and_error, score_summary
+from experiments.shared.scoring import ScoringOptions, score_summary
 
 REQUIRED = {
     "log_likelihood",
