@@ -9,7 +9,11 @@ ROOT = Path(__file__).parent.parent
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
 SNIPPET = re.compile(r"<!-- snippet -->\n```python\n(.*?)```", flags=re.DOTALL)
 SNIPPETS = [
-    pytest.param(code, id=f"{page.name}-{number}")
+    pytest.param(
+        code,
+        id=f"{page.name}-{number}",
+        marks=[pytest.mark.slow] if "learn(" in code else [],  # with its real budget
+    )
     for page in PAGES
     for number, code in enumerate(SNIPPET.findall(page.read_text()), start=1)
 ]

@@ -154,7 +154,12 @@ class Fold(nn.Module):
 
 @torch.no_grad()
 @pytest.mark.parametrize("start", ["prior", "fitted"])
-def test_each_image_has_step_sizes_of_its_own(start: Any, on_a_grid: ExactLogLikelihood) -> None:
+def test_each_image_has_step_sizes_of_its_own(
+    start: Any, on_a_grid: ExactLogLikelihood, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # In pieces of ten images, so that each must find its own among those of all.
+    monkeypatch.setattr("dglm.annealing._bytes_per_chain", lambda *_: 1)
+    monkeypatch.setattr("dglm.annealing._MEMORY_BUDGET", 160)
     model = GenerativeModel(Growing(), 1, Gaussian(0.3))
     x = model.likelihood.sample(model.decoder(torch.linspace(-1.5, 1.5, 40)[:, None]))
     result = estimate_log_likelihood(model, x, AISSettings(16, 400, 5), start)

@@ -31,6 +31,7 @@ def test_precisions_have_the_exact_moments(capsys: pytest.CaptureFixture[str]) -
     assert capsys.readouterr().out.count("exact") == 6
 
 
+@pytest.mark.slow
 def test_a_kernel_is_learned_for_a_regression(capsys: pytest.CaptureFixture[str]) -> None:
     learned = load("logistic_regression").main(budget=800_000)
     assert learned.converged

@@ -5,12 +5,15 @@ import json
 import struct
 import subprocess
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
 
 import numpy as np
 import pytest
 
+from dglm.chain import long_chain_log_joint
+from experiments import report
 from experiments.mnist import main
 
 
@@ -25,6 +28,14 @@ Arguments = Callable[..., list[str]]
 Run = tuple[str, list[str], str, str]
 
 KILLING = Path(__file__).with_name("killing.py")
+
+
+@pytest.fixture(scope="session", autouse=True)
+def short_long_chains() -> Iterator[None]:
+    """Those of the report are half of the time of a run that takes seconds."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(report, "long_chain_log_joint", partial(long_chain_log_joint, num_steps=20))
+        yield
 
 
 @pytest.fixture(scope="session")
@@ -92,23 +103,30 @@ def small(root: Path) -> Arguments:
 
 
 @pytest.fixture(scope="session")
-def in_processes() -> Callable[[list[Run]], tuple[list[int], str]]:
+def in_processes(
+    tmp_path_factory: pytest.TempPathFactory,
+) -> Iterator[Callable[[list[Run]], tuple[list[int], str]]]:
     """Run commands, one after the other, in real processes that a signal ends.
 
     A run is the command, its arguments, the point at which the signal arrives, as killing.py calls
     it, and the signal. Returns the exit statuses, minus the signal where one ended the process, and
     what was written to stderr.
     """
+    written = tmp_path_factory.mktemp("killing") / "stderr"
+    command, pipe = [sys.executable, str(KILLING)], subprocess.PIPE
+    with (
+        written.open("w") as errors,
+        subprocess.Popen(command, stdin=pipe, stdout=pipe, stderr=errors, text=True) as process,
+    ):
 
-    def in_processes(runs: list[Run]) -> tuple[list[int], str]:
-        finished = subprocess.run(
-            [sys.executable, str(KILLING)],
-            input=json.dumps(runs),
-            capture_output=True,
-            text=True,
-            check=False,
-        )
-        assert finished.returncode == 0, finished.stderr
-        return json.loads(finished.stdout.splitlines()[-1]), finished.stderr
+        def in_processes(runs: list[Run]) -> tuple[list[int], str]:
+            assert process.stdin is not None
+            assert process.stdout is not None
+            before = len(written.read_text())
+            print(json.dumps(runs), file=process.stdin, flush=True)
+            for line in process.stdout:
+                if line.startswith("statuses "):
+                    return json.loads(line.removeprefix("statuses ")), written.read_text()[before:]
+            raise AssertionError(written.read_text()[before:])
 
-    return in_processes
+        yield in_processes

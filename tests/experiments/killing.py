@@ -1,8 +1,9 @@
 """Run commands in real processes that receive a signal at a chosen point.
 
-Reads from stdin a list of [command, arguments, point, signal]; each run is a fork of this process,
-so that the libraries are imported once only. Prints the list of exit statuses, minus the signal
-where one ended the process. A point is a name and a count, as in "noise 13", or "never".
+Reads from each line of stdin a list of [command, arguments, point, signal]; each run is a fork of
+this process, so that the libraries are imported once only. Prints the exit statuses of a list in a
+line, minus the signal where one ended the process. A point is a name and a count, as in "noise 13",
+or "never".
 """
 
 import importlib
@@ -12,6 +13,7 @@ import os
 import signal
 import sys
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -25,6 +27,8 @@ import samplers.kernel
 import samplers.learning
 import samplers.training
 from dglm import DGLM
+from dglm.chain import long_chain_log_joint
+from experiments import report
 from experiments.shared.cli import run_command
 
 Kill = Callable[[], None]
@@ -104,10 +108,12 @@ def plant(point: str, number: int) -> None:
         Path.replace = lambda path, target: between_renames(path, target, kill)  # type: ignore
 
 
-def save_often_and_tune_little() -> None:
+def save_often_and_take_little_time() -> None:
+    report.long_chain_log_joint = partial(long_chain_log_joint, num_steps=20)
     samplers.training._SAVE_INTERVAL = 5
     dglm.posterior._SAVE_SECONDS = 0.0
-    samplers.comparison._MULTIPLES = (1.0,)
+    samplers.comparison._MULTIPLES, samplers.comparison._ROUNDS = (1.0,), ((1, 1, 1.0),)
+    samplers.comparison._FEWEST_DRAWS = 8
     contenders.LENGTHS = (1,)
     contenders._WARM_UP_STEPS = 20
     samplers.learning._CHAINS = contenders._LEARNING_CHAINS = 20
@@ -130,5 +136,7 @@ def run(command: str, arguments: list[str], point: str, number: int) -> int:
 
 if __name__ == "__main__":
     torch.set_num_threads(1)
-    save_often_and_tune_little()
-    print(json.dumps([run(*rest, signal.Signals[name]) for *rest, name in json.load(sys.stdin)]))
+    save_often_and_take_little_time()
+    for line in sys.stdin:
+        statuses = [run(*rest, signal.Signals[name]) for *rest, name in json.loads(line)]
+        print(f"\nstatuses {json.dumps(statuses)}", flush=True)

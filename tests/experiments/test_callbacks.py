@@ -6,7 +6,8 @@ import re
 from collections.abc import Callable
 from contextlib import redirect_stdout
 from pathlib import Path
-from typing import NamedTuple
+from types import SimpleNamespace
+from typing import Any, NamedTuple
 
 import matplotlib.pyplot as plt
 import numpy as np
@@ -14,10 +15,10 @@ import pytest
 import torch
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-from dglm import DGLM, AmortizedPreconditioned
+from dglm import DGLM, AmortizedPreconditioned, Decoder, Encoder, GenerativeModel
 from experiments.mnist import command_line, main, train
-from experiments.shared.callbacks import num_weights, reconstructions
-from samplers import Kernel
+from experiments.shared.callbacks import compilation, num_weights, reconstructions
+from samplers import HMC, L2HMC, Kernel
 
 Arguments = Callable[..., list[str]]
 FILES = ["config.yaml", "inpainting.png", "metrics.csv", "reconstructions.png", "samples.png"]
@@ -149,18 +150,24 @@ def test_the_last_picture_is_of_the_trained_model(done: Run) -> None:
         assert np.allclose(first, means[0].view(28, 28).numpy(), atol=1.5 / 255)
 
 
-def test_pictures_leave_training_as_it_is(
-    small: Arguments, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+def test_pictures_leave_training_as_it_is_and_a_quiet_run_can_be_gone_on_with(
+    small: Arguments, checkpoint: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    train(command_line(small(tmp_path / "shown")))
     monkeypatch.setattr("experiments.shared.callbacks.ImagesOverTime._log", lambda *_: None)
     monkeypatch.setattr("experiments.shared.callbacks.ImagesOverTime._logged", 99, raising=False)
-    train(command_line(small(tmp_path / "plain")))
-    weights = [
-        torch.load(tmp_path / name / "checkpoints" / "last.ckpt", weights_only=True)["state_dict"]
-        for name in ("shown", "plain")
-    ]
-    assert all(torch.equal(value, weights[1][name]) for name, value in weights[0].items())
+    folder = tmp_path / "run"
+    quiet = run(small(folder), folder).printed
+    assert weights(folder / "checkpoints" / "last.ckpt") == weights(checkpoint)
+    assert "updates" not in quiet
+    assert "left" not in quiet
+    assert "log p(x), annealed importance sampling" in quiet
+    resumed = ["--resume", str(folder), "--trainer.max_steps=6", "--quiet=false"]
+    assert "6 updates, going on after 4" in run(resumed, folder).printed
+
+
+def weights(checkpoint: Path) -> dict[str, list]:
+    content = torch.load(checkpoint, weights_only=True)
+    return {name: value.tolist() for name, value in content["state_dict"].items()}
 
 
 def test_without_validation_images_until_the_clock_ends_it(
@@ -195,15 +202,6 @@ def test_batches_that_one_update_accumulates_are_counted_and_divergences_summed_
     assert "diverged, more than 1%: try a smaller step size" in text
 
 
-def test_a_quiet_run_and_one_that_is_gone_on_with(small: Arguments, tmp_path: Path) -> None:
-    quiet = run(small(tmp_path / "run"), tmp_path / "run").printed
-    assert "updates" not in quiet
-    assert "left" not in quiet
-    assert "log p(x), annealed importance sampling" in quiet
-    resumed = ["--resume", str(tmp_path / "run"), "--trainer.max_steps=6", "--quiet=false"]
-    assert "6 updates, going on after 4" in run(resumed, tmp_path / "run").printed
-
-
 needs_compiler = pytest.mark.skipif(
     not torch._dynamo.is_dynamo_supported(), reason="torch.compile does not run here"
 )
@@ -233,11 +231,10 @@ def compilations(monkeypatch: pytest.MonkeyPatch) -> list[type[Kernel]]:
 
 @needs_compiler
 @pytest.mark.filterwarnings(*COMPILER_WARNINGS)
-@pytest.mark.parametrize("kernel", ["hmc", "l2hmc"])
 def test_a_compiled_training_is_the_eager_one_and_only_its_step_runs_compiled_code(
-    kernel: str, small: Arguments, tmp_path: Path, compilations: list[type[Kernel]]
+    small: Arguments, checkpoint: Path, tmp_path: Path, compilations: list[type[Kernel]]
 ) -> None:
-    models, seen = [], set()
+    seen = set()
 
     def note(dglm: DGLM, step: str) -> None:
         original, before = getattr(dglm, step), dglm.kernel
@@ -248,36 +245,29 @@ def test_a_compiled_training_is_the_eager_one_and_only_its_step_runs_compiled_co
 
         setattr(dglm, step, noted)
 
-    for compile in ("false", "true"):
-        cli = command_line(small(tmp_path / compile, kernel=kernel, compile=compile))
-        before = cli.model.kernel
-        if compile == "true":
-            for step in ("training_step", "validation_step"):
-                note(cli.model, step)
-        train(cli)
-        assert cli.model.kernel is before
-        checkpoint = tmp_path / compile / "checkpoints" / "last.ckpt"
-        models.append(DGLM.load_from_checkpoint(checkpoint).state_dict())
+    cli = command_line(small(tmp_path / "run", compile="true"))
+    before = cli.model.kernel
+    for step in ("training_step", "validation_step"):
+        note(cli.model, step)
+    train(cli)
+    assert cli.model.kernel is before
     assert seen == {("training_step", False), ("validation_step", True)}
     assert compilations == [AmortizedPreconditioned]
-    torch.testing.assert_close(models[1], models[0], rtol=1e-3, atol=1e-5)
+    found, expected = (
+        DGLM.load_from_checkpoint(path).state_dict()
+        for path in (tmp_path / "run" / "checkpoints" / "last.ckpt", checkpoint)
+    )
+    torch.testing.assert_close(found, expected, rtol=1e-3, atol=1e-5)
 
 
+@pytest.mark.parametrize(("kernel", "least"), [(L2HMC(3, 2), 440), (HMC(2), 440 / 3)])
 def test_the_banner_says_where_compiling_pays(
-    small: Arguments,
-    tmp_path: Path,
-    monkeypatch: pytest.MonkeyPatch,
-    capsys: pytest.CaptureFixture[str],
+    kernel: Kernel, least: float, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    # Four updates of 20 images and 5.5 gradients each; HMC's 5 must be three times as many.
-    rows = []
-    for index, (kernel, least) in enumerate([("l2hmc", 441), ("l2hmc", 440), ("hmc", 400)]):
-        monkeypatch.setattr("experiments.shared.callbacks.WORTH_COMPILING", least)
-        train(command_line(small(tmp_path / str(index), kernel=kernel, quiet="false")))
-        lines = capsys.readouterr().out.splitlines()
-        rows.append(next(line for line in lines if "compiled" in line).split(maxsplit=1)[1].strip())
-    assert rows == [
-        "nothing",
-        "nothing; --compile true makes a training of this length faster",
-        "nothing",
-    ]
+    monkeypatch.setattr("experiments.shared.callbacks.training_gradients", lambda *_: 440)
+    module = DGLM(GenerativeModel(Decoder(3, 6, (4,)), 3), Encoder(6, 3, (4,)), kernel)
+    trainer: Any = SimpleNamespace(world_size=1)
+    for bound, pays in ((least + 0.1, False), (least - 0.1, True)):
+        monkeypatch.setattr("experiments.shared.callbacks.WORTH_COMPILING", bound)
+        found = compilation(False, module, trainer)
+        assert found == "nothing" + pays * "; --compile true makes a training of this length faster"

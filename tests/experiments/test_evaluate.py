@@ -80,14 +80,11 @@ def test_results_and_scores_of_each_image(
     }
 
 
-def test_the_same_seed_gives_the_same_estimate(
-    checkpoint: Path, root: Path, tmp_path: Path
-) -> None:
-    for name, seed in (("one", 1), ("two", 1), ("three", 2)):
-        main(arguments(checkpoint, root, tmp_path / f"{name}.json", seed=seed))
-    one, two, three = (results(tmp_path / f"{name}.json") for name in ("one", "two", "three"))
-    assert one == two
-    assert one["log_likelihood"] != three["log_likelihood"]
+def test_another_seed_gives_another_estimate(checkpoint: Path, root: Path, tmp_path: Path) -> None:
+    for seed in (1, 2):
+        main(arguments(checkpoint, root, tmp_path / f"{seed}.json", seed=seed))
+    one, two = (results(tmp_path / f"{seed}.json")["log_likelihood"] for seed in (1, 2))
+    assert one != two
 
 
 def interrupt(given: list[str]) -> None:
@@ -103,21 +100,6 @@ def interrupt(given: list[str]) -> None:
         patch.setattr(DGLM, "test_step", failing_step)
         with pytest.raises(RuntimeError, match="power cut"):
             main(given)
-
-
-def test_an_interrupted_evaluation_goes_on_where_it_was(
-    checkpoint: Path, root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    main(arguments(checkpoint, root, tmp_path / "whole.json"))
-    interrupt(arguments(checkpoint, root, tmp_path / "halves.json"))
-    estimate, calls = quiet_estimate, []
-    monkeypatch.setattr(
-        "dglm.module.quiet_estimate",
-        lambda *given, **options: calls.append(1) or estimate(*given, **options),
-    )
-    main(arguments(checkpoint, root, tmp_path / "halves.json"))
-    assert len(calls) == 1  # of three batches, two were done
-    assert results(tmp_path / "halves.json") == results(tmp_path / "whole.json")
 
 
 def test_what_is_kept_of_an_evaluation_is_left_alone_by_another(
@@ -147,12 +129,18 @@ def test_what_is_kept_of_an_evaluation_is_left_alone_by_another(
     ]
 
 
-def test_points_of_a_curve_are_the_estimates_of_their_own_temperatures(
-    checkpoint: Path, root: Path, tmp_path: Path
+def test_an_interrupted_curve_goes_on_and_its_points_are_the_estimates_of_their_temperatures(
+    checkpoint: Path, root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     curve = arguments(checkpoint, root, tmp_path / "curve.json", curve="3,10")
     interrupt(curve)
+    estimate, calls = quiet_estimate, []
+    monkeypatch.setattr(
+        "dglm.module.quiet_estimate",
+        lambda *given, **options: calls.append(1) or estimate(*given, **options),
+    )
     main(curve)
+    assert len(calls) == 1 + 3  # of three batches a point, two of the first were done
     for point, count in zip(results(tmp_path / "curve.json")["curve"], (3, 10), strict=True):
         alone = tmp_path / f"{count}.json"
         main(arguments(checkpoint, root, alone, num_temperatures=count))

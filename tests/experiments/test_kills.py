@@ -13,13 +13,14 @@ InProcesses = Callable[[list[Run]], tuple[list[int], str]]
 
 TARGETS = [
     "--target=scg",
-    "--num_iterations=20",
+    """--samplers=["learned", "the paper's way", "jumps, the paper's setting"]""",
+    "--num_iterations=10",
     "--num_chains=20",
     "--num_steps=50",
     "--compile=false",
     "--quiet=true",
 ]
-"""Stages of learning, its chains, 20 steps of training, its chains, and more of both."""
+"""Stages of learning, its chains, 10 steps of training, its chains, and more of both."""
 
 
 def trained(folder: Path) -> list[dict[str, Any]]:
@@ -53,7 +54,7 @@ def test_a_comparison_of_samplers(in_processes: InProcesses, tmp_path: Path) -> 
         resume(killed, "renaming 2"),
         resume(killed, "noise 400"),
         resume(killed, "writing 3"),
-        resume(killed, "noise 200"),
+        resume(killed, "noise 57"),
         resume(killed, "never"),
         start(stopped, "noise 250", "SIGINT"),
         resume(stopped, "noise 700", "SIGTERM"),

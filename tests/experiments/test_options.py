@@ -51,10 +51,11 @@ def test_float64_is_trained_and_scored(small: Arguments, tmp_path: Path) -> None
     assert (tmp_path / "run" / "summary.json").exists()
 
 
-def test_a_spawned_training_is_scored_and_the_same(small: Arguments, tmp_path: Path) -> None:
-    main(small(tmp_path / "plain"))
-    main([*small(tmp_path / "spawned", quiet="false"), "--trainer.strategy=ddp_spawn"])
-    plain, spawned = (tmp_path / name for name in ("plain", "spawned"))
+def test_a_spawned_training_is_scored_and_the_same(
+    small: Arguments, checkpoint: Path, tmp_path: Path
+) -> None:
+    plain, spawned = checkpoint.parents[1], tmp_path / "spawned"
+    main([*small(spawned, quiet="false"), "--trainer.strategy=ddp_spawn"])
     weights = [
         torch.load(run / "checkpoints" / "last.ckpt", weights_only=True)["state_dict"]
         for run in (plain, spawned)
@@ -74,12 +75,14 @@ def test_a_fault_in_the_code_keeps_its_traceback(
         run_command(lambda: main(small(tmp_path / "run")))
 
 
-@pytest.mark.parametrize("content", [[], ["data/__init__.py", "samplers/__init__.py"]])
-def test_folders_of_the_user_s_hide_no_package(content: list[str], tmp_path: Path) -> None:
+def test_a_command_refuses_as_a_process_and_folders_of_the_user_s_hide_no_package(
+    tmp_path: Path,
+) -> None:
     for name in ("data", "experiments", "samplers"):
         (tmp_path / name).mkdir()
-    for name in content:
-        (tmp_path / name).touch()
+    for name in ("data", "samplers"):
+        (tmp_path / name / "__init__.py").touch()
     command = [sys.executable, "-m", "experiments.samples", "--checkpoints", "no_such.ckpt"]
     finished = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=False)
+    assert finished.returncode == 1
     assert finished.stderr == "error: there is no checkpoint no_such.ckpt\n"

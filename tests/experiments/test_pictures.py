@@ -3,29 +3,31 @@
 import json
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from experiments import inpaint, posterior, samples
 
-Main = Callable[[list[str]], None]
+Drawn = Callable[..., dict[str, Any]]
 
 
-def test_inpainting_counts_classes(checkpoint: Path, root: Path, tmp_path: Path) -> None:
-    output = tmp_path / "filled.png"
-    inpaint.main(
-        [
-            f"--checkpoint={checkpoint}",
-            f"--data.root={root}",
-            f"--output={output}",
-            "--mask=left",
-            "--sweeps=6",
-            "--num_images=4",
-            "--num_chains=3",
-            "--quiet=true",
-        ]
-    )
-    summary = json.loads(output.with_suffix(".json").read_text())
+@pytest.fixture
+def drawn(checkpoint: Path, root: Path, tmp_path: Path) -> Drawn:
+    """A function that draws by a command and returns its summary."""
+
+    def drawn(main: Callable[[list[str]], None], **options: object) -> dict[str, Any]:
+        output = tmp_path / "picture.png"
+        given = {"checkpoint": checkpoint, "data.root": root, "output": output, "quiet": "true"}
+        main([f"--{name}={value}" for name, value in (given | options).items()])
+        assert 0 < output.stat().st_size < 300_000
+        return json.loads(output.with_suffix(".json").read_text())
+
+    return drawn
+
+
+def test_inpainting_counts_classes(drawn: Drawn) -> None:
+    summary = drawn(inpaint.main, mask="left", sweeps=6, num_images=4, num_chains=3)
     assert summary["mask"] == "left"
     assert summary["num_images"] == 4
     # Two steps of two leapfrogs and a first gradient, for each chain and sweep.
@@ -41,24 +43,10 @@ def test_inpainting_counts_classes(checkpoint: Path, root: Path, tmp_path: Path)
         assert 0 <= summary[f"{name}_distance"] <= 1
     images = [each["kernel_distance"] - each["encoder_distance"] for each in summary["images"]]
     assert summary["gain_distance"] == pytest.approx(sum(images) / 4)
-    assert 0 < output.stat().st_size < 300_000
 
 
-def test_posterior_of_one_image(checkpoint: Path, root: Path, tmp_path: Path) -> None:
-    output = tmp_path / "posterior.png"
-    posterior.main(
-        [
-            f"--checkpoint={checkpoint}",
-            f"--data.root={root}",
-            f"--output={output}",
-            "--num_chains=12",
-            "--num_steps=40",
-            "--num_warmup=40",
-            "--search=3",
-            "--quiet=true",
-        ]
-    )
-    summary = json.loads(output.with_suffix(".json").read_text())
+def test_posterior_of_one_image(drawn: Drawn) -> None:
+    summary = drawn(posterior.main, num_chains=12, num_steps=40, num_warmup=40, search=3)
     assert summary["searched_images"] == 3
     assert 0 <= summary["searched_skewed"] <= 3
     assert 0 <= summary["image"] < 3
@@ -66,7 +54,6 @@ def test_posterior_of_one_image(checkpoint: Path, root: Path, tmp_path: Path) ->
         for figure in ("skewness", "excess_kurtosis"):
             assert f"{name}_{figure}" in summary
             assert summary[f"{name}_{figure}_standard_error"] > 0
-    assert 0 < output.stat().st_size < 300_000
 
 
 def test_samples_side_by_side(

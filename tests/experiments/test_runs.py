@@ -14,8 +14,11 @@ from experiments import mnist
 from experiments.shared.cli import CommandError, run_command
 from experiments.shared.runs import check_same_options, held, output_file, read_json, write_json
 
-# Of Python 3.12, on the fork of a process that has threads.
-pytestmark = pytest.mark.filterwarnings("ignore:.*use of fork:DeprecationWarning")
+# Of Python 3.12 and of JAX, on the fork of a process that has threads.
+pytestmark = [
+    pytest.mark.filterwarnings("ignore:.*use of fork:DeprecationWarning"),
+    pytest.mark.filterwarnings("ignore:.*os.fork:RuntimeWarning"),
+]
 
 SUFFIXES = (".png", ".json")
 

@@ -31,11 +31,18 @@ SMALL = [
 pytestmark = pytest.mark.filterwarnings("ignore:.* chains never move")
 
 
+def tune_little(patch: pytest.MonkeyPatch) -> None:
+    for name, value in {"MULTIPLES": (1.0,), "ROUNDS": ((1, 1, 1.0),), "FEWEST_DRAWS": 8}.items():
+        patch.setattr(comparison, f"_{name}", value)
+
+
 def make_small(patch: pytest.MonkeyPatch) -> None:
     """NUTS may be installed; its compiler would take most of the time."""
     patch.setattr(command, "nuts_is_installed", lambda: False)
-    patch.setattr(comparison, "_MULTIPLES", (1.0,))
+    tune_little(patch)
     patch.setattr(contenders, "LENGTHS", (1, 2))
+    patch.setattr(contenders, "_WARM_UP_STEPS", 20)
+    patch.setattr(reference, "_MODE_CHAINS", 50)
     patch.setattr("samplers.learning._CHAINS", 20)
     patch.setattr("samplers.learning._Learning._scaled", lambda self, count: max(20, count // 100))
 
@@ -149,7 +156,7 @@ def test_long_runs_give_the_moments_of_a_posterior(
     monkeypatch.setitem(POSTERIORS, "normal", Normal)
     with pytest.raises(SystemExit, match=r"no moments of normal: python -m exp"):
         run_command(lambda: Reference.of("normal"))
-    monkeypatch.setattr(comparison, "_MULTIPLES", (1.0,))
+    tune_little(monkeypatch)
     reference.main(["normal"], num_chains=20, num_steps=200)
     found = read_json(tmp_path / "moments.json")["normal"]
     for value, error, exact in zip(

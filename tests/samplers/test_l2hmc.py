@@ -7,6 +7,7 @@ from typing import NamedTuple
 import pytest
 import torch
 from torch import Tensor, nn
+from torch.nn.functional import softplus
 
 from samplers import (
     HMC,
@@ -322,3 +323,11 @@ def test_a_lost_chain_leaves_no_trace_in_the_gradients_of_the_others(
 
     healthy = gradients([tensor[1:] for tensor in inputs], slice(None))
     torch.testing.assert_close(gradients(broken, slice(1, None)), healthy)
+
+
+def test_an_embedding_is_a_softplus_network_with_a_linear_end() -> None:
+    kernel, x = L2HMC(2, observation_dim=4, embedding_hidden=(6, 5)), torch.randn(3, 4)
+    assert kernel.embedding is not None
+    first, _, second, _, last = kernel.embedding
+    expected = last(softplus(second(softplus(first(x)))))
+    torch.testing.assert_close(kernel.embed(x), expected)
