@@ -109,12 +109,10 @@ def sample(
         >>> chains.export()["posterior"]["position"].shape  # chains.to_arviz() for ArviZ
         (4, 10, 2)
     """
-    chunks = _quiet_chunks(
+    chunks = sample_chunks(
         kernel, energy, position, num_draws, thin=thin, context=context, generator=generator
     )
-    chains = concatenate(chunks, num_draws, progress)
-    warn_of_still(still_chains(chains.draws), num_draws, num_draws * thin)
-    return chains
+    return concatenate(chunks, num_draws, progress)
 
 
 def warn_of_still(still: Tensor, num_draws: int, num_steps: int) -> None:
@@ -150,7 +148,9 @@ def draw_chains(
     kernel: Kernel, energy: Energy, position: Tensor, num_draws: int, **options: Any
 ) -> Chains:
     """Do what :func:`sample` does, for those who look for stuck chains themselves: no warning."""
-    return concatenate(_quiet_chunks(kernel, energy, position, num_draws, **options), num_draws)
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", ".* chains did not move", UserWarning)
+        return sample(kernel, energy, position, num_draws, **options)
 
 
 def still_chains(draws: Tensor) -> Tensor:
@@ -192,46 +192,11 @@ def sample_chunks(
         ValueError: A count is below 1, the energy or its gradient is not finite where a chain
             starts, or a snapshot is of another energy or has a generator beside it.
 
+        TypeError: A count is no integer, or the generator none of torch's.
+
     Warns:
         UserWarning: After the last chunk, of chains that never moved.
     """
-    chunks = _quiet_chunks(
-        kernel,
-        energy,
-        start,
-        num_draws,
-        chunk_size=chunk_size,
-        thin=thin,
-        context=context,
-        generator=generator,
-    )
-    return _watched(chunks, thin)
-
-
-def _watched(
-    chunks: Iterator[tuple[Chains, Snapshot]], thin: int
-) -> Iterator[tuple[Chains, Snapshot]]:
-    done, still, first = 0, torch.ones((), dtype=torch.bool), None
-    for chunk, snapshot in chunks:
-        first = chunk.draws[:, :1].clone() if first is None else first
-        still = still & (chunk.draws == first).flatten(1).all(dim=1)
-        done += chunk.draws.shape[1]
-        yield chunk, snapshot
-    warn_of_still(still, done, done * thin)
-
-
-def _quiet_chunks(
-    kernel: Kernel,
-    energy: Energy,
-    start: Tensor | Snapshot,
-    num_draws: int,
-    *,
-    chunk_size: int = CHUNK_SIZE,
-    thin: int = 1,
-    context: Context = None,
-    generator: torch.Generator | None = None,
-) -> Iterator[tuple[Chains, Snapshot]]:
-    """Do what :func:`sample_chunks` does, without its warning."""
     for name, value in (("num_draws", num_draws), ("thin", thin), ("chunk_size", chunk_size)):
         if not isinstance(value, Integral):
             raise TypeError(f"{name} must be an integer, got {value!r}")
@@ -255,7 +220,19 @@ def _quiet_chunks(
         raise ValueError("a snapshot brings its own generator: pass one of the two")
     sizes = [chunk_size] * (num_draws // chunk_size)
     sizes += [num_draws % chunk_size] if num_draws % chunk_size else []
-    return _chunks(kernel, energy, state, sizes, thin, context, generator)
+    return _watched(_chunks(kernel, energy, state, sizes, thin, context, generator), thin)
+
+
+def _watched(
+    chunks: Iterator[tuple[Chains, Snapshot]], thin: int
+) -> Iterator[tuple[Chains, Snapshot]]:
+    done, still, first = 0, torch.ones((), dtype=torch.bool), None
+    for chunk, snapshot in chunks:
+        first = chunk.draws[:, :1].clone() if first is None else first
+        still = still & (chunk.draws == first).flatten(1).all(dim=1)
+        done += chunk.draws.shape[1]
+        yield chunk, snapshot
+    warn_of_still(still, done, done * thin)
 
 
 @torch.no_grad()

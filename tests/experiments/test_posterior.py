@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from dglm import DGLM, GenerativeModel
+from dglm import DGLM, GenerativeModel, principal_axes
 from experiments.posterior import Posterior, run_chains, search_skewed, warn_of_missed_modes
 from samplers import HMC
 
@@ -49,7 +49,9 @@ def test_the_skewed_one_is_found() -> None:
     assert search.num_skewed == 1
 
 
-def test_chains_of_hmc_are_jittered(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_chains_are_warmed_up_and_those_of_hmc_jittered(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     shares, noise = [], HMC.noise
 
     def watched(kernel: HMC, *given: Any) -> Any:
@@ -58,10 +60,16 @@ def test_chains_of_hmc_are_jittered(tmp_path: Path, monkeypatch: pytest.MonkeyPa
             shares.append(drawn.direction.abs())
         return drawn
 
+    warmed = []
     monkeypatch.setattr(HMC, "noise", watched)
+    monkeypatch.setattr(
+        "experiments.posterior.principal_axes",
+        lambda *given: warmed.append(given[3]) or principal_axes(*given),
+    )
     dglm, image = DGLM(GenerativeModel(Weights(), 2), Wide()), torch.ones(4)
     options = Posterior(checkpoint="", num_chains=10, num_steps=4, num_warmup=40, quiet=True)
     run_chains(dglm, image, options, tmp_path / "posterior.png")
+    assert warmed == [40]
     search_skewed(dglm, image[None], 0, lambda count: None)
     assert all(((drawn > 0.5) & (drawn < 1)).any() for drawn in shares)
 
