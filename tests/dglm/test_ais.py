@@ -131,10 +131,11 @@ def test_estimates_of_the_likelihood_are_unbiased_at_few_temperatures(
 def test_standard_errors_are_those_of_independent_runs(linear_gaussian: Model) -> None:
     model = linear_gaussian(2, 4, 1.0)
     x = draw(model, 1).expand(400, -1)
-    result = estimate_log_likelihood(model, x, AISSettings(50, 10, 2), "prior")
+    result = estimate_log_likelihood(model, x, AISSettings(50, 40, 2), "prior")
     spread = result.log_likelihood.std()
     promised = result.standard_error.square().mean().sqrt()
-    # The relative error of a standard deviation of 400 numbers is 1/√800, tails aside.
+    # The relative error of a standard deviation of 400 numbers is 1/√800, tails aside. With fewer
+    # temperatures some rest on less than two chains, and have no error.
     assert promised == pytest.approx(float(spread), rel=0.2)
 
 
