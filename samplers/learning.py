@@ -107,8 +107,9 @@ def learn(
 
     Settling, a warm-up with a dense mass, a race of HMC over lengths and step sizes; then training
     by :func:`samplers.objective.siblings` of L2HMC with one leapfrog, with HMC's length up to
-    three, and in the coordinates of a flow where that fits better than a Gaussian. In the last
-    race, on fresh noise and with equal gradients, HMC gives way only to what is surely better.
+    three, and in the coordinates of a flow where that fits better than a Gaussian; where HMC's
+    chains do not agree, from a temperature of ten, and the first of them twice. In the last race,
+    on fresh noise and with equal gradients, HMC gives way only to what is surely better.
 
     Arguments:
         energy: U, from (B, D) to (B,).
@@ -234,9 +235,22 @@ class _Learning:
     def _affine(
         self, hmc: Preconditioned, position: Tensor, length: int, apart: bool
     ) -> dict[str, Any]:
-        """Train in the warm-up's coordinates: from ε = 1 with one leapfrog, else from HMC's."""
+        """Train in the warm-up's coordinates; where modes lie apart, twice, for the better one.
+
+        Some trainings with one leapfrog end in a kernel whose proposals mostly stay in their mode.
+        """
+        best = self._trained(hmc, position, length, apart)
+        if apart and length == 1:
+            again = self._trained(hmc, position, length, apart, ".again")
+            best = max(best, again, key=lambda kernel: self._worth(kernel, position))
+        return {"kernel": _packed(best)}
+
+    def _trained(
+        self, hmc: Preconditioned, position: Tensor, length: int, apart: bool, attempt: str = ""
+    ) -> Preconditioned:
+        """Train from ε = 1 with one leapfrog, else from HMC's."""
         one = length == 1
-        kernel = hmc.with_kernel(self._l2hmc(length, 1.0 if one else float(hmc.step_size)))
+        kernel = hmc.with_kernel(self._l2hmc(length, 1.0 if one else float(hmc.step_size), attempt))
         iterations = self._scaled(3000 if one else 800)
         settings = TrainingSettings(
             iterations,
@@ -244,10 +258,18 @@ class _Learning:
             initial_temperature=10.0 if apart else 1.0,
             annealing_iterations=iterations // 2 if apart else 0,
             learning_rate=0.01 if one else 0.005,
-            seed=mixed_seed(self.seed, "learn.training", length),
+            seed=mixed_seed(self.seed, f"learn.training{attempt}", length),
         )
-        self._train(kernel, position, settings, f"training-{length}.pt")
-        return {"kernel": _packed(kernel)}
+        self._train(kernel, position, settings, f"training-{length}{attempt}.pt")
+        return kernel
+
+    def _worth(self, kernel: Kernel, position: Tensor) -> float:
+        """Return independent draws a step, in the worst coordinate of x and x²."""
+        generator = self._generator("attempts")
+        steps = self._scaled(500)
+        return efficiency(
+            draw_chains(kernel, self.energy, position, steps, generator=generator).draws
+        ).worst
 
     def _in_flow(self, hmc: Preconditioned, gaussian: Kernel, position: Tensor) -> dict[str, Any]:
         """Fit a flow to HMC's draws and train in it; then again, to the draws of both.
@@ -287,9 +309,9 @@ class _Learning:
         raced = race(kernels, self.energy, position, self._scaled(2000), generator)
         return {**raced._asdict(), "table": dict(raced.table), "converged": raced.converged}
 
-    def _l2hmc(self, length: int, step_size: float) -> L2HMC:
+    def _l2hmc(self, length: int, step_size: float, attempt: str = "") -> L2HMC:
         with torch.random.fork_rng(devices=[]):
-            torch.manual_seed(mixed_seed(self.seed, "learn.kernel", length))
+            torch.manual_seed(mixed_seed(self.seed, f"learn.kernel{attempt}", length))
             kernel = L2HMC(self.dim, length, step_size, hidden=_HIDDEN)
         return kernel.to(self.start)
 
