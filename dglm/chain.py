@@ -16,9 +16,11 @@ from samplers.energy import fresh_leaf, twice
 from samplers.hmc import JITTER
 from samplers.objective import squared_jump
 
-TRAINED_SHARE = 1 / 8
+TRAINED_SHARE = 1 / 4
 """Of a batch, its first images: where a kernel in coordinates is trained. Second derivatives cost
 several times what a step costs."""
+TRAINED_EVERY = 2
+"""Updates, of which the last trains such a kernel: fewer, larger products cost less."""
 
 
 class Chain(NamedTuple):
@@ -60,8 +62,8 @@ def run_chain(
     start: Tensor,
     num_mh_steps: int,
     generator: torch.Generator | None = None,
-    *,
     jump_scale: float = 1.0,
+    train_sampler: bool = True,
 ) -> Chain:
     """Run the kernel from ``start`` (B, latent_dim), differentiable in its parameters alone.
 
@@ -75,12 +77,13 @@ def run_chain(
         num_mh_steps: J, at least 1.
         generator: Of the noise.
         jump_scale: λ of the sampler's loss.
+        train_sampler: Whether a kernel in coordinates is trained; if not, its gradient is 0.
     """
     energy, context = model.energy(x), kernel.embed(x)
     coordinates = context.gaussian if isinstance(context, Coordinates) else None
     variance = (coordinates or q).variance().detach()
-    parameters = without_coordinates(kernel).parameters()
-    learned = torch.is_grad_enabled() and any(each.requires_grad for each in parameters)
+    trained = [each for each in without_coordinates(kernel).parameters() if each.requires_grad]
+    learned = torch.is_grad_enabled() and len(trained) > 0
     with torch.set_grad_enabled(learned and coordinates is None):
         state = fresh_leaf(kernel.init(start.detach(), energy))
         energies, infos, jumps = [state.energy], [], []
@@ -95,7 +98,11 @@ def run_chain(
         acceptance = torch.stack([info.acceptance for info in infos])
         loss = reciprocal_jump_loss(jump, acceptance, jump_scale).sum(dim=0)
     if learned and coordinates is not None:
-        loss = _siblings(model, kernel, x, state, generator).expand(len(x))
+        if train_sampler:
+            own = _siblings(model, kernel, x, state, generator)
+        else:  # 0, not none: processes wait for the gradients of all parameters
+            own = 0 * torch.stack([each.sum() for each in trained]).sum()
+        loss = own.expand(len(x))
     coordinate_loss = torch.zeros_like(loss)
     if coordinates is not None:
         coordinate_loss = score_loss(coordinates, state)

@@ -15,7 +15,7 @@ from torch.optim.lr_scheduler import LambdaLR
 from dglm.ais import AISResult, AISSettings, gather, quiet_estimate, warn_of
 from dglm.annealing import check_counts
 from dglm.callbacks import Safeguard
-from dglm.chain import TRAINED_SHARE, Chain, run_chain
+from dglm.chain import TRAINED_EVERY, TRAINED_SHARE, Chain, run_chain
 from dglm.checks import (
     Parts,
     check_kept_fingerprint,
@@ -153,7 +153,8 @@ class DGLM(LightningModule):
             return 0
         chain = self.num_mh_steps * self.kernel.num_leapfrogs + 1
         learned = self.coordinates is not None and any(True for _ in self.sampler.parameters())
-        return chain + (2 * TRAINED_SHARE * self.kernel.num_leapfrogs if learned else 0)
+        trained = TRAINED_SHARE / TRAINED_EVERY if learned else 0
+        return chain + 2 * trained * self.kernel.num_leapfrogs
 
     def posterior(self, x: Tensor) -> DiagonalGaussian:
         """Return q(z|x) for observations (B, N), in their precision."""
@@ -205,6 +206,7 @@ class DGLM(LightningModule):
         start: Tensor,
         generator: Generator | None = None,
         num_mh_steps: int | None = None,
+        train_sampler: bool = True,
     ) -> Chain:
         """Run the kernel as in training, by default as many steps (:func:`dglm.chain.run_chain`).
 
@@ -214,9 +216,8 @@ class DGLM(LightningModule):
         if self.kernel is None:
             raise ValueError("a VAE has no kernel to run: build the DGLM with one")
         steps = self.num_mh_steps if num_mh_steps is None else num_mh_steps
-        return run_chain(
-            self.model, self.kernel, x, q, start, steps, generator, jump_scale=self.jump_scale
-        )
+        more = self.jump_scale, train_sampler
+        return run_chain(self.model, self.kernel, x, q, start, steps, generator, *more)
 
     def setup(self, stage: str) -> None:
         """Refuse what would not train or not be exact, before anything is computed.
@@ -266,11 +267,12 @@ class DGLM(LightningModule):
             self._log("train", log_elbo=elbo)
             return -elbo.mean()
         elbo = q.entropy() - self.model.energy(x)(z)
-        chain = self.chain(x, q, z, generator)
+        trained = self.coordinates is None or index % TRAINED_EVERY == TRAINED_EVERY - 1
+        chain = self.chain(x, q, z, generator, train_sampler=trained)
         self.safeguard.note_divergence(chain.diverging)
         log_joint = self.model.log_joint(x, chain.state.position.detach())
-        self._log("train", log_elbo=elbo, sampler_loss=chain.loss, jump=chain.jump)
-        self._log("train", step_size=self.kernel.step_size, **chain.metrics)
+        self._log("train", log_elbo=elbo, step_size=self.kernel.step_size, **chain.metrics)
+        self._log("train", jump=chain.jump, **({"sampler_loss": chain.loss} if trained else {}))
         if self.coordinates is not None:
             self._log("train", coordinate_loss=chain.coordinate_loss)
         if not isinstance(self.kernel.log_step_size, nn.Parameter):

@@ -63,9 +63,9 @@ class Step(NamedTuple):
 
 
 def by_hand(module: DGLM, x: Tensor) -> Step:
-    """Repeat the module's first training step."""
+    """Repeat the module's next training step."""
     decoder = module.model.decoder
-    generator = seeded_generator("cpu", module.seed, "training", 0, 0)
+    generator = seeded_generator("cpu", module.seed, "training", module.global_step, 0)
     mean, log_std = module.encoder(x)
     z = mean + log_std.exp() * torch.randn(mean.shape, generator=generator)
     entropy = Normal(mean, log_std.exp()).entropy().sum(dim=-1)
@@ -103,8 +103,8 @@ def by_hand(module: DGLM, x: Tensor) -> Step:
 
 
 def of_siblings(module: DGLM, x: Tensor, z: Tensor, generator: torch.Generator) -> Tensor:
-    """Return the loss of two steps from each place of the first eighth of the chains."""
-    twins, start = (part[: math.ceil(len(x) / 8)].repeat(2, 1) for part in (x, z))
+    """Return the loss of two steps from each place of the first quarter of the chains."""
+    twins, start = (part[: math.ceil(len(x) / 4)].repeat(2, 1) for part in (x, z))
     energy, context = ByHand(module.model.decoder, twins), module.kernel.embed(twins)
     state = energy.value_and_gradient(start)
     noise = module.kernel.noise(state, generator)
@@ -159,8 +159,9 @@ def attach(
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_each_part_descends_its_own_loss_alone_and_metrics_are_those_by_hand(
-    attach: Attach, kind: str
+    attach: Attach, kind: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    monkeypatch.setattr(DGLM, "global_step", 1)
     attached = attach(kind, jump_scale=1.0 if "coordinates" in kind else 1.5)
     module, expected, loss = attached.module, by_hand(attached.module, attached.x), attached.loss()
     trained: list[nn.Parameter] = []
@@ -184,6 +185,14 @@ def test_each_part_descends_its_own_loss_alone_and_metrics_are_those_by_hand(
         means["train/coordinate_loss"] = expected.coordinate_loss
     wanted = {name: float(value.detach().mean()) for name, value in means.items()}
     assert attached.metrics == pytest.approx(wanted)
+
+
+def test_a_kernel_in_coordinates_is_trained_at_every_other_update(attach: Attach) -> None:
+    attached = attach("l2hmc in coordinates")
+    sampler = list(attached.module.sampler.parameters())
+    gradients = torch.autograd.grad(attached.loss(), sampler)
+    assert all((gradient == 0).all() for gradient in gradients)  # the first is none
+    assert "train/sampler_loss" not in attached.metrics
 
 
 @pytest.mark.parametrize(
@@ -262,13 +271,16 @@ def test_the_step_size_of_hmc_follows_its_acceptance(
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_gradients_per_update_counts_the_gradients_of_a_step(
-    attach: Attach, gradients: list[int], kind: str
+def test_gradients_per_update_counts_the_gradients_of_two_steps(
+    attach: Attach, gradients: list[int], kind: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     attached = attach(kind)
-    attached.loss()
-    images, siblings = gradients.count(len(attached.x)), gradients.count(2)
+    for step in range(2):
+        monkeypatch.setattr(DGLM, "global_step", step)
+        attached.loss()
+    twins = 2 * math.ceil(len(attached.x) / 4)
+    images, siblings = gradients.count(len(attached.x)), gradients.count(twins)
     assert len(gradients) == images + siblings
-    # Siblings are two of each image of an eighth of the batch, rounded up: here of one.
-    assert attached.module.gradients_per_update == images + siblings * 2 / 8
+    # Siblings are two of each image of a quarter of the batch.
+    assert attached.module.gradients_per_update == (images + siblings * 2 / 4) / 2
     assert (siblings > 0) == (kind == "l2hmc in coordinates")
