@@ -265,11 +265,9 @@ class _Learning:
 
     def _worth(self, kernel: Kernel, position: Tensor) -> float:
         """Return independent draws a step, in the worst coordinate of x and x²."""
-        generator = self._generator("attempts")
-        steps = self._scaled(500)
-        return efficiency(
-            draw_chains(kernel, self.energy, position, steps, generator=generator).draws
-        ).worst
+        generator, steps = self._generator("attempts"), self._scaled(500)
+        chains = draw_chains(kernel, self.energy, position, steps, generator=generator)
+        return efficiency(chains.draws).worst
 
     def _in_flow(self, hmc: Preconditioned, gaussian: Kernel, position: Tensor) -> dict[str, Any]:
         """Fit a flow to HMC's draws and train in it; then again, to the draws of both.
@@ -318,13 +316,17 @@ class _Learning:
     def _train(
         self, kernel: Transformed, position: Tensor, settings: TrainingSettings, name: str
     ) -> None:
-        file = None if self.folder is None else self.folder / name
+        file, before = None if self.folder is None else self.folder / name, self.energy.count
         kernel.kernel.requires_grad_(True)
         with torch.enable_grad():
             train_sampler(
                 kernel, self.energy, lambda count, _: position[:count], settings, checkpoint=file
             )
         kernel.kernel.requires_grad_(False)
+        # Not as counted, for iterations before a kill were not: chains at the start of each, and
+        # of two siblings each leapfrog and the two ends of its curvature.
+        each = 1 + 6 * kernel.num_leapfrogs
+        self.energy.count = before + _CHAINS * (1 + settings.num_iterations * each)
 
     def _scaled(self, count: int) -> int:
         return max(20, round(self.share * count))

@@ -63,9 +63,23 @@ def start(count: int = 40) -> Tensor:
     return 3 * torch.randn(count, 2, generator=seeded_generator("cpu", 5), dtype=torch.float32)
 
 
+def counting(rows: list[int]) -> Energy:
+    """Return an energy that notes at how many points it is asked."""
+
+    def energy(position: Tensor) -> Tensor:
+        rows.append(len(position))
+        return SCG(position)
+
+    return energy
+
+
+GRADIENTS: list[int] = []
+
+
 @pytest.fixture(scope="module")
 def learned(checkpoint: Path) -> Learned:
-    return learn(SCG, start(), budget=800_000, seed=4, checkpoint=checkpoint, progress=False)
+    energy = counting(GRADIENTS)
+    return learn(energy, start(), budget=800_000, seed=4, checkpoint=checkpoint, progress=False)
 
 
 def test_learning_beats_tuned_hmc_on_a_correlated_gaussian_and_says_so(learned: Learned) -> None:
@@ -74,6 +88,7 @@ def test_learning_beats_tuned_hmc_on_a_correlated_gaussian_and_says_so(learned: 
     assert learned.converged
     assert row["ess_per_gradient"] > 0.8 > 1.3 * hmc["ess_per_gradient"]
     assert learned.training_gradients > 100_000
+    assert learned.gradients == sum(GRADIENTS)
     assert 0 < learned.pays_after < float("inf")
     assert "independence sampler mixes as well" in learned.message
     draws = sample(learned.kernel, SCG, learned.position, 200).draws
@@ -84,12 +99,8 @@ def test_learning_beats_tuned_hmc_on_a_correlated_gaussian_and_says_so(learned: 
 
 
 def test_a_finished_learning_is_read_back(learned: Learned, checkpoint: Path) -> None:
-    calls = []
-
-    def energy(position: Tensor) -> Tensor:
-        calls.append(len(position))
-        return SCG(position)
-
+    calls: list[int] = []
+    energy = counting(calls)
     again = learn(energy, start(), budget=800_000, seed=4, checkpoint=checkpoint, progress=False)
     assert sum(calls) <= 100  # to see that the target is the same
     assert again.message == learned.message
