@@ -27,8 +27,6 @@ _NEGLIGIBLE = 10.0
 """A chain that is caught so many nats above the lowest is at no mode that counts."""
 _APART = 4.0
 """Squared distance a dimension beyond which the means of two chains are in different modes."""
-
-
 _LOOKED_AT = 5
 """Images, evenly over a set, on which an encoder is looked at for modes that it misses."""
 

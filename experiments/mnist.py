@@ -208,14 +208,14 @@ def check_trainer_options(chosen: Namespace, metrics: list[str]) -> None:
         if getattr(chosen, name) == 0:
             raise CommandError(f"--trainer.{name} 0 trains nothing: leave it out, or choose more")
     callbacks = listed(chosen.callbacks)
+    if any(isinstance(each, StochasticWeightAveraging) for each in callbacks):
+        raise CommandError(
+            "StochasticWeightAveraging averages after the last checkpoint, which would not hold "
+            "it: take EMAWeightAveraging"
+        )
     if any(not type(each).__module__.startswith("lightning.") for each in callbacks):
         return  # one of the user's own may log what another waits for
     for callback in callbacks:
-        if isinstance(callback, StochasticWeightAveraging):
-            raise CommandError(
-                "StochasticWeightAveraging averages after the last checkpoint, which would not "
-                "hold it: take EMAWeightAveraging"
-            )
         name, monitored = type(callback).__name__, getattr(callback, "monitor", None)
         if monitored is not None and monitored not in metrics:
             raise CommandError(

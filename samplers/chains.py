@@ -191,7 +191,6 @@ def sample_chunks(
     Raises:
         ValueError: A count is below 1, the energy or its gradient is not finite where a chain
             starts, or a snapshot is of another energy or has a generator beside it.
-
         TypeError: A count is no integer, or the generator none of torch's.
 
     Warns:

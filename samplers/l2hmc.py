@@ -13,8 +13,6 @@ from samplers.hmc import initial_log_step_size
 from samplers.kernel import Context, Endpoint, Kernel, PhasePoint
 
 _LARGEST_INPUT = 1e30
-
-
 _EMBEDDING_HIDDEN = (512, 512)
 
 

@@ -254,8 +254,6 @@ def test_coordinates_become_the_moments_of_the_chains_at_temperature_one(anneali
         annealing_iterations=annealing,
         learning_rate=1e-4,
     )
-    if annealing == 0:
-        settings = TrainingSettings(10, 50, learning_rate=1e-4)
 
     def follow(done: int) -> None:
         if done:
