@@ -16,7 +16,7 @@ from dglm.model import GenerativeModel
 from dglm.module import DGLM
 from dglm.networks import ConvolutionalDecoder, ConvolutionalEncoder, Decoder, Encoder
 from dglm.posterior import long_chains, principal_axes
-from dglm.starts import FittedStart
+from dglm.starts import FittedStart, RefinedStart
 
 __all__ = [
     "DGLM",
@@ -34,6 +34,7 @@ __all__ = [
     "GaussianNetwork",
     "GenerativeModel",
     "KernelSteps",
+    "RefinedStart",
     "ReversibilityMonitor",
     "Safeguard",
     "bidirectional_bounds",

@@ -25,7 +25,7 @@ from dglm.importance import (
 )
 from dglm.model import GenerativeModel
 from dglm.precision import full_precision
-from dglm.starts import Start, StartName, fit_gradients, starting_points
+from dglm.starts import RefinedStart, Start, StartName, fit_gradients, starting_points
 from samplers import HMC, seeded_generator
 from samplers.hmc import JITTER
 
@@ -121,12 +121,13 @@ def estimate_log_likelihood(
         images: Observations, (N, D), on the model's device.
         settings: How many chains, temperatures and leapfrogs, and the seed.
         start: q₀: "prior"; an encoder, from which fewer temperatures are needed, and which five
-            images are looked at for missed modes of; or ``FittedStart(encoder)``, from which few
-            are, and which "fitted" is without an encoder.
+            images are looked at for missed modes of; ``RefinedStart(dglm.coordinates)``, from which
+            few are, looked at likewise; or ``FittedStart(encoder)``, from which few are, and which
+            "fitted" is without an encoder.
         progress: Called with the number of gradients taken since the last call.
 
     Raises:
-        ValueError: The images cannot be this model's, or the start is none of the four.
+        ValueError: The images cannot be this model's, or the start is none of the five.
 
     Warns:
         UserWarning: Of images whose estimate is unreliable, or whose encoder misses a mode.
@@ -217,7 +218,7 @@ class _Annealing:
         if self.settings.num_temperatures > 1:
             error = torch.where(accepted < _LOW_ACCEPTANCE, torch.nan, error)
         missed = self.starts.missed_modes
-        if isinstance(self.start, nn.Module):  # which fits cover
+        if isinstance(self.start, (nn.Module, RefinedStart)):  # which fits cover
             error = torch.where(missed, torch.nan, error)
         return AISResult(
             log_mean_exp(log_weights), error, log_weights, accepted, missed, gradient_evaluations

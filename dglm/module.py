@@ -317,7 +317,7 @@ class DGLM(LightningModule):
                 self.model,
                 x,
                 settings,
-                named_start(self.ais_start, self.encoder),
+                named_start(self.ais_start, self.encoder, self.coordinates),
                 self.test_progress,
             )
 

@@ -1,4 +1,4 @@
-"""Where annealed importance sampling starts: the prior, an encoder, or fits to the posteriors."""
+"""Where annealed importance sampling starts: the prior, a network, or fits to the posteriors."""
 
 from collections.abc import Callable
 from typing import Literal, NamedTuple
@@ -21,6 +21,7 @@ from dglm.model import GenerativeModel, PosteriorEnergy
 from samplers import State, seeded_generator, value_and_gradient
 
 _CHAINS, _FROM_Q, _TEMPERATURES, _STEPS = 32, 8, 50, 32
+_REFINING_CHAINS, _REFINING_STEPS = 16, 8
 _ACCEPTANCE = 0.8
 _INFLATION, _FLOOR = 1.2, 1e-6
 _NEGLIGIBLE = 10.0
@@ -39,18 +40,28 @@ class FittedStart(NamedTuple):
     """
 
     encoder: nn.Module | None = None
-    """q(z|x): from x to mean and log standard deviation."""
+    """q(z|x): from x to mean and log standard deviation, or to a DenseGaussian."""
 
 
-Start = nn.Module | Literal["prior", "fitted"] | FittedStart
+class RefinedStart(NamedTuple):
+    """Start at the Gaussian that a network gives to each image, refined by short chains from it.
+
+    A tenth of the cost of fits, where the network is that of a kernel's coordinates.
+    """
+
+    network: nn.Module
+    """From x to a DenseGaussian, as a :class:`dglm.GaussianNetwork`."""
+
+
+Start = nn.Module | Literal["prior", "fitted"] | FittedStart | RefinedStart
 """Where chains start: at the prior, at the q(z|x) of an encoder, or at fits to the posteriors.
 
-Fits find modes that the encoder misses, on each image, and "fitted" needs no encoder. An encoder
+Fits find modes that the encoder misses, on each image, and "fitted" needs no encoder. A network
 alone is looked at for them on five images of a set, by fits.
 """
 
-StartName = Literal["prior", "encoder", "fitted"]
-"""A start in the words of the commands; the encoder is the model's own."""
+StartName = Literal["prior", "encoder", "coordinates", "fitted"]
+"""A start in the words of the commands; encoder and coordinates are the model's own."""
 
 
 class Starts(NamedTuple):
@@ -62,6 +73,12 @@ class Starts(NamedTuple):
     """In those coordinates q₀ is the mean of Gaussians N(a, I) at these a, (n, K, D)."""
     missed_modes: Tensor
     """Whether chains from the prior found a mode that those of the encoder had missed, (n,)."""
+
+    @classmethod
+    def around(cls, gaussians: DiagonalGaussian | DenseGaussian) -> "Starts":
+        """Return one Gaussian for each image, around its mean."""
+        missed = torch.zeros(len(gaussians.mean), dtype=torch.bool)
+        return cls(gaussians, torch.zeros_like(gaussians.mean)[:, None], missed)
 
     def of_images(self, images: slice) -> "Starts":
         """Return those of some of the images."""
@@ -104,8 +121,19 @@ class WhitenedLikelihood:
         return State(position, value, self.fitted.pull(state.gradient) - position)
 
 
-def named_start(name: StartName, encoder: nn.Module) -> Start:
-    """Return where annealed importance sampling starts, in the words of the commands."""
+def named_start(name: StartName, encoder: nn.Module, coordinates: nn.Module | None) -> Start:
+    """Return where annealed importance sampling starts, in the words of the commands.
+
+    Raises:
+        ValueError: The start is at coordinates, and there are none.
+    """
+    if name == "coordinates":
+        if coordinates is None:
+            raise ValueError(
+                "this model's kernel has no coordinates to start at: choose start fitted, or "
+                "train with model.coordinates true"
+            )
+        return RefinedStart(coordinates)
     starts: dict[StartName, Start] = {
         "prior": "prior",
         "encoder": encoder,
@@ -133,37 +161,51 @@ def starting_points(
         progress: Called with the number of gradients taken since the last call.
 
     Raises:
-        ValueError: ``start`` is none of the four, or its encoder returns what is not finite or
-            depends on the batch.
+        ValueError: ``start`` is none of the five, or its network returns what is not finite, is of
+            another kind or depends on the batch.
     """
     if start == "fitted":
         start = FittedStart()
-    missed = torch.zeros(len(images), dtype=torch.bool)
     if isinstance(start, FittedStart):
         return _fitted(model, images, start.encoder, num_leapfrogs, seed, progress)
-    if isinstance(start, nn.Module):
-        gaussians = encoded(start, images, model.latent_dim)
-        some = torch.linspace(0, len(images) - 1, _looked_at(len(images))).round().long()
-        found = _fitted(model, images[some], start, num_leapfrogs, seed, progress)
-        missed[some] = found.missed_modes
-    elif start == "prior":
-        gaussians = _standard_normals(images, model.latent_dim)
-    else:
+    if start == "prior":
+        return Starts.around(_standard_normals(images, model.latent_dim))
+    if not isinstance(start, (nn.Module, RefinedStart)):
         raise ValueError(
-            f"start must be 'prior', 'fitted', FittedStart or an encoder module, got {start!r}"
+            "start must be 'prior', 'fitted', FittedStart, RefinedStart or an encoder module, got "
+            f"{start!r}"
         )
-    return Starts(gaussians, torch.zeros_like(gaussians.mean)[:, None], missed)
+    network = start if isinstance(start, nn.Module) else start.network
+    gaussians = encoded(network, images, model.latent_dim)
+    if isinstance(gaussians, DenseGaussian) != isinstance(start, RefinedStart):
+        raise ValueError(
+            "RefinedStart is for networks of dense Gaussians, a network itself for those of mean "
+            f"and log standard deviation, got {start!r}"
+        )
+    if isinstance(gaussians, DenseGaussian):
+        gaussians = _refined(model, images, gaussians, num_leapfrogs, seed, progress)
+    starts = Starts.around(gaussians)
+    some = torch.linspace(0, len(images) - 1, _looked_at(len(images))).round().long()
+    found = _fitted(model, images[some], network, num_leapfrogs, seed, progress)
+    starts.missed_modes[some] = found.missed_modes
+    return starts
 
 
-def encoded(encoder: nn.Module, images: Tensor, latent_dim: int) -> DiagonalGaussian:
+def encoded(
+    encoder: nn.Module, images: Tensor, latent_dim: int
+) -> DiagonalGaussian | DenseGaussian:
     """Return q(z|x) of images (N, D).
 
     Raises:
         ValueError: It is not finite, depends on the batch, or is not of ``latent_dim`` variables.
     """
     some = torch.cat([images[:2], torch.zeros_like(images[:1])])
-    check_posterior(check_function("encoder", encoder, some), len(some), latent_dim)
-    q = DiagonalGaussian(*encoder(images))
+    outputs = check_function("encoder", encoder, some)
+    q = encoder(images)
+    if isinstance(q, DenseGaussian):
+        outputs[1] = outputs[1].diagonal(dim1=-2, dim2=-1)
+    check_posterior(outputs, len(some), latent_dim)
+    q = q if isinstance(q, DenseGaussian) else DiagonalGaussian(*q)
     if not all(bool(part.isfinite().all()) for part in q):
         raise ValueError("the encoder's q(z|x) is not finite: start at the prior, or train it anew")
     return q
@@ -173,13 +215,16 @@ def fit_gradients(num_images: int, start: Start | StartName, num_leapfrogs: int)
     """Return the gradients that finding q₀ of so many images takes, and looking at an encoder."""
     if start == "prior":
         return 0
+    refining = 0
+    if start == "coordinates" or isinstance(start, RefinedStart):
+        refining = num_images * _REFINING_CHAINS * (1 + 2 * _REFINING_STEPS * num_leapfrogs)
     encoder = start.encoder if isinstance(start, FittedStart) else start
     with_encoder = encoder not in (None, "fitted")
     if not (start == "fitted" or isinstance(start, FittedStart)):
         num_images = _looked_at(num_images)
     annealed = _CHAINS - _FROM_Q if with_encoder else _CHAINS
     annealing = annealed * pilot_gradients(_TEMPERATURES, num_leapfrogs)
-    return num_images * (annealing + _CHAINS * (1 + 2 * _STEPS * num_leapfrogs))
+    return refining + num_images * (annealing + _CHAINS * (1 + 2 * _STEPS * num_leapfrogs))
 
 
 def _looked_at(num_images: int) -> int:
@@ -189,6 +234,47 @@ def _looked_at(num_images: int) -> int:
 def _standard_normals(rows: Tensor, dim: int) -> DiagonalGaussian:
     zeros = rows.new_zeros(len(rows), dim)
     return DiagonalGaussian(zeros, zeros)
+
+
+def _refined(
+    model: GenerativeModel,
+    images: Tensor,
+    gaussians: DenseGaussian,
+    num_leapfrogs: int,
+    seed: int,
+    progress: Callable[[int], None],
+) -> DenseGaussian:
+    """Fit Gaussians anew, to draws of short chains of HMC in their own coordinates."""
+    pieces = []
+    for first, rows in chunks_for_memory(model, images, _REFINING_CHAINS):
+        generator = seeded_generator(images.device, seed, "ais.refinement", first)
+        own = slice(first, first + len(rows) // _REFINING_CHAINS)
+        given = DenseGaussian(*(part[own] for part in gaussians))
+        path = Starts.around(given).path(model, rows)
+        position = path.start.sample(generator)
+        path.beta = 1.0
+        state = path.value_and_gradient(position)
+        progress(len(rows))
+        tuning = StepSizes(
+            num_leapfrogs, rows.new_zeros(len(given.mean)), _REFINING_CHAINS, _ACCEPTANCE
+        )
+        steps = []
+        for step in range(2 * _REFINING_STEPS):
+            state = tuning.step(state, path, generator, tune=step < _REFINING_STEPS)
+            progress(len(rows) * num_leapfrogs)
+            steps.append(state.position.view(len(given.mean), _REFINING_CHAINS, -1))
+        pieces.append(_corrected(given, torch.cat(steps[_REFINING_STEPS:], dim=1)))
+    return DenseGaussian(*(torch.cat(parts) for parts in zip(*pieces, strict=True)))
+
+
+def _corrected(given: DenseGaussian, draws: Tensor) -> DenseGaussian:
+    """Return the Gaussians of draws w (n, S, D), as if D more of each were of the given one."""
+    dim = draws.shape[2]
+    mean = draws.mean(dim=1)
+    away = (draws - mean[:, None]).double()
+    covariance = (away.mT @ away + dim * torch.eye(dim).to(away)) / (draws.shape[1] + dim)
+    factor = torch.linalg.cholesky(_INFLATION * covariance).to(draws)
+    return DenseGaussian(given.colour(mean), given.factor @ factor)
 
 
 def _fitted(
@@ -245,7 +331,7 @@ class _FittingChains:
         if encoder is not None:
             q = encoded(encoder, images, model.latent_dim)
             repeated = (part.repeat_interleave(self.from_q, dim=0) for part in q)
-            draws = DiagonalGaussian(*repeated).sample(generator)
+            draws = type(q)(*repeated).sample(generator)
             position = torch.cat([draws.view(len(images), self.from_q, -1), position], dim=1)
         self.state = value_and_gradient(self.energy, position.flatten(0, 1))
         progress(len(rows))

@@ -135,6 +135,7 @@ def evaluate_into(output: Path, options: Evaluate, dglm: DGLM, trained: dict[str
     data = held_out(options.data, trained, options.split)
     images = data.heldout(options.split)[: options.num_images]
     with refused_options():
+        named_start(options.start, dglm.encoder, dglm.coordinates)
         trainer = Trainer(**asdict(options.trainer), logger=False, enable_progress_bar=False)
     if isinstance(trainer.strategy.launcher, _MultiProcessingLauncher):
         raise CommandError(
@@ -210,7 +211,7 @@ def bidirectional_summary(dglm: DGLM, options: Evaluate) -> dict[str, Any]:
             dglm.model,
             options.bdmc_images,
             options.settings,
-            named_start(options.start, dglm.encoder),
+            named_start(options.start, dglm.encoder, dglm.coordinates),
             progress,
         )
     lower, lower_error = mean_and_error(bounds.lower)

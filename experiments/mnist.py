@@ -21,6 +21,7 @@ from lightning.pytorch.utilities.rank_zero import rank_zero_only
 
 from data import ImageDataModule
 from dglm import ReversibilityMonitor
+from dglm.starts import named_start
 from experiments.report import Evaluation, Trained, report
 from experiments.shared.callbacks import (
     Banner,
@@ -141,6 +142,7 @@ class MnistCLI(LightningCLI):
         chosen = self.config_init.trainer
         validation = self.config.data.validation != 0 and chosen.limit_val_batches != 0
         check_trainer_options(chosen, logged_metrics(self.model, validation))
+        named_start(self.config_init.evaluation.start, self.model.encoder, self.model.coordinates)
         if self.config.resume is None:
             self.folder = create_run(self.config.output, "mnist")
             self.save_config()

@@ -81,7 +81,7 @@ def scoring_seconds(options: LikelihoodCurve, dglm: DGLM, images: Tensor) -> flo
     images = images[: min(options.num_images, _TIMED_IMAGES)]
     settings = replace(options.settings, num_temperatures=_TIMED_TEMPERATURES, compile=False)
     began = time.perf_counter()
-    start = named_start(options.start, dglm.encoder)
+    start = named_start(options.start, dglm.encoder, dglm.coordinates)
     quiet_estimate(dglm.model, images, settings, start, lambda gradients: None)
     gradients = gradient_evaluations(len(images), settings, options.start)
     return (time.perf_counter() - began) / gradients

@@ -84,6 +84,8 @@ class LikelihoodCurve(ScoringOptions):
         super().__post_init__()
         check_error_bars(self.num_images, self.num_chains)
         check_counts(num_epochs=self.num_epochs)
+        if self.start == "coordinates":
+            raise ValueError("start coordinates is not for a VAE, which has none: choose fitted")
         for name in ("num_mh_steps", "seeds", "splits"):
             if not getattr(self, name):
                 raise ValueError(f"{name} must name at least one")

@@ -24,7 +24,8 @@ class ScoringOptions(AISSettings):
 
     Args:
         start: Where the chains start: at the prior, at the encoder's q(z|x), from where fewer
-            temperatures are needed, or at fits to the posteriors, from where few are.
+            temperatures are needed, at the kernel's coordinates of each image, from where few are,
+            or at fits to the posteriors, which find modes that networks miss and cost the most.
     """
 
     start: StartName = "fitted"

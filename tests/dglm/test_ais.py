@@ -18,12 +18,15 @@ from dglm import (
     Encoder,
     FittedStart,
     Gaussian,
+    GaussianNetwork,
     GenerativeModel,
+    RefinedStart,
     bidirectional_bounds,
     estimate_log_likelihood,
 )
 from dglm.ais import gather
 from dglm.annealing import Annealed, Tuned, anneal, tune_step_sizes
+from dglm.gaussian import DenseGaussian
 from dglm.importance import log_mean_exp, weight_effective_sample_size
 from samplers import HMC, seeded_generator
 
@@ -50,12 +53,29 @@ class Constant(nn.Module):
         return mean, torch.full_like(mean, math.log(self.std))
 
 
-@pytest.fixture(params=["prior", "encoder", "fitted from an encoder", "fitted"])
+class Dense(nn.Module):
+    """The q(z|x) of an encoder with a dense covariance."""
+
+    def __init__(self, encoder: nn.Module) -> None:
+        super().__init__()
+        self.encoder = encoder
+
+    def forward(self, x: Tensor) -> DenseGaussian:
+        mean, log_std = self.encoder(x)
+        return DenseGaussian(mean, torch.diag_embed(log_std.exp()))
+
+
+@pytest.fixture(params=["prior", "encoder", "coordinates", "fitted from an encoder", "fitted"])
 def start(request: pytest.FixtureRequest, encoder_beside: EncoderBeside) -> Start:
-    """A builder of each of the four starts."""
+    """A builder of each of the five starts."""
 
     def build(model: GenerativeModel) -> Any:
         linear = isinstance(model.decoder, nn.Linear)
+        if request.param == "coordinates":
+            pixels = model.sample(1)[0].shape[1]
+            network = GaussianNetwork(pixels, model.latent_dim, (4,))
+            nn.init.normal_(network.output.bias, std=0.3)
+            return RefinedStart(network)
         wide = Constant(0.4, 0.9, model.latent_dim)
         encoder = encoder_beside(model, 0.5, 1.3) if linear else wide
         others = {"encoder": encoder, "fitted from an encoder": FittedStart(encoder)}
@@ -187,10 +207,11 @@ def test_a_mode_that_the_encoder_misses_is_found_and_told_of(
         error = found.log_likelihood - exact
         assert (error.abs() < 5 * found.standard_error).all()
         assert found.standard_error.mean() < 0.3
-    with pytest.warns(UserWarning, match=r"misses a mode .* of \d of 30 images \(0, "):
-        low = estimate_log_likelihood(model, x, start=one)
-    assert 3 <= low.missed_modes.sum() <= 5  # of five that are looked at
-    assert low.unreliable[low.missed_modes].all()
+    for alone in (one, RefinedStart(Dense(one))):
+        with pytest.warns(UserWarning, match=r"misses a mode .* of \d of 30 images \(0, "):
+            low = estimate_log_likelihood(model, x, AISSettings(16, 20), alone)
+        assert 3 <= low.missed_modes.sum() <= 5  # of five that are looked at
+        assert low.unreliable[low.missed_modes].all()
     assert (low.log_likelihood - exact).mean() < -0.3
     for begin in (FittedStart(both), both):
         assert not estimate_log_likelihood(model, x, start=begin).missed_modes.any()
@@ -282,7 +303,9 @@ def test_gradient_evaluations_are_counted_and_reported(
     model: GenerativeModel, images: Tensor, gradients: list[int], num_temperatures: int
 ) -> None:
     settings = AISSettings(3, num_temperatures, 2)
-    for begin in ("prior", "fitted", FittedStart(Encoder(6, 3, (4,))), Encoder(6, 3, (4,))):
+    encoder = Encoder(6, 3, (4,))
+    starts = "prior", "fitted", FittedStart(encoder), encoder, RefinedStart(Dense(encoder))
+    for begin in starts:
         gradients.clear()
         reported: list[int] = []
         result = estimate_log_likelihood(model, images, settings, begin, reported.append)  # type: ignore[arg-type]

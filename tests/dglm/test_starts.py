@@ -12,7 +12,7 @@ from torch.distributions import (
     Normal,
 )
 
-from dglm import Encoder, FittedStart, GenerativeModel
+from dglm import Encoder, FittedStart, GenerativeModel, RefinedStart
 from dglm.gaussian import DenseGaussian, UnitMixture
 from dglm.starts import Starts, starting_points
 from samplers import HMC, Noise, seeded_generator, value_and_gradient
@@ -88,6 +88,33 @@ def test_fits_have_the_moments_of_the_posteriors(
     wanted = 1.2 * (exact.covariance_matrix[0] - error.mT.cov())
     missed = (covariance.mean(dim=0) - wanted).abs()
     assert (missed < 5 * covariance.std(dim=0) / copies**0.5).all()
+
+
+def test_refined_gaussians_have_the_moments_of_the_posteriors(
+    linear_gaussian: Model, exact_posterior: ExactPosterior
+) -> None:
+    model, copies = linear_gaussian(3, 6, 0.5), 200
+    x = model.sample(1, seeded_generator("cpu", 1))[0].expand(copies, -1)
+    exact = exact_posterior(model, x)
+    askew = torch.tensor([[1.3, 0.0, 0.0], [0.4, 1.0, 0.0], [-0.3, 0.5, 0.8]])
+    given = exact.scale_tril[:1] @ askew
+    network = nn.Module()
+    network.forward = (
+        lambda x: DenseGaussian(  # type: ignore[method-assign]
+            exact.mean[: len(x)] + exact.stddev[: len(x)], given.expand(len(x), -1, -1)
+        )
+    )
+    fitted = starting_points(model, x, RefinedStart(network), 5, 0).gaussians
+    assert isinstance(fitted, DenseGaussian)
+    error = fitted.mean - exact.mean
+    assert (error.mean(dim=0).abs() < 5 * error.std(dim=0) / copies**0.5).all()
+    # Of 128 draws, around their own mean, and as if three more were of the given Gaussian.
+    drawn = 128 * (exact.covariance_matrix[0] - error.mT.cov())
+    wanted = 1.2 * (drawn + 3 * (given @ given.mT)[0]) / 131
+    covariance = fitted.factor @ fitted.factor.mT
+    missed = (covariance.mean(dim=0) - wanted).abs()
+    assert (missed < 5 * covariance.std(dim=0) / copies**0.5).all()
+    assert error.std() < 0.3 * exact.stddev.mean()
 
 
 def test_chains_that_never_move_still_give_a_gaussian(monkeypatch: pytest.MonkeyPatch) -> None:
