@@ -120,6 +120,9 @@ class MnistCLI(LightningCLI):
         parser.link_arguments("data.image_shape", "model.image_shape", apply_on="instantiate")
         for target in ("seed_everything", "data.seed", "model.seed", "evaluation.seed"):
             parser.link_arguments("seed", target)
+        # The Trainer's options, with which Lightning begins, are two thirds of --help.
+        last = (parser.groups or {}).get("trainer")
+        parser._action_groups = sorted(parser._action_groups, key=lambda group: group is last)
 
     def parse_arguments(self, parser: LightningArgumentParser, args: list[str] | None) -> None:  # type: ignore[override]
         """Parse the command line, that of a resumed run after its saved configuration."""
@@ -256,6 +259,7 @@ def command_line(arguments: list[str] | None = None) -> MnistCLI:
             trainer_defaults=TRAINER_DEFAULTS,
             parser_kwargs={
                 "prog": "python -m experiments.mnist",
+                "usage": "%(prog)s [--kernel none|hmc|l2hmc] [options]",
                 "description": __doc__,
                 "exit_on_error": False,
                 "allow_abbrev": False,

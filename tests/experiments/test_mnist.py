@@ -46,11 +46,15 @@ def test_epochs_that_are_asked_for_are_not_cut_short(
         assert cli.trainer.max_epochs == limits.get("max_epochs", -1)
 
 
-def test_help_names_the_shipped_configurations(capsys: pytest.CaptureFixture[str]) -> None:
+def test_help_names_the_shipped_configurations_and_ends_with_the_trainers_options(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
     with pytest.raises(SystemExit):
         command_line(["--help"])
     text = " ".join(capsys.readouterr().out.split())
     assert all(path.stem in text for path in CONFIGS.glob("*.yaml"))
+    first = [text.index(f" --{name}") for name in ("kernel", "model", "data", "trainer")]
+    assert first == sorted(first)
 
 
 def test_as_a_process_with_a_shipped_configuration(small: Arguments, tmp_path: Path) -> None:
