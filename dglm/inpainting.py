@@ -61,8 +61,7 @@ def inpaint(
             range.
 
     References:
-        Generalizing Hamiltonian Monte Carlo with Neural Networks (Levy, Hoffman and
-        Sohl-Dickstein, 2018), Section 5.2.2.
+        Levy, Hoffman and Sohl-Dickstein (2018), Section 5.2.2; see :class:`samplers.L2HMC`.
 
     Example:
         >>> import torch

@@ -23,9 +23,8 @@ from dglm.starts import named_start
 from experiments.shared.checkpoints import load_checkpoint
 from experiments.shared.cli import (
     CommandError,
-    command_parser,
+    command_options,
     counted,
-    parse_options,
     refused_options,
     run_command,
 )
@@ -119,7 +118,7 @@ class Evaluate(ScoringOptions):
 
 def main(arguments: list[str] | None = None) -> None:
     """Evaluate, as the arguments say; by default those of the command line."""
-    evaluate(parse_options(command_parser("evaluate", __doc__), Evaluate, arguments))
+    evaluate(command_options("evaluate", __doc__, Evaluate, arguments))
 
 
 def evaluate(options: Evaluate) -> None:

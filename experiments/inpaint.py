@@ -33,9 +33,8 @@ from experiments.shared.checkpoints import load_checkpoint
 from experiments.shared.cli import (
     CommandError,
     choose_device,
-    command_parser,
+    command_options,
     counted,
-    parse_options,
     run_command,
 )
 from experiments.shared.models import kernel_name
@@ -82,7 +81,7 @@ class Inpaint(PictureOptions):
 
 def main(arguments: list[str] | None = None) -> None:
     """Inpaint, as the arguments say; by default those of the command line."""
-    run(parse_options(command_parser("inpaint", __doc__), Inpaint, arguments))
+    run(command_options("inpaint", __doc__, Inpaint, arguments))
 
 
 def run(options: Inpaint) -> None:

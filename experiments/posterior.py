@@ -28,9 +28,8 @@ from experiments.shared.checkpoints import load_checkpoint
 from experiments.shared.cli import (
     CommandError,
     choose_device,
-    command_parser,
+    command_options,
     counted,
-    parse_options,
     run_command,
     stopped_between,
 )
@@ -99,7 +98,7 @@ class Sampled(NamedTuple):
 
 def main(arguments: list[str] | None = None) -> None:
     """Sample, as the arguments say; by default those of the command line."""
-    run(parse_options(command_parser("posterior", __doc__), Posterior, arguments))
+    run(command_options("posterior", __doc__, Posterior, arguments))
 
 
 def run(options: Posterior) -> None:

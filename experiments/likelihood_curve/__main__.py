@@ -22,8 +22,7 @@ from experiments.likelihood_curve.models import (
 from experiments.likelihood_curve.results import differences, draw_curve, finished_rows, markdown
 from experiments.shared.cli import (
     Stopped,
-    command_parser,
-    parse_options,
+    command_options,
     resumed_arguments,
     run_command,
 )
@@ -43,8 +42,7 @@ _GROWING = ("num_mh_steps", "seeds", "splits")
 def main(arguments: list[str] | None = None) -> None:
     """Train and score, as the arguments say; by default those of the command line."""
     given = resumed_arguments(sys.argv[1:] if arguments is None else arguments)
-    parser = command_parser("likelihood_curve", __doc__)
-    options = parse_options(parser, LikelihoodCurve, given)
+    options = command_options("likelihood_curve", __doc__, LikelihoodCurve, given)
     if options.dry_run:
         print_costs(options)
     else:

@@ -86,6 +86,13 @@ def command_parser(name: str, description: str | None) -> ArgumentParser:
     return parser
 
 
+def command_options(
+    name: str, description: str | None, options: type[Options], arguments: list[str] | None
+) -> Options:
+    """Return the options of ``python -m experiments.NAME``, a dataclass."""
+    return parse_options(command_parser(name, description), options, arguments)
+
+
 def parse_options(
     parser: ArgumentParser,
     options: type[Options],

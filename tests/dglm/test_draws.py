@@ -11,10 +11,8 @@ from torch import Tensor, nn
 from dglm import (
     DGLM,
     AISSettings,
-    Bernoulli,
     Encoder,
     FittedStart,
-    Gaussian,
     GenerativeModel,
     KernelSteps,
     bidirectional_bounds,
@@ -24,6 +22,7 @@ from dglm import (
 )
 from dglm.annealing import temperatures
 from dglm.chain import long_chain_log_joint
+from dglm.likelihoods import Bernoulli, Gaussian
 from dglm.starts import starting_points
 from samplers import HMC, seeded_generator
 

@@ -7,16 +7,10 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from dglm import (
-    Bernoulli,
-    ConvolutionalDecoder,
-    ConvolutionalEncoder,
-    Decoder,
-    Encoder,
-    Gaussian,
-    GenerativeModel,
-)
+from dglm import GenerativeModel
 from dglm.coordinates import AmortizedPreconditioned, GaussianNetwork
+from dglm.likelihoods import Bernoulli, Gaussian
+from dglm.networks import ConvolutionalDecoder, ConvolutionalEncoder, Decoder, Encoder
 from samplers import HMC, L2HMC, Preconditioned
 from samplers.io import build, checked_description, describe
 

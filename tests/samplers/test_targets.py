@@ -11,19 +11,7 @@ from torch.distributions import (
     Normal,
 )
 
-from samplers import (
-    TARGETS,
-    Banana,
-    Funnel,
-    GaussianMixture,
-    GaussianTarget,
-    RoughWell,
-    Target,
-    ill_conditioned_gaussian,
-    seeded_generator,
-    strongly_correlated_gaussian,
-    value_and_gradient,
-)
+from samplers import TARGETS, Target, seeded_generator, targets, value_and_gradient
 
 COUNT = 10_000
 
@@ -40,7 +28,7 @@ def draws(target: Target) -> Tensor:
 
 def features(target: Target, draws: Tensor) -> Tensor:
     """Return the functions of the draws, (B, F), whose means under the target are known."""
-    if isinstance(target, Funnel):
+    if isinstance(target, targets.Funnel):
         levels = torch.tensor([0.05, 0.25, 0.5, 0.75, 0.95])
         below = (draws[:, None] <= target.quantiles(levels)).to(draws)
         return (below - levels[:, None]).flatten(1)
@@ -48,7 +36,7 @@ def features(target: Target, draws: Tensor) -> Tensor:
     row, column = torch.triu_indices(target.dim, target.dim)
     products = centred[:, row] * centred[:, column] - target.covariance[row, column]
     found = [centred, products]
-    if isinstance(target, GaussianMixture):
+    if isinstance(target, targets.GaussianMixture):
         found.append(target.responsibilities(draws) - target.weights)
     return torch.cat(found, dim=1)
 
@@ -117,12 +105,12 @@ def test_energies_are_those_of_the_densities_that_they_say() -> None:
     parts = Independent(Normal(centres, variances.sqrt()[:, None]), 1)
     expected: list[tuple[Target, Callable[[Tensor], Tensor]]] = [
         (
-            ill_conditioned_gaussian(),
+            targets.ill_conditioned_gaussian(),
             lambda x: -0.5 * (x.square() / torch.logspace(-2, 2, 50)).sum(dim=-1),
         ),
         *(
             (
-                strongly_correlated_gaussian(small),
+                targets.strongly_correlated_gaussian(small),
                 lambda x, small=small: (
                     -0.5 * (x @ turned).square() @ torch.tensor([0.01, 1 / small])
                 ),
@@ -130,11 +118,11 @@ def test_energies_are_those_of_the_densities_that_they_say() -> None:
             for small in (1e-2, 0.1)
         ),
         (
-            GaussianTarget(mean, factor @ factor.mT),
+            targets.GaussianTarget(mean, factor @ factor.mT),
             MultivariateNormal(mean, factor @ factor.mT).log_prob,
         ),
         (
-            GaussianMixture(centres, variances, weights),
+            targets.GaussianMixture(centres, variances, weights),
             MixtureSameFamily(Categorical(weights), parts).log_prob,
         ),
         *(
@@ -144,11 +132,14 @@ def test_energies_are_those_of_the_densities_that_they_say() -> None:
                     -(0.5 * x.square() + 1e-2 * torch.cos(x / width)).sum(dim=-1)
                 ),
             )
-            for target, width in ((TARGETS["rough_well"](), 1e-2), (RoughWell(width=1e-4), 1e-4))
+            for target, width in (
+                (TARGETS["rough_well"](), 1e-2),
+                (targets.RoughWell(width=1e-4), 1e-4),
+            )
         ),
         # The ridge bends through x₂ = b (x₁² - σ²).
         (
-            Banana(variance=4.0, curvature=0.5),
+            targets.Banana(variance=4.0, curvature=0.5),
             lambda x: -(x[:, 0] ** 2) / 8 - (x[:, 1] - 0.5 * (x[:, 0] ** 2 - 4)) ** 2 / 2,
         ),
     ]
@@ -179,7 +170,7 @@ def test_modes_of_the_mixtures_are_apart() -> None:
     ("amplitude", "width"), [(1e-2, 1e-2), (1.0, 0.5), (0.5, 0.2), (3.0, 1.0), (2.0, 4.0)]
 )
 def test_rough_well_has_the_variance_of_brute_force(amplitude: float, width: float) -> None:
-    target = RoughWell(1, amplitude, width)
+    target = targets.RoughWell(1, amplitude, width)
     points = torch.linspace(-12, 12, 200_001)[:, None]
     probability = (-target(points)).softmax(dim=0)
     variance = probability @ points[:, 0].square()
@@ -188,32 +179,38 @@ def test_rough_well_has_the_variance_of_brute_force(amplitude: float, width: flo
 
 @pytest.mark.parametrize(("amplitude", "width"), [(1.0, 0.5), (3.0, 1.0)])
 def test_deep_wells_are_drawn_exactly(amplitude: float, width: float) -> None:
-    target = RoughWell(2, amplitude, width)
+    target = targets.RoughWell(2, amplitude, width)
     assert abs(target.covariance[0, 0] - 1) > 0.1
     draws = target.sample(COUNT, seeded_generator("cpu", 0))
     assert_mean_zero(features(target, draws))
     # The depth of the wells, which moments hardly see.
     points = torch.linspace(-12, 12, 200_001)[:, None]
-    probability = (-RoughWell(1, amplitude, width)(points)).softmax(dim=0)
+    probability = (-targets.RoughWell(1, amplitude, width)(points)).softmax(dim=0)
     assert_mean_zero(torch.cos(draws / width) - probability @ torch.cos(points[:, 0] / width))
 
 
 def test_quantiles_of_the_funnel_by_symmetry() -> None:
-    quantiles = Funnel(3).quantiles(torch.tensor([0.25, 0.5, 0.75]))
+    quantiles = targets.Funnel(3).quantiles(torch.tensor([0.25, 0.5, 0.75]))
     assert torch.equal(quantiles[1], torch.zeros(3))
     torch.testing.assert_close(quantiles[0], -quantiles[2])
     torch.testing.assert_close(quantiles[2, 0], torch.tensor(3 * 0.6744897501960817))
 
 
 IMPOSSIBLE: list[tuple[Callable[[], Target], str]] = [
-    (lambda: GaussianTarget(torch.zeros(2), torch.tensor([[1.0, 2.0], [2.0, 1.0]])), "positive"),
-    (lambda: GaussianTarget(torch.zeros(2), torch.tensor([[1.0, 0.5], [0.0, 1.0]])), "symmetric"),
-    (lambda: GaussianMixture([[0.0]], [-1.0]), "must be positive"),
-    (lambda: GaussianMixture([[0.0], [1.0]], [1.0, 1.0], [0.3, 0.3]), "sum to one"),
-    (lambda: RoughWell(amplitude=0.0), "amplitude and width must be positive"),
-    (lambda: RoughWell(width=-1.0), "amplitude and width must be positive"),
-    (lambda: Funnel(1), "at least 2 dimensions"),
-    (lambda: Banana(variance=0.0), "variance must be positive"),
+    (
+        lambda: targets.GaussianTarget(torch.zeros(2), torch.tensor([[1.0, 2.0], [2.0, 1.0]])),
+        "positive",
+    ),
+    (
+        lambda: targets.GaussianTarget(torch.zeros(2), torch.tensor([[1.0, 0.5], [0.0, 1.0]])),
+        "symmetric",
+    ),
+    (lambda: targets.GaussianMixture([[0.0]], [-1.0]), "must be positive"),
+    (lambda: targets.GaussianMixture([[0.0], [1.0]], [1.0, 1.0], [0.3, 0.3]), "sum to one"),
+    (lambda: targets.RoughWell(amplitude=0.0), "amplitude and width must be positive"),
+    (lambda: targets.RoughWell(width=-1.0), "amplitude and width must be positive"),
+    (lambda: targets.Funnel(1), "at least 2 dimensions"),
+    (lambda: targets.Banana(variance=0.0), "variance must be positive"),
 ]
 
 
