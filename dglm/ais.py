@@ -25,7 +25,7 @@ from dglm.importance import (
 )
 from dglm.model import GenerativeModel
 from dglm.precision import full_precision
-from dglm.starts import RefinedStart, Start, StartName, fit_gradients, starting_points
+from dglm.starts import RefinedStart, Start, fit_gradients, starting_points
 from samplers import HMC, seeded_generator
 from samplers.hmc import JITTER
 
@@ -73,16 +73,16 @@ class AISResult(NamedTuple):
     """Of each estimate, from the spread of weights over chains, (N,) nats.
 
     NaN for one chain, and for images that are :attr:`unreliable`; or where chains started at an
-    encoder that misses a mode.
+    encoder, or at coordinates, that miss a mode.
     """
     log_weights: Tensor
     """Of each chain, float64, (N, chains) nats."""
     acceptance: Tensor
     """Mean acceptance probability, (N,); 0 with one temperature, which takes no step."""
     missed_modes: Tensor
-    """Whether the encoder's q(z|x) missed a mode that fitted chains from the prior found, (N,).
+    """Whether the network of the start missed a mode that chains from the prior found, (N,).
 
-    Of a start at the encoder itself, five images are looked at.
+    Of a start that is no fit, five images are looked at.
     """
     gradient_evaluations: int
     """Gradients of log p(x|z), over all images and chains, of pilot and fit, too."""
@@ -98,8 +98,6 @@ class AISResult(NamedTuple):
         return self.standard_error.isnan()
 
 
-@full_precision()
-@torch.no_grad()
 def estimate_log_likelihood(
     model: GenerativeModel,
     images: Tensor,
@@ -130,7 +128,7 @@ def estimate_log_likelihood(
         ValueError: The images cannot be this model's, or the start is none of the five.
 
     Warns:
-        UserWarning: Of images whose estimate is unreliable, or whose encoder misses a mode.
+        UserWarning: Of images whose estimate is unreliable, or of which the start misses a mode.
 
     References:
         Annealed importance sampling (Neal, 2001).
@@ -151,6 +149,8 @@ def estimate_log_likelihood(
     return result
 
 
+@full_precision()
+@torch.no_grad()
 def quiet_estimate(
     model: GenerativeModel,
     images: Tensor,
@@ -245,7 +245,7 @@ def transition(num_leapfrogs: int, device: torch.device, compile: bool) -> HMC:
     return kernel
 
 
-def gradient_evaluations(num_images: int, settings: AISSettings, start: Start | StartName) -> int:
+def gradient_evaluations(num_images: int, settings: AISSettings, start: Start) -> int:
     """Return the gradients of log p(x|z) that an estimate takes, all of them."""
     leapfrogs = settings.num_leapfrogs
     pilot = _PILOT_CHAINS * pilot_gradients(settings.num_temperatures, leapfrogs)
@@ -287,7 +287,7 @@ def gather(own: Sequence[AISResult]) -> AISResult:
 
 
 def warn_of(result: AISResult) -> None:
-    """Warn of images whose estimate is unreliable, or whose encoder misses a mode."""
+    """Warn of images whose estimate is unreliable, or of which the start misses a mode."""
     count, unreliable = len(result.log_likelihood), result.unreliable
     if result.log_weights.shape[1] > 1 and unreliable.any():
         warnings.warn(
@@ -300,9 +300,10 @@ def warn_of(result: AISResult) -> None:
     if result.missed_modes.any():
         missed = result.missed_modes
         warnings.warn(
-            f"the encoder misses a mode of the posterior of {int(missed.sum())} of {count} images "
-            f"({_places(missed)}), which chains from the prior found: FittedStart(encoder), in a "
-            "command --start fitted, covers it; take more chains and temperatures to be sure",
+            f"the network that chains start at misses a mode of the posterior of "
+            f"{int(missed.sum())} of {count} images ({_places(missed)}), which chains from the "
+            "prior found: FittedStart(encoder), in a command --start fitted, covers it; take more "
+            "chains and temperatures to be sure",
             stacklevel=3,
         )
 

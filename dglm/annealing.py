@@ -6,8 +6,8 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from dglm.gaussian import DiagonalGaussian, UnitMixture, gaussian_log_prob
-from dglm.model import GenerativeModel
+from dglm.gaussian import DenseGaussian, DiagonalGaussian, UnitMixture, gaussian_log_prob
+from dglm.model import GenerativeModel, PosteriorEnergy
 from samplers import HMC, Energy, State, value_and_gradient
 from samplers.hmc import JITTER
 
@@ -69,6 +69,26 @@ class AnnealedEnergy:
         energy = torch.lerp(start.energy, end, self._beta)
         gradient = torch.lerp(start.gradient, misfit_gradient + z, self._beta)
         return State(z, energy, gradient, (misfit, misfit_gradient))
+
+
+class WhitenedLikelihood:
+    r"""What is left of the posterior's energy in the coordinates of a fitted Gaussian.
+
+    .. math:: -\log \frac{p(x, μ + L w)\, |L|}{\mathcal N(w; 0, I)}
+
+    With N(0, I) as the prior of w, the posterior of w is that of z = μ + L w.
+    """
+
+    def __init__(self, energy: PosteriorEnergy, fitted: DenseGaussian, chains: int) -> None:
+        self.energy = energy
+        self.fitted = fitted
+        self.log_determinant = fitted.log_determinant().repeat_interleave(chains)
+
+    def value_and_gradient(self, position: Tensor) -> State:
+        """Return the value and the gradient at w (B, D)."""
+        state = self.energy.value_and_gradient(self.fitted.colour(position))
+        value = state.energy - self.log_determinant + gaussian_log_prob(position)
+        return State(position, value, self.fitted.pull(state.gradient) - position)
 
 
 class Annealed(NamedTuple):
@@ -181,9 +201,8 @@ def tune_step_sizes(
     energy.beta = 0.0
     state = energy.value_and_gradient(position)
     progress(1)
-    # As wide as a Gaussian whose gradient has these squares.
-    steepness = state.gradient.square().view(-1, chains * position.shape[1]).mean(dim=1)
-    tuning = StepSizes(num_leapfrogs, -0.5 * steepness.log(), chains)
+    each = len(position) // chains, chains, position.shape[1]
+    tuning = StepSizes(num_leapfrogs, likely_step_sizes(state, each), chains)
     found: list[Tensor] = []
     for index in chosen.tolist():
         state = energy.at(float(inner[index]), state)
@@ -192,6 +211,16 @@ def tune_step_sizes(
             progress(num_leapfrogs)
         found.append(tuning.log_step_size.clone())
     return Tuned(_interpolate(chosen, torch.stack(found), len(inner)).exp(), state.position)
+
+
+def likely_step_sizes(state: State, shape: tuple[int, int, int]) -> Tensor:
+    """Return log ε of each of n images, (n,): the width of a Gaussian that is as steep.
+
+    Arguments:
+        state: Of all chains.
+        shape: Images n, chains of each, and coordinates.
+    """
+    return -0.5 * state.gradient.square().view(shape).mean(dim=(1, 2)).log()
 
 
 class StepSizes:

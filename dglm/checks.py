@@ -2,7 +2,7 @@
 
 import hashlib
 import warnings
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from typing import TYPE_CHECKING, Any, TypeVar
 
@@ -108,6 +108,24 @@ def check_posterior(outputs: list[Tensor], count: int, latent_dim: int) -> None:
             f"the encoder must return mean and log standard deviation of {latent_dim} latent "
             f"variables, as the decoder takes, but it returns {_shapes(outputs)} for {count} "
             "observations"
+        )
+
+
+def check_factors(outputs: Sequence[Tensor], latent_dim: int) -> None:
+    """Raise ValueError where a network's outputs are no means and Cholesky factors."""
+    shapes = [tuple(part.shape[1:]) for part in outputs]
+    if shapes != [(latent_dim,), (latent_dim, latent_dim)]:
+        raise ValueError(
+            f"the network of RefinedStart must return μ ({latent_dim},) and L ({latent_dim}, "
+            f"{latent_dim}) of each image, but it returns {shapes}"
+        )
+    factor = outputs[1]
+    triangular = torch.equal(factor, factor.tril())
+    positive = bool((factor.diagonal(dim1=1, dim2=2) > 0).all())
+    if not (triangular and positive and all(bool(part.isfinite().all()) for part in outputs)):
+        raise ValueError(
+            "the factors L of RefinedStart's network must be finite and lower triangular, with a "
+            "positive diagonal"
         )
 
 

@@ -72,14 +72,6 @@ class DenseGaussian(NamedTuple):
     factor: Tensor
     """L, lower triangular with a positive diagonal, (n, D, D)."""
 
-    def sample(self, generator: torch.Generator | None = None) -> Tensor:
-        """Draw one point an image, (n, D)."""
-        return self.colour(standard_normal(self.mean, generator))
-
-    def log_prob(self, z: Tensor) -> Tensor:
-        """Return the log density at z, one point an image (n, D), (n,) nats."""
-        return gaussian_log_prob(self.whiten(z)) - self.log_determinant()
-
     def whiten(self, z: Tensor) -> Tensor:
         """Return w = L⁻¹(z - μ)."""
         centred = self._by_image(z) - self.mean[:, None]

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from dglm.annealing import chunks_for_memory
+from dglm.gaussian import DiagonalGaussian
 from dglm.model import GenerativeModel
 from dglm.precision import full_precision
 from dglm.starts import encoded
@@ -50,8 +51,7 @@ def importance_weighted_bound(
 
     Arguments:
         model: p(x, z).
-        encoder: q(z|x): from x to mean and log standard deviation, or the network of a kernel's
-            coordinates.
+        encoder: q(z|x): from x to mean and log standard deviation.
         images: Observations, (N, D).
         num_samples: K, at least 2.
         seed: All randomness is a function of it.
@@ -72,7 +72,7 @@ def importance_weighted_bound(
     for first, rows in chunks_for_memory(model, images, at_once):
         generator = seeded_generator(images.device, seed, "importance", first)
         own = encoded(encoder, rows[::at_once], model.latent_dim)
-        q = type(own)(*(part.repeat_interleave(at_once, dim=0) for part in own))
+        q = DiagonalGaussian(*(part.repeat_interleave(at_once, dim=0) for part in own))
         sums: list[Tensor] = []
         for begin in range(0, num_samples, at_once):
             z = q.sample(generator)

@@ -127,7 +127,7 @@ class DGLM(LightningModule):
         self.ais = AISSettings()
         """How :meth:`test_step` estimates; set it before ``trainer.test``."""
         self.ais_start: StartName = "fitted"
-        """Where that starts, at the encoder or at fits that begin from it where it names them."""
+        """Where that starts; what it names is the model's own."""
         self.test_results: dict[int, AISResult] = {}
         """Estimates of this process, by batch; a caller may fill in those of an earlier run."""
         self.test_progress: Callable[[int], None] = _no_progress
@@ -317,7 +317,7 @@ class DGLM(LightningModule):
                 self.model,
                 x,
                 settings,
-                named_start(self.ais_start, self.encoder, self.coordinates),
+                named_start(self.ais_start, self),
                 self.test_progress,
             )
 

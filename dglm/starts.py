@@ -1,7 +1,7 @@
 """Where annealed importance sampling starts: the prior, a network, or fits to the posteriors."""
 
 from collections.abc import Callable
-from typing import Literal, NamedTuple
+from typing import TYPE_CHECKING, Literal, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -9,16 +9,22 @@ from torch import Tensor, nn
 from dglm.annealing import (
     AnnealedEnergy,
     StepSizes,
+    WhitenedLikelihood,
     chunks_for_memory,
+    likely_step_sizes,
     pilot_gradients,
     scaled,
     temperatures,
     tune_step_sizes,
 )
-from dglm.checks import check_function, check_posterior
-from dglm.gaussian import DenseGaussian, DiagonalGaussian, UnitMixture, gaussian_log_prob
-from dglm.model import GenerativeModel, PosteriorEnergy
+from dglm.checks import check_factors, check_function, check_posterior
+from dglm.gaussian import DenseGaussian, DiagonalGaussian, UnitMixture
+from dglm.model import GenerativeModel
 from samplers import State, seeded_generator, value_and_gradient
+from samplers.random import standard_normal
+
+if TYPE_CHECKING:
+    from dglm.module import DGLM
 
 _CHAINS, _FROM_Q, _TEMPERATURES, _STEPS = 32, 8, 50, 32
 _REFINING_CHAINS, _REFINING_STEPS = 16, 8
@@ -28,8 +34,9 @@ _NEGLIGIBLE = 10.0
 """A chain that is caught so many nats above the lowest is at no mode that counts."""
 _APART = 4.0
 """Squared distance a dimension beyond which the means of two chains are in different modes."""
+_NO_COORDINATES = "no coordinates to start at: choose the start fitted, or a kernel in coordinates"
 _LOOKED_AT = 5
-"""Images, evenly over a set, on which an encoder is looked at for modes that it misses."""
+"""Images, evenly over a set, on which a network is looked at for modes that it misses."""
 
 
 class FittedStart(NamedTuple):
@@ -40,24 +47,25 @@ class FittedStart(NamedTuple):
     """
 
     encoder: nn.Module | None = None
-    """q(z|x): from x to mean and log standard deviation, or to a DenseGaussian."""
+    """q(z|x): from x to mean and log standard deviation."""
 
 
 class RefinedStart(NamedTuple):
-    """Start at the Gaussian that a network gives to each image, refined by short chains from it.
+    """Start at the Gaussian that a network gives to each image, corrected by short chains from it.
 
-    A tenth of the cost of fits, where the network is that of a kernel's coordinates.
+    They are 16 chains of HMC in its coordinates: 1,296 gradients of five leapfrogs, where a fit
+    takes 17,256.
     """
 
-    network: nn.Module
-    """From x to a DenseGaussian, as a :class:`dglm.GaussianNetwork`."""
+    network: nn.Module | None
+    """From x to μ and L, as a :class:`dglm.GaussianNetwork`: ``dglm.coordinates``."""
 
 
 Start = nn.Module | Literal["prior", "fitted"] | FittedStart | RefinedStart
-"""Where chains start: at the prior, at the q(z|x) of an encoder, or at fits to the posteriors.
+"""Where chains start: the prior, the q(z|x) of an encoder, coordinates, or fits to the posteriors.
 
-Fits find modes that the encoder misses, on each image, and "fitted" needs no encoder. A network
-alone is looked at for them on five images of a set, by fits.
+Fits find modes that a network misses, on each image, and "fitted" needs none. An encoder or
+coordinates alone are looked at for them on five images of a set, by fits.
 """
 
 StartName = Literal["prior", "encoder", "coordinates", "fitted"]
@@ -72,7 +80,7 @@ class Starts(NamedTuple):
     centres: Tensor
     """In those coordinates q₀ is the mean of Gaussians N(a, I) at these a, (n, K, D)."""
     missed_modes: Tensor
-    """Whether chains from the prior found a mode that those of the encoder had missed, (n,)."""
+    """Whether chains from the prior found a mode that those of the network had missed, (n,)."""
 
     @classmethod
     def around(cls, gaussians: DiagonalGaussian | DenseGaussian) -> "Starts":
@@ -101,44 +109,20 @@ class Starts(NamedTuple):
         return self.gaussians.whiten(z) if isinstance(self.gaussians, DenseGaussian) else z
 
 
-class WhitenedLikelihood:
-    r"""What is left of the posterior's energy in the coordinates of a fitted Gaussian.
-
-    .. math:: -\log \frac{p(x, μ + L w)\, |L|}{\mathcal N(w; 0, I)}
-
-    With N(0, I) as the prior of w, the posterior of w is that of z = μ + L w.
-    """
-
-    def __init__(self, energy: PosteriorEnergy, fitted: DenseGaussian, chains: int) -> None:
-        self.energy = energy
-        self.fitted = fitted
-        self.log_determinant = fitted.log_determinant().repeat_interleave(chains)
-
-    def value_and_gradient(self, position: Tensor) -> State:
-        """Return the value and the gradient at w (B, D)."""
-        state = self.energy.value_and_gradient(self.fitted.colour(position))
-        value = state.energy - self.log_determinant + gaussian_log_prob(position)
-        return State(position, value, self.fitted.pull(state.gradient) - position)
-
-
-def named_start(name: StartName, encoder: nn.Module, coordinates: nn.Module | None) -> Start:
-    """Return where annealed importance sampling starts, in the words of the commands.
+def named_start(name: StartName, dglm: "DGLM") -> Start:
+    """Return where annealed importance sampling of a model starts, in the words of the commands.
 
     Raises:
-        ValueError: The start is at coordinates, and there are none.
+        ValueError: At coordinates, of which the model has none.
     """
-    if name == "coordinates":
-        if coordinates is None:
-            raise ValueError(
-                "this model's kernel has no coordinates to start at: choose start fitted, or "
-                "train with model.coordinates true"
-            )
-        return RefinedStart(coordinates)
     starts: dict[StartName, Start] = {
         "prior": "prior",
-        "encoder": encoder,
-        "fitted": FittedStart(encoder),
+        "encoder": dglm.encoder,
+        "coordinates": RefinedStart(dglm.coordinates),
+        "fitted": FittedStart(dglm.encoder),
     }
+    if name == "coordinates" and dglm.coordinates is None:
+        raise ValueError(_NO_COORDINATES)
     return starts[name]
 
 
@@ -170,61 +154,65 @@ def starting_points(
         return _fitted(model, images, start.encoder, num_leapfrogs, seed, progress)
     if start == "prior":
         return Starts.around(_standard_normals(images, model.latent_dim))
-    if not isinstance(start, (nn.Module, RefinedStart)):
+    if isinstance(start, RefinedStart):
+        given = given_gaussians(start.network, images, model.latent_dim)
+        starts = Starts.around(_refined(model, images, given, num_leapfrogs, seed, progress))
+    elif isinstance(start, nn.Module):
+        starts = Starts.around(encoded(start, images, model.latent_dim))
+    else:
         raise ValueError(
             "start must be 'prior', 'fitted', FittedStart, RefinedStart or an encoder module, got "
             f"{start!r}"
         )
-    network = start if isinstance(start, nn.Module) else start.network
-    gaussians = encoded(network, images, model.latent_dim)
-    if isinstance(gaussians, DenseGaussian) != isinstance(start, RefinedStart):
-        raise ValueError(
-            "RefinedStart is for networks of dense Gaussians, a network itself for those of mean "
-            f"and log standard deviation, got {start!r}"
-        )
-    if isinstance(gaussians, DenseGaussian):
-        gaussians = _refined(model, images, gaussians, num_leapfrogs, seed, progress)
-    starts = Starts.around(gaussians)
     some = torch.linspace(0, len(images) - 1, _looked_at(len(images))).round().long()
-    found = _fitted(model, images[some], network, num_leapfrogs, seed, progress)
+    found = _fitted(model, images[some], start, num_leapfrogs, seed, progress)
     starts.missed_modes[some] = found.missed_modes
     return starts
 
 
-def encoded(
-    encoder: nn.Module, images: Tensor, latent_dim: int
-) -> DiagonalGaussian | DenseGaussian:
+def encoded(encoder: nn.Module, images: Tensor, latent_dim: int) -> DiagonalGaussian:
     """Return q(z|x) of images (N, D).
 
     Raises:
         ValueError: It is not finite, depends on the batch, or is not of ``latent_dim`` variables.
     """
     some = torch.cat([images[:2], torch.zeros_like(images[:1])])
-    outputs = check_function("encoder", encoder, some)
-    q = encoder(images)
-    if isinstance(q, DenseGaussian):
-        outputs[1] = outputs[1].diagonal(dim1=-2, dim2=-1)
-    check_posterior(outputs, len(some), latent_dim)
-    q = q if isinstance(q, DenseGaussian) else DiagonalGaussian(*q)
+    check_posterior(check_function("encoder", encoder, some), len(some), latent_dim)
+    q = DiagonalGaussian(*encoder(images))
     if not all(bool(part.isfinite().all()) for part in q):
         raise ValueError("the encoder's q(z|x) is not finite: start at the prior, or train it anew")
     return q
 
 
-def fit_gradients(num_images: int, start: Start | StartName, num_leapfrogs: int) -> int:
-    """Return the gradients that finding q₀ of so many images takes, and looking at an encoder."""
+def given_gaussians(network: nn.Module | None, images: Tensor, latent_dim: int) -> DenseGaussian:
+    """Return the Gaussians of images (N, D) that the network of a kernel's coordinates gives.
+
+    Raises:
+        ValueError: There is no network, or what it returns depends on the batch, or is no mean and
+            lower triangular factor with a positive diagonal of ``latent_dim`` variables.
+    """
+    if network is None:
+        raise ValueError(_NO_COORDINATES)
+    some = torch.cat([images[:2], torch.zeros_like(images[:1])])
+    check_function("network of RefinedStart", network, some)
+    given = DenseGaussian(*network(images))
+    check_factors(given, latent_dim)
+    return given
+
+
+def fit_gradients(num_images: int, start: Start, num_leapfrogs: int) -> int:
+    """Return the gradients that finding q₀ of so many images takes, and looking for modes."""
     if start == "prior":
         return 0
     refining = 0
-    if start == "coordinates" or isinstance(start, RefinedStart):
+    if isinstance(start, RefinedStart):
         refining = num_images * _REFINING_CHAINS * (1 + 2 * _REFINING_STEPS * num_leapfrogs)
-    encoder = start.encoder if isinstance(start, FittedStart) else start
-    with_encoder = encoder not in (None, "fitted")
-    if not (start == "fitted" or isinstance(start, FittedStart)):
-        num_images = _looked_at(num_images)
-    annealed = _CHAINS - _FROM_Q if with_encoder else _CHAINS
-    annealing = annealed * pilot_gradients(_TEMPERATURES, num_leapfrogs)
-    return refining + num_images * (annealing + _CHAINS * (1 + 2 * _STEPS * num_leapfrogs))
+    fitted = start == "fitted" or isinstance(start, FittedStart)
+    alone = start == "fitted" or (isinstance(start, FittedStart) and start.encoder is None)
+    annealing = _CHAINS if alone else _CHAINS - _FROM_Q
+    annealing *= pilot_gradients(_TEMPERATURES, num_leapfrogs)
+    each = annealing + _CHAINS * (1 + 2 * _STEPS * num_leapfrogs)
+    return refining + each * (num_images if fitted else _looked_at(num_images))
 
 
 def _looked_at(num_images: int) -> int:
@@ -239,40 +227,56 @@ def _standard_normals(rows: Tensor, dim: int) -> DiagonalGaussian:
 def _refined(
     model: GenerativeModel,
     images: Tensor,
-    gaussians: DenseGaussian,
+    given: DenseGaussian,
     num_leapfrogs: int,
     seed: int,
     progress: Callable[[int], None],
 ) -> DenseGaussian:
-    """Fit Gaussians anew, to draws of short chains of HMC in their own coordinates."""
+    """Correct Gaussians by draws of short chains of HMC in their own coordinates."""
     pieces = []
     for first, rows in chunks_for_memory(model, images, _REFINING_CHAINS):
         generator = seeded_generator(images.device, seed, "ais.refinement", first)
         own = slice(first, first + len(rows) // _REFINING_CHAINS)
-        given = DenseGaussian(*(part[own] for part in gaussians))
-        path = Starts.around(given).path(model, rows)
+        gaussian = DenseGaussian(*(part[own] for part in given))
+        path = Starts.around(gaussian).path(model, rows)
         position = path.start.sample(generator)
         path.beta = 1.0
         state = path.value_and_gradient(position)
         progress(len(rows))
-        tuning = StepSizes(
-            num_leapfrogs, rows.new_zeros(len(given.mean)), _REFINING_CHAINS, _ACCEPTANCE
-        )
-        steps = []
+        each = len(gaussian.mean), _REFINING_CHAINS, model.latent_dim
+        tuning = StepSizes(num_leapfrogs, likely_step_sizes(state, each), each[1], _ACCEPTANCE)
+        draws = []
         for step in range(2 * _REFINING_STEPS):
             state = tuning.step(state, path, generator, tune=step < _REFINING_STEPS)
             progress(len(rows) * num_leapfrogs)
-            steps.append(state.position.view(len(given.mean), _REFINING_CHAINS, -1))
-        pieces.append(_corrected(given, torch.cat(steps[_REFINING_STEPS:], dim=1)))
+            if step >= _REFINING_STEPS:
+                draws.append(state.position.view(each))
+        pieces.append(_corrected(gaussian, torch.cat(draws, dim=1)))
     return DenseGaussian(*(torch.cat(parts) for parts in zip(*pieces, strict=True)))
 
 
 def _corrected(given: DenseGaussian, draws: Tensor) -> DenseGaussian:
-    """Return the Gaussians of draws w (n, S, D), as if D more of each were of the given one."""
-    dim = draws.shape[2]
+    r"""Return Gaussians a fifth wider than draws w (n, S, D), of a covariance shrunk to a sphere.
+
+    .. math:: (1 - ρ) C + ρ \tfrac{\operatorname{tr} C}{D} I, \quad
+        ρ = \min\Bigl(1, \frac{(1 - 2/D) \operatorname{tr} C^2 + \operatorname{tr}^2 C}
+            {(S + 1 - 2/D) (\operatorname{tr} C^2 - \operatorname{tr}^2 C / D)}\Bigr)
+
+    References:
+        Shrinkage algorithms for MMSE covariance estimation (Chen, Wiesel, Eldar and Hero, 2010).
+    """
+    count, dim = draws.shape[1:]
     mean = draws.mean(dim=1)
     away = (draws - mean[:, None]).double()
-    covariance = (away.mT @ away + dim * torch.eye(dim).to(away)) / (draws.shape[1] + dim)
+    covariance = away.mT @ away / count
+    squares = covariance.square().sum(dim=(1, 2))
+    trace = covariance.diagonal(dim1=1, dim2=2).sum(dim=1)
+    shrinkage = ((1 - 2 / dim) * squares + trace.square()) / (
+        (count + 1 - 2 / dim) * (squares - trace.square() / dim)
+    )
+    share = shrinkage.nan_to_num(1.0).clamp(0, 1)[:, None, None]
+    sphere = (trace / dim + _FLOOR)[:, None, None] * torch.eye(dim).to(away)
+    covariance = torch.lerp(covariance, sphere, share)
     factor = torch.linalg.cholesky(_INFLATION * covariance).to(draws)
     return DenseGaussian(given.colour(mean), given.factor @ factor)
 
@@ -280,7 +284,7 @@ def _corrected(given: DenseGaussian, draws: Tensor) -> DenseGaussian:
 def _fitted(
     model: GenerativeModel,
     images: Tensor,
-    encoder: nn.Module | None,
+    network: nn.Module | RefinedStart | None,
     num_leapfrogs: int,
     seed: int,
     progress: Callable[[int], None],
@@ -292,7 +296,7 @@ def _fitted(
     pieces = []
     for first, rows in chunks_for_memory(model, images, _CHAINS):
         generator = seeded_generator(images.device, seed, "ais.fit", first)
-        chains = _FittingChains(model, rows, encoder, num_leapfrogs, generator, progress)
+        chains = _FittingChains(model, rows, network, num_leapfrogs, generator, progress)
         chains.settle()
         pieces.append(chains.fit())
     gaussians, centres, missed = zip(*pieces, strict=True)
@@ -300,14 +304,29 @@ def _fitted(
     return Starts(dense, torch.cat(centres), torch.cat(missed))
 
 
+def _drawn(
+    network: nn.Module | RefinedStart,
+    images: Tensor,
+    count: int,
+    latent_dim: int,
+    generator: torch.Generator,
+) -> Tensor:
+    """Draw so many points for each image from the Gaussian of an encoder or of coordinates."""
+    if isinstance(network, RefinedStart):
+        given = given_gaussians(network.network, images, latent_dim)
+        return given.colour(standard_normal(given.mean.repeat_interleave(count, dim=0), generator))
+    q = encoded(network, images, latent_dim)
+    return DiagonalGaussian(*(part.repeat_interleave(count, dim=0) for part in q)).sample(generator)
+
+
 class _FittingChains:
-    """32 chains for each of n images, eight of them from q if there is one, others annealed."""
+    """32 chains for each of n images, eight of a network if there is one, others annealed."""
 
     def __init__(
         self,
         model: GenerativeModel,
         rows: Tensor,
-        encoder: nn.Module | None,
+        network: nn.Module | RefinedStart | None,
         num_leapfrogs: int,
         generator: torch.Generator,
         progress: Callable[[int], None],
@@ -315,7 +334,7 @@ class _FittingChains:
         self.energy, self.generator = model.energy(rows), generator
         self.progress, self.num_leapfrogs = progress, num_leapfrogs
         self.shape = len(rows) // _CHAINS, _CHAINS, model.latent_dim
-        self.from_q = 0 if encoder is None else _FROM_Q
+        self.from_q = 0 if network is None else _FROM_Q
         images, count = rows[::_CHAINS], _CHAINS - self.from_q
         annealed = images.repeat_interleave(count, dim=0)
         prior = _standard_normals(annealed, model.latent_dim)
@@ -328,10 +347,8 @@ class _FittingChains:
             scaled(progress, len(annealed)),
         )
         position = tuned.position.view(len(images), count, -1)
-        if encoder is not None:
-            q = encoded(encoder, images, model.latent_dim)
-            repeated = (part.repeat_interleave(self.from_q, dim=0) for part in q)
-            draws = type(q)(*repeated).sample(generator)
+        if network is not None:
+            draws = _drawn(network, images, self.from_q, model.latent_dim, generator)
             position = torch.cat([draws.view(len(images), self.from_q, -1), position], dim=1)
         self.state = value_and_gradient(self.energy, position.flatten(0, 1))
         progress(len(rows))

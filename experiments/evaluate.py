@@ -134,7 +134,7 @@ def evaluate_into(output: Path, options: Evaluate, dglm: DGLM, trained: dict[str
     data = held_out(options.data, trained, options.split)
     images = data.heldout(options.split)[: options.num_images]
     with refused_options():
-        named_start(options.start, dglm.encoder, dglm.coordinates)
+        named_start(options.start, dglm)  # which refuses what the model has not
         trainer = Trainer(**asdict(options.trainer), logger=False, enable_progress_bar=False)
     if isinstance(trainer.strategy.launcher, _MultiProcessingLauncher):
         raise CommandError(
@@ -203,14 +203,15 @@ def importance_summary(dglm: DGLM, images: Tensor, options: Evaluate) -> dict[st
 
 def bidirectional_summary(dglm: DGLM, options: Evaluate) -> dict[str, Any]:
     """Bound log p(x) of simulated images from both sides."""
-    total = gradient_evaluations(options.bdmc_images, options, options.start)
+    start = named_start(options.start, dglm)
+    total = gradient_evaluations(options.bdmc_images, options, start)
     total += options.bdmc_images * chain_gradients(options)
     with counted("bidirectional, gradients", total, options.quiet) as progress:
         bounds = bidirectional_bounds(
             dglm.model,
             options.bdmc_images,
             options.settings,
-            named_start(options.start, dglm.encoder, dglm.coordinates),
+            start,
             progress,
         )
     lower, lower_error = mean_and_error(bounds.lower)

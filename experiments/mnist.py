@@ -145,7 +145,7 @@ class MnistCLI(LightningCLI):
         chosen = self.config_init.trainer
         validation = self.config.data.validation != 0 and chosen.limit_val_batches != 0
         check_trainer_options(chosen, logged_metrics(self.model, validation))
-        named_start(self.config_init.evaluation.start, self.model.encoder, self.model.coordinates)
+        named_start(self.config_init.evaluation.start, self.model)  # may refuse it
         if self.config.resume is None:
             self.folder = create_run(self.config.output, "mnist")
             self.save_config()

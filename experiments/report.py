@@ -27,6 +27,7 @@ from experiments.shared.models import kernel_name, model_name
 from experiments.shared.pictures import given_pixels, save_inpainting, save_rows, save_samples
 from experiments.shared.runs import print_files, write_json
 from experiments.shared.scoring import (
+    BATCH_SIZE,
     ScoringOptions,
     check_error_bars,
     score,
@@ -35,7 +36,6 @@ from experiments.shared.scoring import (
 from samplers import seeded_generator
 
 _CHECKED_IMAGES = 100
-_BATCH_SIZE = 128
 _SHOWN_DIGITS = 3
 
 
@@ -75,7 +75,7 @@ def report(
     """Write summary.json and the pictures of a trained model into its run folder; print both."""
     dglm, trainer, updates, images_each = trained
     images = data.heldout("test")[: options.num_images]
-    result = score(trainer, dglm, images, options, _BATCH_SIZE, quiet)
+    result = score(trainer, dglm, images, options, BATCH_SIZE, quiet)
     if not trainer.is_global_zero:
         return
     dglm = dglm.to(trainer.strategy.root_device).eval()

@@ -35,6 +35,8 @@ class Cost(NamedTuple):
     gradients: int
     """Of U, for one image each."""
     seconds: float
+    scoring_gradients: int
+    """Of one score."""
     seconds_a_scoring_gradient: float
 
 
@@ -72,8 +74,10 @@ def training_cost(options: LikelihoodCurve, model: Model) -> Cost:
         gradients = round(images * dglm.gradients_per_update)
         device = trainer.strategy.root_device
         scoring = scoring_seconds(options, dglm.to(device), data.heldout("test").to(device))
+        rows = shard_indices(options.num_images, Evaluate.batch_size)
+        scored = sum(scoring_gradients(rows, options, dglm))
     torch.compiler.reset()
-    return Cost(updates, gradients, updates * timer.seconds, scoring)
+    return Cost(updates, gradients, updates * timer.seconds, scored, scoring)
 
 
 def scoring_seconds(options: LikelihoodCurve, dglm: DGLM, images: Tensor) -> float:
@@ -81,9 +85,9 @@ def scoring_seconds(options: LikelihoodCurve, dglm: DGLM, images: Tensor) -> flo
     images = images[: min(options.num_images, _TIMED_IMAGES)]
     settings = replace(options.settings, num_temperatures=_TIMED_TEMPERATURES, compile=False)
     began = time.perf_counter()
-    start = named_start(options.start, dglm.encoder, dglm.coordinates)
+    start = named_start(options.start, dglm)
     quiet_estimate(dglm.model, images, settings, start, lambda gradients: None)
-    gradients = gradient_evaluations(len(images), settings, options.start)
+    gradients = gradient_evaluations(len(images), settings, start)
     return (time.perf_counter() - began) / gradients
 
 
@@ -104,8 +108,7 @@ def print_costs(options: LikelihoodCurve) -> None:
         hours = f"{cost.seconds / 3600:.2f}"
         table.add_row(f"{name}, each seed", f"{cost.updates:,}", f"{cost.gradients:.2g}", hours)
     scores = len(options.models()) * len(options.splits)
-    batches = shard_indices(options.num_images, Evaluate.batch_size)
-    gradients = scores * sum(scoring_gradients(batches, options))
+    gradients = scores * cost.scoring_gradients
     hours = f"{gradients * median(scoring) / 3600:.2f}"
     table.add_row(f"all trainings, {seeds} seed(s)", "", "", f"{total / 3600:.2f}")
     table.add_row(f"{scores} scores", "", f"{gradients:.2g}", hours)

@@ -128,6 +128,7 @@ class LikelihoodCurve(ScoringOptions):
             *("--trainer.max_epochs", str(self.num_epochs)),
             *("--trainer.max_steps", "-1"),
             *("--trainer.limit_val_batches", "0"),
+            *("--evaluation.start", "prior"),  # not used, and of any model
             *("--trainer.devices", "1"),
             *("--trainer.num_nodes", "1"),
             *("--quiet", str(self.quiet).lower()),

@@ -15,13 +15,12 @@ from rich.progress import Progress
 from rich.table import Table
 from torch import Tensor, nn
 
-from data import ImageDataModule
+from data import ImageDataModule, shard_indices
 from dglm import DGLM
-from dglm.ais import gradient_evaluations
 from experiments.shared.cli import progress_columns
 from experiments.shared.models import model_name
 from experiments.shared.pictures import image_grid
-from experiments.shared.scoring import ScoringOptions
+from experiments.shared.scoring import BATCH_SIZE, ScoringOptions, scoring_gradients
 from samplers import Kernel, seeded_generator
 
 WORTH_COMPILING = 4e6
@@ -202,13 +201,13 @@ class Banner(Callback):
             "update": update_cost(dglm, images_per_update(trainer, data)),
             "training": training_cost(dglm, trainer),
             "compiled": compilation(self.compile, dglm, trainer),
-            "scoring": self._scoring_cost(),
+            "scoring": self._scoring_cost(dglm),
             "files": str(self.folder),
         }
 
-    def _scoring_cost(self) -> str:
-        sizes = self.scoring
-        gradients = gradient_evaluations(self.num_images, sizes, sizes.start)
+    def _scoring_cost(self, dglm: DGLM) -> str:
+        sizes, rows = self.scoring, shard_indices(self.num_images, BATCH_SIZE)
+        gradients = sum(scoring_gradients(rows, sizes, dglm))
         return (
             f"{self.num_images:,} test images, {sizes.num_chains} chains, "
             f"{sizes.num_temperatures:,} temperatures: {gradients:.2g} gradients"

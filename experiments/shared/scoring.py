@@ -12,10 +12,13 @@ from data import Batches, DataError, ImageDataModule, Split, check_heldout, shar
 from dglm import DGLM, AISResult, AISSettings
 from dglm.ais import gradient_evaluations
 from dglm.importance import mean_and_error
-from dglm.starts import StartName
+from dglm.starts import StartName, named_start
 from experiments.shared.cli import counted
 from experiments.shared.runs import partial_file
 from samplers.io import Resumable
+
+BATCH_SIZE = 128
+"""Images that a trained model is scored on at once."""
 
 
 @dataclass(frozen=True)
@@ -147,7 +150,7 @@ def score(
     """
     rows = shard_indices(len(images), batch_size, trainer.global_rank, trainer.world_size)
     batches = Batches(images.to(trainer.strategy.root_device), rows)
-    costs = scoring_gradients(rows, options)
+    costs = scoring_gradients(rows, options, dglm)
     done = sum(costs[index] for index in dglm.test_results)
     dglm.ais, dglm.ais_start = options.settings, options.start
     hidden = quiet or not trainer.is_global_zero
@@ -158,9 +161,10 @@ def score(
     return dglm.test_result
 
 
-def scoring_gradients(batches: Sequence[Sized], options: ScoringOptions) -> list[int]:
+def scoring_gradients(batches: Sequence[Sized], options: ScoringOptions, dglm: DGLM) -> list[int]:
     """Return the gradients that the score of each batch takes, its pilot's included."""
-    return [gradient_evaluations(len(batch), options, options.start) for batch in batches]
+    start = named_start(options.start, dglm)
+    return [gradient_evaluations(len(batch), options, start) for batch in batches]
 
 
 class KeepResults(Callback):

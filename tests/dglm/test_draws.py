@@ -15,6 +15,7 @@ from dglm import (
     FittedStart,
     GenerativeModel,
     KernelSteps,
+    RefinedStart,
     bidirectional_bounds,
     estimate_log_likelihood,
     importance_weighted_bound,
@@ -55,7 +56,12 @@ HIDDEN = torch.arange(6) >= 3
 
 def ais(given: Given, start: Any) -> Tensor:
     settings = AISSettings(4, 5, 2, seed=given.seed)
-    begin = {"encoder": given.encoder, "fit": FittedStart(given.encoder)}.get(start, start)
+    starts = {
+        "encoder": given.encoder,
+        "fit": FittedStart(given.encoder),
+        "coordinates": RefinedStart(given.dglm("hmc in coordinates").coordinates),
+    }
+    begin = starts.get(start, start)
     return estimate_log_likelihood(given.model, given.x, settings, begin).log_weights
 
 
@@ -82,6 +88,7 @@ def long(given: Given) -> Tensor:
     return long_chain_log_joint(given.model, given.x, torch.zeros(7, 3), 4, 2, given.generator)
 
 
+STARTS = "prior", "encoder", "coordinates", "fit", "fitted"
 OF_NO_IMAGES: dict[str, Draw] = {
     "Bernoulli": lambda given: Bernoulli().sample(given.x - 0.5, given.generator),
     "Gaussian": lambda given: Gaussian().sample(given.x, given.generator),
@@ -93,8 +100,7 @@ OF_NO_IMAGES: dict[str, Draw] = {
     "long chains": long,
 }
 OF_IMAGES: dict[str, Draw] = {
-    **{f"AIS, {start}": partial(ais, start=start) for start in ("prior", "encoder", "fit")},
-    "AIS, fitted": partial(ais, start="fitted"),
+    **{f"AIS, {start}": partial(ais, start=start) for start in STARTS},
     **{f"samples, {kind}": partial(samples, kind=kind) for kind in ("vae", "hmc", "l2hmc")},
     "reconstruction": lambda g: g.dglm("hmc").reconstruct(g.x, generator=g.generator),
     "inpainting, encoder": partial(filled, posterior=lambda given: given.encoder),
@@ -149,6 +155,13 @@ def test_images_that_cannot_be_the_models_are_refused(
         draw(given._replace(x=x))
 
 
+class Full(nn.Module):
+    """Coordinates whose factor is a symmetric root, of which the diagonal is no determinant."""
+
+    def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        return x[:, :3], (torch.eye(3) + 0.1).expand(len(x), 3, 3)
+
+
 class Broken(nn.Module):
     """An encoder whose training has failed."""
 
@@ -182,7 +195,10 @@ def test_an_encoder_that_is_no_function_is_refused(
         (lambda g: AISSettings(num_leapfrogs=-1), "num_leapfrogs must be at least 1, got -1"),
         (lambda g: AISSettings(seed=-1), "seed must be 0 or more, got -1"),
         (lambda g: temperatures(0), "num_temperatures must be at least 1, got 0"),
-        (lambda g: ais(g, "posterior"), "start must be 'prior', 'fitted', FittedStart or an enc"),
+        (lambda g: ais(g, "posterior"), "start must be .* RefinedStart or an encoder"),
+        (lambda g: ais(g, RefinedStart(None)), "no coordinates to start at"),
+        (lambda g: ais(g, RefinedStart(g.encoder)), r"L \(3, 3\) of each image, but it returns"),
+        (lambda g: ais(g, RefinedStart(Full())), "lower triangular, with a positive diagonal"),
         (lambda g: bidirectional_bounds(g.model, 1), "at least 2 for an error bar, got 1"),
         (lambda g: importance_weighted_bound(g.model, g.encoder, g.x, 1), "at least 2, got 1"),
         (lambda g: long_chain_log_joint(g.model, g.x, g.x, 1), "num_steps must be at least 2, got"),

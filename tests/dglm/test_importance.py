@@ -3,10 +3,8 @@ from collections.abc import Callable
 import pytest
 import torch
 from torch import Tensor, nn
-from torch.distributions import MultivariateNormal
 
 from dglm import Encoder, GenerativeModel, importance_weighted_bound
-from dglm.gaussian import DenseGaussian
 from dglm.importance import (
     ImportanceResult,
     log_mean_exp,
@@ -46,24 +44,6 @@ def test_bounds_of_the_exact_posterior_are_the_exact_log_likelihood(bound: Bound
     torch.testing.assert_close(result.log_likelihood, exact)
     torch.testing.assert_close(result.effective_sample_size, torch.full((4,), 7.0))
     assert (result.standard_error < 1e-6).all()
-
-
-def test_encoders_of_dense_covariances_bound_it_as_well(
-    linear_gaussian: Model,
-    exact_log_likelihood: ExactLogLikelihood,
-    exact_posterior: Callable[[GenerativeModel, Tensor], MultivariateNormal],
-) -> None:
-    class Dense(nn.Module):
-        def forward(self, x: Tensor) -> DenseGaussian:
-            exact = exact_posterior(model, x)
-            return DenseGaussian(exact.mean, exact.scale_tril.expand(len(x), -1, -1))
-
-    model = linear_gaussian(3, 4, 0.7)
-    x = model.sample(5)[0]
-    result = importance_weighted_bound(model, Dense(), x, 3)
-    torch.testing.assert_close(
-        result.log_likelihood, exact_log_likelihood(model, x).double(), rtol=0, atol=1e-4
-    )
 
 
 @pytest.mark.parametrize("budget", [1, 2**30])

@@ -30,6 +30,7 @@ from dglm import (
     FittedStart,
     Gaussian,
     GenerativeModel,
+    RefinedStart,
     estimate_log_likelihood,
 )
 from dglm.coordinates import AmortizedPreconditioned, GaussianNetwork
@@ -299,18 +300,22 @@ FEW_CHAINS = pytest.mark.filterwarnings("ignore:the log-likelihoods of")
 
 def score(module: DGLM, x: Tensor, index: int) -> AISResult:
     """Estimate as a module's test does, in the batch of this number."""
-    starts = {"encoder": module.encoder, "fitted": FittedStart(module.encoder)}
+    starts = {
+        "encoder": module.encoder,
+        "coordinates": RefinedStart(module.coordinates),
+        "fitted": FittedStart(module.encoder),
+    }
     settings = replace(module.ais, seed=mixed_seed(module.ais.seed, index, 0))
     start: Any = starts.get(module.ais_start, "prior")
     return estimate_log_likelihood(module.model, x, settings, start)
 
 
 @FEW_CHAINS
-@pytest.mark.parametrize("start", ["prior", "encoder", "fitted"])
+@pytest.mark.parametrize("start", ["prior", "encoder", "coordinates", "fitted"])
 def test_testing_estimates_the_log_likelihood_by_ais(
     build_dglm: BuildDGLM, make_trainer: MakeTrainer, batches: MakeBatches, start: str
 ) -> None:
-    module, reported = build_dglm("hmc"), []
+    module, reported = build_dglm("hmc in coordinates"), []
     module.ais, module.ais_start = AISSettings(4, 5, 2, seed=3), start
     module.test_progress = reported.append
     (metrics,) = make_trainer(devices=1).test(module, batches(3), verbose=False)

@@ -81,7 +81,7 @@ def test_chains_of_training_and_validation(
 
 
 @pytest.mark.filterwarnings("ignore:the log-likelihoods of")
-@pytest.mark.parametrize("start", ["prior", "encoder", "fitted"])
+@pytest.mark.parametrize("start", ["prior", "encoder", "coordinates", "fitted"])
 def test_importance_weights_do_not_know_the_trainer_s_precision(
     build_dglm: BuildDGLM,
     make_trainer: Callable[..., Trainer],
@@ -90,7 +90,7 @@ def test_importance_weights_do_not_know_the_trainer_s_precision(
 ) -> None:
     results = []
     for precision in ("32-true", "bf16-mixed"):
-        module = build_dglm("vae")
+        module = build_dglm("hmc in coordinates")
         module.ais, module.ais_start = AISSettings(3, 4, 2), start  # type: ignore[assignment]
         make_trainer(precision=precision, devices=1).test(module, batches(2), verbose=False)
         results.append(module.test_result.log_weights)

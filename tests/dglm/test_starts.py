@@ -108,12 +108,15 @@ def test_refined_gaussians_have_the_moments_of_the_posteriors(
     assert isinstance(fitted, DenseGaussian)
     error = fitted.mean - exact.mean
     assert (error.mean(dim=0).abs() < 5 * error.std(dim=0) / copies**0.5).all()
-    # Of 128 draws, around their own mean, and as if three more were of the given Gaussian.
-    drawn = 128 * (exact.covariance_matrix[0] - error.mT.cov())
-    wanted = 1.2 * (drawn + 3 * (given @ given.mT)[0]) / 131
-    covariance = fitted.factor @ fitted.factor.mT
-    missed = (covariance.mean(dim=0) - wanted).abs()
-    assert (missed < 5 * covariance.std(dim=0) / copies**0.5).all()
+    # Between those of the draws and a sphere in the given coordinates, as many draws decide.
+    covariance = torch.linalg.inv(given) @ fitted.factor @ fitted.factor.mT / 1.2
+    covariance = covariance @ torch.linalg.inv(given).mT
+    wanted = torch.linalg.inv(given) @ exact.covariance_matrix[0] @ torch.linalg.inv(given).mT
+    sphere = wanted.diagonal(dim1=1, dim2=2).mean() * torch.eye(3)
+    away = (covariance - sphere).flatten(1) @ (wanted - sphere).flatten()
+    share = away / (wanted - sphere).square().sum()
+    assert 0.7 < share.mean() < 0.99
+    assert (share.std() / copies**0.5) < 0.02
     assert error.std() < 0.3 * exact.stddev.mean()
 
 

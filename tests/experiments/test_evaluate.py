@@ -55,7 +55,7 @@ def results(output: Path) -> dict[str, object]:
     return json.loads(output.read_text())
 
 
-@pytest.mark.parametrize("start", ["prior", "encoder", "fitted"])
+@pytest.mark.parametrize("start", ["prior", "encoder", "coordinates"])
 def test_results_and_scores_of_each_image(
     checkpoint: Path, root: Path, tmp_path: Path, start: str
 ) -> None:
