@@ -37,6 +37,8 @@ Start = Callable[[GenerativeModel], Any]
 
 FEW = AISSettings(num_chains=4, num_temperatures=5, num_leapfrogs=2)
 
+SLOW = pytest.mark.slow
+
 # Where weights or temperatures are few on purpose; what is said of them is tested below.
 pytestmark = pytest.mark.filterwarnings("ignore:the log-likelihoods of")
 
@@ -135,17 +137,17 @@ def test_estimates_agree_with_the_exact_log_likelihood(case: Case, start: Start)
     assert ((result.acceptance - 0.65).abs() < 0.25).all()
 
 
-@pytest.mark.parametrize("case", ["linear", "bent"], indirect=True)
+@pytest.mark.parametrize("case", ["linear", pytest.param("bent", marks=SLOW)], indirect=True)
 def test_estimates_of_the_likelihood_are_unbiased_at_few_temperatures(
     case: Case, start: Start
 ) -> None:
-    x, copies = draw(case.model, 2), 600
+    x, copies = draw(case.model, 2), 400
     rows = x.repeat_interleave(copies, dim=0)
     result = estimate_log_likelihood(case.model, rows, FEW, start(case.model))
     ratios = (result.log_likelihood.view(2, copies) - case.exact(x)[:, None]).exp()
     errors = ratios.std(dim=1) / copies**0.5
     assert ((ratios.mean(dim=1) - 1).abs() < 5 * errors).all()
-    assert (errors < 0.1).all()
+    assert (errors < 0.12).all()
 
 
 def test_standard_errors_are_those_of_independent_runs(linear_gaussian: Model) -> None:
@@ -174,16 +176,19 @@ class Fold(nn.Module):
 
 
 @torch.no_grad()
-@pytest.mark.parametrize("start", ["prior", "fitted"])
+@pytest.mark.parametrize(("start", "num_temperatures"), [("prior", 400), ("fitted", 60)])
 def test_each_image_has_step_sizes_of_its_own(
-    start: Any, on_a_grid: ExactLogLikelihood, monkeypatch: pytest.MonkeyPatch
+    start: Any,
+    num_temperatures: int,
+    on_a_grid: ExactLogLikelihood,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     # In pieces of ten images, so that each must find its own among those of all.
     monkeypatch.setattr("dglm.annealing._bytes_per_chain", lambda *_: 1)
     monkeypatch.setattr("dglm.annealing._MEMORY_BUDGET", 160)
     model = GenerativeModel(Growing(), 1, Gaussian(0.3))
-    x = model.likelihood.sample(model.decoder(torch.linspace(-1.5, 1.5, 40)[:, None]))
-    result = estimate_log_likelihood(model, x, AISSettings(16, 400, 5), start)
+    x = model.likelihood.sample(model.decoder(torch.linspace(-1.5, 1.5, 24)[:, None]))
+    result = estimate_log_likelihood(model, x, AISSettings(16, num_temperatures, 5), start)
     error = result.log_likelihood - on_a_grid(model, x)
     assert (result.acceptance > 0.5).all()
     assert (error.abs() < 5 * result.standard_error + 0.01).all()
@@ -191,30 +196,28 @@ def test_each_image_has_step_sizes_of_its_own(
 
 
 @torch.no_grad()
-@pytest.mark.parametrize("offset", [0.0, 0.1])
-def test_a_mode_that_the_encoder_misses_is_found_and_told_of(
-    offset: float, on_a_grid: ExactLogLikelihood
-) -> None:
+def test_a_mode_that_the_encoder_misses_is_found_and_told_of(on_a_grid: ExactLogLikelihood) -> None:
     fold = nn.Sequential(Fold())
-    fold.register_forward_pre_hook(lambda _, arguments: (arguments[0] + offset,))  # unequal modes
+    fold.register_forward_pre_hook(lambda _, arguments: (arguments[0] + 0.1,))  # unequal modes
     model = GenerativeModel(fold, 1, Gaussian(0.15))
-    x = model.likelihood.sample(model.decoder(torch.randn(30, 1).abs() + 0.9))
+    x = model.likelihood.sample(model.decoder(torch.randn(20, 1).abs() + 0.9))
     exact, one, both = on_a_grid(model, x), Constant(1.2, 0.3), Constant(0.0, 2.0)
-    with pytest.warns(UserWarning, match=r"misses a mode .* of \d+ of 30 images \(.*\), which"):
-        result = estimate_log_likelihood(model, x, start=FittedStart(one))
+    few = AISSettings(16, 40)
+    with pytest.warns(UserWarning, match=r"misses a mode .* of \d+ of 20 images \(.*\), which"):
+        result = estimate_log_likelihood(model, x, few, FittedStart(one))
     assert result.missed_modes.float().mean() > 0.9
-    for found in (result, estimate_log_likelihood(model, x, start="fitted")):
+    for found in (result, estimate_log_likelihood(model, x, few, "fitted")):
         error = found.log_likelihood - exact
         assert (error.abs() < 5 * found.standard_error).all()
         assert found.standard_error.mean() < 0.3
     for alone in (one, RefinedStart(Dense(one))):
-        with pytest.warns(UserWarning, match=r"misses a mode .* of \d of 30 images \(0, "):
-            low = estimate_log_likelihood(model, x, AISSettings(16, 20), alone)
+        with pytest.warns(UserWarning, match=r"misses a mode .* of \d of 20 images \(0, "):
+            low = estimate_log_likelihood(model, x, few, alone)
         assert 3 <= low.missed_modes.sum() <= 5  # of five that are looked at
         assert low.unreliable[low.missed_modes].all()
-    assert (low.log_likelihood - exact).mean() < -0.3
+        assert (low.log_likelihood - exact).mean() < -0.3
     for begin in (FittedStart(both), both):
-        assert not estimate_log_likelihood(model, x, start=begin).missed_modes.any()
+        assert not estimate_log_likelihood(model, x, few, begin).missed_modes.any()
 
 
 def test_a_chain_far_above_the_posterior_does_not_widen_the_start() -> None:
@@ -335,13 +338,12 @@ def test_estimates_in_pieces_cover_all_images_in_order(
     model = linear_gaussian(2, 4, 1.0)
     # Farther and farther out, so that they differ by more than the error of an estimate.
     bias = model.decoder.bias.detach()
-    x = bias + torch.tensor([0.0, 1, 2, 3, 3])[:, None] * torch.tensor([1.0, -1.0, 0.5, 0.5])
-    result = estimate_log_likelihood(model, x, AISSettings(200, 60, 3), start(model))
+    x = bias + torch.tensor([0.0, 2, 3, 3])[:, None] * torch.tensor([1.0, -1.0, 0.5, 0.5])
+    result = estimate_log_likelihood(model, x, AISSettings(200, 30, 2), start(model))
     exact = exact_log_likelihood(model, x)
     assert ((result.log_likelihood - exact).abs() < 5 * result.standard_error).all()
-    assert (exact[:4].diff().abs() > 5 * result.standard_error[1:4]).all()
-    draws = estimate_log_likelihood(model, x, AISSettings(200, 1), start(model)).log_weights
-    assert len(set(draws.flatten().tolist())) == 1000  # noise of its own for each
+    assert (exact[:3].diff().abs() > 5 * result.standard_error[1:3]).all()
+    assert result.log_weights.unique().numel() == 800  # noise of its own for each
 
 
 # Bounds from both sides

@@ -90,7 +90,7 @@ def small(root: Path) -> Arguments:
             "evaluation.num_images": 6,
             "evaluation.num_chains": 3,
             "evaluation.num_temperatures": 3,
-            "evaluation.start": "encoder",
+            "evaluation.start": "prior",
             "evaluation.num_sweeps": 3,
             "quiet": "true",
         }

@@ -45,7 +45,7 @@ def options(configuration: Path, root: Path) -> list[str]:
         *("--training", str(configuration), "--data.root", str(root)),
         *("--num_epochs", "1", "--num_mh_steps", "[2]", "--seeds", "[0, 1]", "--splits", "[test]"),
         *("--num_images", "6", "--num_chains", "3", "--num_temperatures", "3"),
-        *("--start", "encoder", "--quiet", "true"),
+        *("--start", "prior", "--quiet", "true"),
     ]
 
 
@@ -133,7 +133,7 @@ def test_a_dry_run_prints_the_cost_and_leaves_nothing(
     # 18 updates of 20 images, two steps of two leapfrogs each and half a gradient of siblings.
     assert f"{18 * 20 * 5.5:.2g}" in next(line for line in printed.split("\n") if "l2hmc-2" in line)
     # Three chains of two transitions for six images, in one batch with one pilot.
-    gradients = gradient_evaluations(6, AISSettings(3, 3, 5), "encoder")
+    gradients = gradient_evaluations(6, AISSettings(3, 3, 5), "prior")
     assert f"{6 * gradients:.2g}" in next(
         line for line in printed.split("\n") if "6 scores" in line
     )

@@ -32,6 +32,7 @@ def run(small: Callable[..., list[str]], tmp_path_factory: pytest.TempPathFactor
         "evaluation__num_images": IMAGES,
         "evaluation__num_chains": 16,
         "evaluation__num_temperatures": 20,
+        "evaluation__start": "encoder",
     }
     command = [sys.executable, str(SCRIPT), str(folder.parent), *small(folder, **changes)]
     finished = subprocess.run(command, capture_output=True, text=True, check=False)
