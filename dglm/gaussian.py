@@ -132,3 +132,33 @@ class UnitMixture(NamedTuple):
     def double(self) -> "UnitMixture":
         """Return it in float64."""
         return UnitMixture(self.centres.double(), self.chains)
+
+
+def shrunk_covariance(draws: Tensor) -> Tensor:
+    r"""Return the covariance of few draws in many dimensions, shrunk to a sphere.
+
+    .. math:: (1 - ρ) C + ρ \tfrac{\operatorname{tr} C}{D} I, \quad
+        ρ = \min\Bigl(1, \frac{\operatorname{tr} C^2 + \operatorname{tr}^2 C}
+            {(S + 1) (\operatorname{tr} C^2 - \operatorname{tr}^2 C / D)}\Bigr)
+
+    with the covariance C of the draws around their mean.
+
+    Arguments:
+        draws: S of each of n sets, (n, S, D).
+
+    Returns:
+        Covariances, (n, D, D).
+
+    References:
+        Shrinkage algorithms for MMSE covariance estimation (Chen, Wiesel, Eldar and Hero, 2010),
+        without the terms of 2/D, as in scikit-learn.
+    """
+    count, dim = draws.shape[1:]
+    away = draws - draws.mean(dim=1, keepdim=True)
+    covariance = away.mT @ away / count
+    squares = covariance.square().sum(dim=(1, 2))
+    trace = covariance.diagonal(dim1=1, dim2=2).sum(dim=1)
+    excess = squares - trace.square() / dim
+    share = (squares + trace.square()) / ((count + 1) * excess)
+    sphere = (trace / dim)[:, None, None] * torch.eye(dim).to(covariance)
+    return torch.lerp(covariance, sphere, share.nan_to_num(1.0).clamp(0, 1)[:, None, None])

@@ -18,7 +18,7 @@ from dglm.annealing import (
     tune_step_sizes,
 )
 from dglm.checks import check_factors, check_function, check_posterior
-from dglm.gaussian import DenseGaussian, DiagonalGaussian, UnitMixture
+from dglm.gaussian import DenseGaussian, DiagonalGaussian, UnitMixture, shrunk_covariance
 from dglm.model import GenerativeModel
 from samplers import State, seeded_generator, value_and_gradient
 from samplers.random import standard_normal
@@ -35,8 +35,7 @@ _NEGLIGIBLE = 10.0
 _APART = 4.0
 """Squared distance a dimension beyond which the means of two chains are in different modes."""
 _NO_COORDINATES = "no coordinates to start at: choose the start fitted, or a kernel in coordinates"
-_LOOKED_AT = 5
-"""Images, evenly over a set, on which a network is looked at for modes that it misses."""
+_LOOKED_AT = 5  # images, evenly over a set, for modes that a network misses
 
 
 class FittedStart(NamedTuple):
@@ -53,8 +52,7 @@ class FittedStart(NamedTuple):
 class RefinedStart(NamedTuple):
     """Start at the Gaussian that a network gives to each image, corrected by short chains from it.
 
-    They are 16 chains of HMC in its coordinates: 1,296 gradients of five leapfrogs, where a fit
-    takes 17,256.
+    Sixteen of HMC in its coordinates: 1,296 gradients of five leapfrogs; a fit takes 17,256.
     """
 
     network: nn.Module | None
@@ -256,29 +254,11 @@ def _refined(
 
 
 def _corrected(given: DenseGaussian, draws: Tensor) -> DenseGaussian:
-    r"""Return Gaussians a fifth wider than draws w (n, S, D), of a covariance shrunk to a sphere.
-
-    .. math:: (1 - ρ) C + ρ \tfrac{\operatorname{tr} C}{D} I, \quad
-        ρ = \min\Bigl(1, \frac{(1 - 2/D) \operatorname{tr} C^2 + \operatorname{tr}^2 C}
-            {(S + 1 - 2/D) (\operatorname{tr} C^2 - \operatorname{tr}^2 C / D)}\Bigr)
-
-    References:
-        Shrinkage algorithms for MMSE covariance estimation (Chen, Wiesel, Eldar and Hero, 2010).
-    """
-    count, dim = draws.shape[1:]
-    mean = draws.mean(dim=1)
-    away = (draws - mean[:, None]).double()
-    covariance = away.mT @ away / count
-    squares = covariance.square().sum(dim=(1, 2))
-    trace = covariance.diagonal(dim1=1, dim2=2).sum(dim=1)
-    shrinkage = ((1 - 2 / dim) * squares + trace.square()) / (
-        (count + 1 - 2 / dim) * (squares - trace.square() / dim)
-    )
-    share = shrinkage.nan_to_num(1.0).clamp(0, 1)[:, None, None]
-    sphere = (trace / dim + _FLOOR)[:, None, None] * torch.eye(dim).to(away)
-    covariance = torch.lerp(covariance, sphere, share)
-    factor = torch.linalg.cholesky(_INFLATION * covariance).to(draws)
-    return DenseGaussian(given.colour(mean), given.factor @ factor)
+    """Return Gaussians a fifth wider than draws w (n, S, D) of coordinates."""
+    floor = _FLOOR * torch.eye(draws.shape[2]).to(draws).double()
+    covariance = _INFLATION * shrunk_covariance(draws.double()) + floor
+    factor = torch.linalg.cholesky(covariance).to(draws)
+    return DenseGaussian(given.colour(draws.mean(dim=1)), given.factor @ factor)
 
 
 def _fitted(

@@ -3,6 +3,7 @@ from typing import Any
 
 import pytest
 import torch
+from sklearn.covariance import oas
 from torch import Tensor, nn
 from torch.distributions import (
     Categorical,
@@ -13,7 +14,7 @@ from torch.distributions import (
 )
 
 from dglm import Encoder, FittedStart, GenerativeModel, RefinedStart
-from dglm.gaussian import DenseGaussian, UnitMixture
+from dglm.gaussian import DenseGaussian, UnitMixture, shrunk_covariance
 from dglm.starts import Starts, starting_points
 from samplers import HMC, Noise, seeded_generator, value_and_gradient
 
@@ -88,6 +89,14 @@ def test_fits_have_the_moments_of_the_posteriors(
     wanted = 1.2 * (exact.covariance_matrix[0] - error.mT.cov())
     missed = (covariance.mean(dim=0) - wanted).abs()
     assert (missed < 5 * covariance.std(dim=0) / copies**0.5).all()
+
+
+def test_covariances_are_shrunk_as_scikit_learn_shrinks_them() -> None:
+    draws = torch.randn(3, 40, 6, dtype=torch.float64) @ torch.rand(6, 6, dtype=torch.float64)
+    for own, found in zip(draws, shrunk_covariance(draws), strict=True):
+        wanted, share = oas(own.numpy())
+        assert 0.01 < share < 0.9
+        torch.testing.assert_close(found, torch.from_numpy(wanted))
 
 
 def test_refined_gaussians_have_the_moments_of_the_posteriors(
