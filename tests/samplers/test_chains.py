@@ -44,17 +44,11 @@ def test_draws_are_those_of_single_steps(kernel: HMC, energy: Energy, thin: int)
     assert 0.1 < chains.acceptance.mean() < 0.99
 
 
-@pytest.mark.filterwarnings("ignore:The .grad attribute of a Tensor:UserWarning")
 @torch.no_grad()
 @pytest.mark.parametrize("thin", [1, 2])
 def test_compiling_several_steps_together_changes_no_draw(
-    kernel: HMC, energy: Energy, thin: int
+    kernel: HMC, energy: Energy, thin: int, compiler: Any
 ) -> None:
-    if not torch._dynamo.is_dynamo_supported():
-        pytest.skip("torch.compile does not run here")
-    torch.compiler.reset()
-    graphs: list[torch.fx.GraphModule] = []
-
     def draws(chunk_size: int = 100) -> list[Tensor]:
         chunks = sample_chunks(
             kernel,
@@ -69,9 +63,9 @@ def test_compiling_several_steps_together_changes_no_draw(
         return [torch.cat(parts, dim=1) for parts in fields]
 
     expected = draws()
-    kernel.compile(steps=3, backend=lambda graph, inputs: graphs.append(graph) or graph)
+    kernel.compile(steps=3, backend=compiler)
     torch.testing.assert_close(draws(), expected)
-    assert len(graphs) == 2  # of three steps and, for what is left, of one
+    assert len(compiler.graphs) == 2  # of three steps and, for what is left, of one
     torch.testing.assert_close(draws(chunk_size=5), expected)
 
 
@@ -154,12 +148,12 @@ def outside_one(z: Tensor) -> Tensor:
 
 
 @pytest.mark.parametrize("compiled", [False, True])
-def test_a_trial_at_which_the_energy_raises_is_a_counted_divergence(compiled: bool) -> None:
-    if compiled and not torch._dynamo.is_dynamo_supported():
-        pytest.skip("torch.compile does not run here")
+def test_a_trial_at_which_the_energy_raises_is_a_counted_divergence(
+    compiled: bool, compiler: Any
+) -> None:
     kernel = HMC(3, 0.5)
     if compiled:
-        kernel.compile(backend="aot_eager")
+        kernel.compile(backend=compiler)
     generator = seeded_generator("cpu", 0)
     chains = sample(kernel, outside_one, torch.zeros(40, 1), 60, generator=generator)
     assert 0.05 < chains.diverging.double().mean() < 0.5

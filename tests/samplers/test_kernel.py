@@ -310,22 +310,11 @@ def test_observations_shape_the_proposals_of_their_chain(run: Run) -> None:
 ONE_OF_EACH_REGION = ["hmc, dense", *WITH_CONTEXT[1:], "turns"]
 
 
-# The compiler itself looks at the .grad of the context; until torch 2.14 it warns of itself.
-@pytest.mark.filterwarnings("ignore:The .grad attribute of a Tensor:UserWarning")
-@pytest.mark.filterwarnings("ignore:.*should not be instantiated:DeprecationWarning")
 @each_of(ONE_OF_EACH_REGION)
 def test_compiling_changes_no_draw_no_gradient_and_no_other_kernel(
-    build: Build, energy: PlainEnergy
+    build: Build, energy: PlainEnergy, compiler: Any
 ) -> None:
-    if not torch._dynamo.is_dynamo_supported():
-        pytest.skip("torch.compile does not run here")
-    torch.compiler.reset()
-    graphs: list[torch.fx.GraphModule] = []
-    factor = torch.ones(())
-
-    def backend(graph: torch.fx.GraphModule, inputs: list[Any], **options: Any) -> Any:
-        graphs.append(graph)
-        return torch._dynamo.lookup_backend("aot_eager")(graph, inputs)
+    compiler.backend, factor = "aot_eager", torch.ones(())
 
     def tempered(position: Tensor) -> Tensor:
         return factor * energy(position)
@@ -347,14 +336,14 @@ def test_compiling_changes_no_draw_no_gradient_and_no_other_kernel(
     expected, moving = outcomes(kernel), copy(kernel)
     shared = zip(moving.state_dict().values(), kernel.state_dict().values(), strict=True)
     assert all(ours.is_set_to(theirs) for ours, theirs in shared)
-    moving.compile(steps=3, backend=backend)
+    moving.compile(steps=3, backend=compiler)
     for eager in (kernel, copy(moving), deepcopy(moving), pickle.loads(pickle.dumps(moving))):
         torch.testing.assert_close(outcomes(eager), expected, rtol=0, atol=0)
         assert eager.steps_per_call == 1
-    assert not graphs
+    assert not compiler.graphs
     with torch._dynamo.config.patch(error_on_recompile=True):
         torch.testing.assert_close(outcomes(moving), expected, rtol=1e-9, atol=1e-9)
-    assert bool(graphs) != isinstance(kernel, Flow)
+    assert bool(compiler.graphs) != isinstance(kernel, Flow)
 
 
 AT_THE_END = ["nan", "inf", "-inf", "outside", "nan gradient", "inf gradient", "rise"]
@@ -475,12 +464,11 @@ def test_options_of_the_compiler_do_not_meet_others(
 
 
 @torch.no_grad()
-def test_more_shapes_than_the_compilers_own_limit_are_compiled(energy: Energy) -> None:
-    if not torch._dynamo.is_dynamo_supported():
-        pytest.skip("torch.compile does not run here")
-    torch.compiler.reset()
+def test_more_shapes_than_the_compilers_own_limit_are_compiled(
+    energy: Energy, compiler: Any
+) -> None:
     kernel = HMC(2)
-    kernel.compile(backend="eager")
+    kernel.compile(backend=compiler)
     with torch._dynamo.config.patch(recompile_limit=1):
         for count in (4, 5):
             state = kernel.init(torch.zeros(count, 3), energy)

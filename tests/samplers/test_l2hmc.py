@@ -253,15 +253,17 @@ def test_lost_chains_go_on_with_finite_gradients(
 @pytest.mark.parametrize("kind", ["hmc", "l2hmc", "compiled l2hmc"])
 @pytest.mark.parametrize("networks", [torch.float32, torch.float64])
 def test_chains_keep_their_precision_whatever_the_networks(
-    random_l2hmc: BuildL2HMC, energy: Energy, kind: str, networks: torch.dtype
+    random_l2hmc: BuildL2HMC,
+    energy: Energy,
+    kind: str,
+    networks: torch.dtype,
+    request: pytest.FixtureRequest,
 ) -> None:
     chains = {torch.float32: torch.float64, torch.float64: torch.float32}[networks]
     kernel: Kernel = HMC(3) if kind == "hmc" else random_l2hmc(3, step_size=0.1)
     kernel.to(networks)
     if "compiled" in kind:
-        if not torch._dynamo.is_dynamo_supported():
-            pytest.skip("torch.compile does not run here")
-        kernel.compile(backend="eager")
+        kernel.compile(backend=request.getfixturevalue("compiler"))
     position = torch.randn(5, 3).to(chains)
     state = kernel.init(position, energy)
     noise = kernel.noise(state)

@@ -54,24 +54,17 @@ def test_another_kernel_in_the_same_coordinates(kind: type[Preconditioned | Flow
 
 
 @torch.no_grad()
-def test_all_leapfrogs_of_l2hmc_share_one_compilation(random_l2hmc: Build, energy: Energy) -> None:
-    if not torch._dynamo.is_dynamo_supported():
-        pytest.skip("torch.compile does not run here")
-    torch.compiler.reset()
-    graphs: list[torch.fx.GraphModule] = []
-
-    def backend(graph: torch.fx.GraphModule, inputs: list[Tensor], **options: Any) -> Any:
-        graphs.append(graph)
-        return graph
-
+def test_all_leapfrogs_of_l2hmc_share_one_compilation(
+    random_l2hmc: Build, energy: Energy, compiler: Any
+) -> None:
     for num_leapfrogs in (1, 3):
         kernel = Preconditioned(random_l2hmc(3, num_leapfrogs), LOCATION, DENSE)
         kernel = Preconditioned(kernel, LOCATION, DENSE)  # as a second warm-up does
-        kernel.compile(backend=backend)
+        kernel.compile(backend=compiler)
         state = kernel.init(torch.randn(6, 3), energy)
         for _ in range(2):
             state, _ = kernel.step(state, energy, kernel.noise(state))
-    assert len(graphs) == 1  # of a leapfrog, whatever their number
+    assert len(compiler.graphs) == 1  # of a leapfrog, whatever their number
 
 
 @pytest.mark.parametrize(

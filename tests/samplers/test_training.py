@@ -88,16 +88,26 @@ def assert_same(found: TrainingHistory, expected: TrainingHistory) -> None:
 
 
 # The file is written after iterations 4, 8 and 10: one stop before the first, others between.
-@pytest.mark.parametrize("objective", ["siblings", "jumps", "reciprocal"])
-@pytest.mark.parametrize("way", ["fails", "is stopped"])
-@pytest.mark.parametrize("stops", [[2], [5], [10], [3, 6, 9]])
+@pytest.mark.parametrize(
+    ("objective", "way", "stops"),
+    [
+        ("siblings", "fails", [2]),
+        ("jumps", "is stopped", [2]),
+        ("reciprocal", "is stopped", [5]),
+        ("siblings", "is stopped", [10]),
+        ("jumps", "fails", [10]),
+        ("siblings", "fails", [3, 6, 9]),
+        ("reciprocal", "fails", [3, 6, 9]),
+        ("jumps", "is stopped", [3, 6, 9]),
+    ],
+)
 def test_resumed_training_repeats_the_uninterrupted_one(
     random_l2hmc: Build,
     monkeypatch: pytest.MonkeyPatch,
     tmp_path: Path,
-    stops: list[int],
-    way: str,
     objective: Any,
+    way: str,
+    stops: list[int],
 ) -> None:
     monkeypatch.setattr("samplers.training._SAVE_INTERVAL", 4)
     settings = TrainingSettings(
