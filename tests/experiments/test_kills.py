@@ -23,6 +23,21 @@ TARGETS = [
 """Stages of learning, its chains, 10 steps of training, its chains, and more of both."""
 
 
+def run(command: str, arguments: list[str], point: str) -> Run:
+    """Return a run that a signal ends at a point, by default SIGKILL."""
+    signal = point.split()[0] if point.startswith("SIG") else "SIGKILL"
+    return command, arguments, point.removeprefix(f"{signal} "), signal
+
+
+def status(point: str) -> int:
+    """Return the exit status of such a run."""
+    return {"SIGINT": 130, "SIGTERM": 143}.get(point.split()[0], -9)
+
+
+def told(errors: str) -> list[str]:
+    return [line for line in errors.splitlines() if line.startswith("SIG")]
+
+
 def trained(folder: Path) -> list[dict[str, Any]]:
     files = sorted((folder / "checkpoints").iterdir())
     files = [file for file in files if file.name.startswith("training")]
@@ -39,38 +54,21 @@ def figures(folder: Path) -> list[dict[str, Any]]:
 
 def test_a_comparison_of_samplers(in_processes: InProcesses, tmp_path: Path) -> None:
     """Killed or stopped in stages of learning, while saving, in trainings, in chains."""
-    whole, killed, stopped = (tmp_path / name for name in ("whole", "killed", "stopped"))
-
-    def start(folder: Path, point: str, signal: str = "SIGKILL") -> Run:
-        return "targets.__main__", [*TARGETS, f"--output={folder}"], point, signal
-
-    def resume(folder: Path, point: str, signal: str = "SIGKILL") -> Run:
-        return "targets.__main__", ["--resume", str(folder)], point, signal
-
-    runs = [
-        start(whole, "never"),
-        start(killed, "noise 100"),
-        resume(killed, "writing 2"),
-        resume(killed, "renaming 2"),
-        resume(killed, "noise 400"),
-        resume(killed, "writing 3"),
-        resume(killed, "noise 57"),
-        resume(killed, "never"),
-        start(stopped, "noise 250", "SIGINT"),
-        resume(stopped, "noise 700", "SIGTERM"),
-        resume(stopped, "never"),
-    ]
-    statuses, errors = in_processes(runs)
-    assert statuses == [0, -9, -9, -9, -9, -9, -9, 0, 130, 143, 0]
-    hint = "go on with python -m experiments.targets --resume"
-    signals = [line for line in errors.splitlines() if line.startswith("SIG")]
-    assert signals == [f"SIGINT: {hint} {stopped}", f"SIGTERM: {hint} {stopped}"]
-    for folder in (killed, stopped):
-        assert figures(folder) == figures(whole)
-        for found, expected in zip(trained(folder), trained(whole), strict=True):
-            assert found["kernel"].keys() == expected["kernel"].keys()
-            assert all(map(torch.equal, found["kernel"].values(), expected["kernel"].values()))
-            assert torch.equal(found["position"], expected["position"])
+    whole, ended = tmp_path / "whole", tmp_path / "ended"
+    points = ["noise 100", "writing 2", "SIGINT noise 250", "renaming 2", "noise 400"]
+    points += ["writing 3", "SIGTERM noise 57", "noise 57"]
+    beginnings = [[*TARGETS, f"--output={folder}"] for folder in (whole, ended)]
+    given = [*beginnings, *[["--resume", str(ended)]] * len(points)]
+    runs = zip(given, ["never", *points, "never"], strict=True)
+    statuses, errors = in_processes([run("targets.__main__", *each) for each in runs])
+    assert statuses == [0, *map(status, points), 0]
+    hint = f"go on with python -m experiments.targets --resume {ended}"
+    assert told(errors) == [f"SIGINT: {hint}", f"SIGTERM: {hint}"]
+    assert figures(ended) == figures(whole)
+    for found, expected in zip(trained(ended), trained(whole), strict=True):
+        assert found["kernel"].keys() == expected["kernel"].keys()
+        assert all(map(torch.equal, found["kernel"].values(), expected["kernel"].values()))
+        assert torch.equal(found["position"], expected["position"])
 
 
 TRAINED = {
@@ -87,50 +85,37 @@ warm the model's kernel up."""
 FILES = {"posterior": ("result.png", "result.json"), "evaluate": ("result.json", "result.csv")}
 
 
-@pytest.mark.parametrize(
-    ("command", "killed", "stopped", "told"),
-    [
-        (
-            "posterior",
-            ["noise 30", "noise 100", "writing 1", "renaming 3", "noise 150"],
-            [("noise 5", "SIGINT"), ("noise 100", "SIGINT"), ("noise 150", "SIGTERM")],
-            ["SIGINT: nothing was saved", "SIGINT: {}", "SIGTERM: {}"],
-        ),
-        (
-            "evaluate",
-            ["noise 3", "writing 2", "noise 3", "renaming 4"],
-            [("noise 70", "SIGTERM")],
-            ["SIGTERM: {}"],
-        ),
+POINTS = {
+    "posterior": [
+        *("SIGINT noise 5", "noise 30", "SIGINT noise 100", "noise 100", "writing 1"),
+        *("renaming 3", "SIGTERM noise 50", "noise 50"),
     ],
-)
+    "evaluate": ["noise 3", "writing 2", "SIGTERM noise 3", "noise 3", "renaming 4"],
+}
+
+
+@pytest.mark.parametrize("command", TRAINED)
 def test_work_on_a_checkpoint(
-    command: str,
-    killed: list[str],
-    stopped: list[tuple[str, str]],
-    told: list[str],
-    in_processes: InProcesses,
-    checkpoint: Path,
-    root: Path,
-    tmp_path: Path,
+    command: str, in_processes: InProcesses, checkpoint: Path, root: Path, tmp_path: Path
 ) -> None:
     """Killed or stopped in warm-ups, chains or batches, while saving, and before results stand."""
-
-    def run(name: str, point: str, signal: str = "SIGKILL") -> Run:
-        output = f"--output={tmp_path}/{name}/{FILES[command][0]}"
-        shared = [f"--checkpoint={checkpoint}", f"--data.root={root}", output]
-        return command, [*shared, *TRAINED[command]], point, signal
-
-    runs = [run("whole", "never"), *(run("killed", point) for point in killed)]
-    runs += [run("killed", "never"), *(run("stopped", *rest) for rest in stopped)]
-    statuses, errors = in_processes([*runs, run("stopped", "never")])
-    of_signals = [{"SIGINT": 130, "SIGTERM": 143}[signal] for _, signal in stopped]
-    assert statuses == [0, *[-9] * len(killed), 0, *of_signals, 0]
+    whole, ended = tmp_path / "whole", tmp_path / "ended"
+    shared = [f"--checkpoint={checkpoint}", f"--data.root={root}", *TRAINED[command]]
+    points = POINTS[command]
+    statuses, errors = in_processes(
+        [
+            run(command, [*shared, f"--output={folder / FILES[command][0]}"], point)
+            for folder, each in ((whole, []), (ended, points))
+            for point in [*each, "never"]
+        ]
+    )
+    assert statuses == [0, *map(status, points), 0]
     hint = "what is finished is kept; the same command goes on after it"
-    signals = [line for line in errors.splitlines() if line.startswith("SIG")]
-    assert signals == [line.format(hint) for line in told]  # scores of seconds may warn beside it
+    hints = ["nothing was saved" if point == "SIGINT noise 5" else hint for point in points]
+    signals = [(point.split()[0], each) for point, each in zip(points, hints, strict=True)]
+    # Scores of seconds may warn beside it.
+    assert told(errors) == [": ".join(pair) for pair in signals if pair[0].startswith("SIG")]
     assert "Traceback" not in errors
-    for name in ("killed", "stopped"):
-        for file in FILES[command]:
-            assert (tmp_path / name / file).read_bytes() == (tmp_path / "whole" / file).read_bytes()
-        assert len(list((tmp_path / name).iterdir())) == 2
+    for file in FILES[command]:
+        assert (ended / file).read_bytes() == (whole / file).read_bytes()
+    assert len(list(ended.iterdir())) == 2
