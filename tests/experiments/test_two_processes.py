@@ -21,7 +21,7 @@ STEPS, IMAGES = 3, 7
 
 
 @pytest.fixture(scope="module")
-def run(small: Callable[..., list[str]], tmp_path_factory: pytest.TempPathFactory) -> Path:
+def in_two(small: Callable[..., list[str]], tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Train an L2HMC-DGLM in two processes; return the run folder."""
     folder = tmp_path_factory.mktemp("two") / "run"
     changes = {
@@ -40,25 +40,25 @@ def run(small: Callable[..., list[str]], tmp_path_factory: pytest.TempPathFactor
     return folder
 
 
-def kept(run: Path, name: str) -> list[dict[str, Any]]:
-    return [torch.load(run.parent / f"{name}-{rank}.pt") for rank in range(2)]
+def kept(in_two: Path, name: str) -> list[dict[str, Any]]:
+    return [torch.load(in_two.parent / f"{name}-{rank}.pt") for rank in range(2)]
 
 
 def test_updates_are_those_of_one_process_with_the_images_and_noise_of_both(
-    run: Path, monkeypatch: pytest.MonkeyPatch
+    in_two: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    saved = torch.load(run / "checkpoints" / "last.ckpt", weights_only=True)["state_dict"]
-    starts, ends = ([part["state"] for part in kept(run, name)] for name in ("start", "end"))
+    saved = torch.load(in_two / "checkpoints" / "last.ckpt", weights_only=True)["state_dict"]
+    starts, ends = ([part["state"] for part in kept(in_two, name)] for name in ("start", "end"))
     for one, other in (starts, ends, (saved, ends[0])):
         assert one.keys() == other.keys()
         assert all(torch.equal(value, other[key]) for key, value in one.items())
-    first, second = (torch.cat(part["batches"]) for part in kept(run, "end"))
+    first, second = (torch.cat(part["batches"]) for part in kept(in_two, "end"))
     assert len(first) == len(second) == STEPS * 20
     assert not (first[:, None] == second[None]).all(dim=-1).any()
 
-    module, _ = load_checkpoint(str(run / "checkpoints" / "last.ckpt"))
+    module, _ = load_checkpoint(str(in_two / "checkpoints" / "last.ckpt"))
     module.load_state_dict(starts[0])
-    batches = [part["batches"] for part in kept(run, "end")]
+    batches = [part["batches"] for part in kept(in_two, "end")]
     optimizer = module.configure_optimizers()
     module.trainer = Trainer(accelerator="cpu", logger=False, enable_checkpointing=False)
     monkeypatch.setattr(DGLM, "log", lambda *arguments, **options: None)
@@ -80,10 +80,10 @@ def test_updates_are_those_of_one_process_with_the_images_and_noise_of_both(
     assert distance**0.5 < 1e-4 * moved**0.5
 
 
-def test_each_image_is_scored_once_and_as_by_one_process(run: Path, root: Path) -> None:
-    summary = json.loads((run / "summary.json").read_text())
+def test_each_image_is_scored_once_and_as_by_one_process(in_two: Path, root: Path) -> None:
+    summary = json.loads((in_two / "summary.json").read_text())
     assert summary["num_images"] == IMAGES
-    module, _ = load_checkpoint(str(run / "checkpoints" / "last.ckpt"))
+    module, _ = load_checkpoint(str(in_two / "checkpoints" / "last.ckpt"))
     data = ImageDataModule("mnist", str(root), validation=40)
     data.setup()
     images: Tensor = data.heldout("test")[:IMAGES]
