@@ -96,17 +96,19 @@ def break_at(monkeypatch: pytest.MonkeyPatch) -> Callable[..., None]:
     return plant
 
 
-@pytest.mark.parametrize("kind", KINDS)
-@pytest.mark.parametrize("fault", FAULTS.values(), ids=FAULTS.keys())
+@pytest.mark.parametrize(
+    ("kind", "fault"),
+    [("vae", "loss NaN"), ("hmc", "gradient NaN"), *(("l2hmc", fault) for fault in FAULTS)],
+)
 def test_a_skipped_update_changes_neither_weights_nor_moments(
     build_dglm: BuildDGLM,
     recorded: Recorded,
     break_at: Callable[..., None],
-    fault: Break,
     kind: str,
+    fault: str,
 ) -> None:
     module = build_dglm(kind)
-    break_at(fault, 2, 3)
+    break_at(FAULTS[fault], 2, 3)
     recorder = recorded(module, 6)
     for index in (2, 3):
         assert recorder.changed(index) == {False}

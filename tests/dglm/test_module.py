@@ -15,9 +15,7 @@ import pytest
 import torch
 from lightning.pytorch import Callback, Trainer
 from torch import Tensor, nn
-from torch.distributions import (
-    Normal,
-)
+from torch.distributions import Normal
 from torch.utils.data import DataLoader, TensorDataset
 
 import dglm
@@ -213,8 +211,7 @@ def test_validation_logs_what_a_chain_does_and_changes_nothing(
 
 
 @pytest.mark.filterwarnings("ignore:You defined a .validation_step")
-@pytest.mark.parametrize("kernel", [lambda: None, HMC])
-@pytest.mark.parametrize("sound_batches", [0, 2])
+@pytest.mark.parametrize(("kernel", "sound_batches"), [(lambda: None, 2), (HMC, 0)])
 @pytest.mark.parametrize(
     ("likelihood", "pixels", "message"),
     [
@@ -329,20 +326,6 @@ def test_testing_estimates_the_log_likelihood_by_ais(
     error = log_likelihood.std() / len(log_likelihood) ** 0.5
     wanted = {"log_likelihood": log_likelihood.mean(), "standard_error": error}
     assert metrics == pytest.approx({f"test/{k}": float(v) for k, v in wanted.items()})
-
-
-def test_the_standard_error_of_a_test_is_over_its_images(
-    build_dglm: BuildDGLM, make_trainer: MakeTrainer, batches: MakeBatches
-) -> None:
-    module = build_dglm("vae")
-    log_likelihood, rest = torch.tensor([1.0, 2.0, 6.0]), (torch.zeros(3, 2), torch.ones(3))
-    missed = torch.zeros(3, dtype=torch.bool)
-    module.test_results = {0: AISResult(log_likelihood, torch.ones(3), *rest, missed, 7)}
-    (metrics,) = make_trainer(devices=1).test(module, batches(1), verbose=False)
-    # The variance of these three is 7.
-    assert metrics == pytest.approx(
-        {"test/log_likelihood": 3, "test/standard_error": (7 / 3) ** 0.5}
-    )
 
 
 @FEW_CHAINS
