@@ -202,39 +202,20 @@ def test_batches_that_one_update_accumulates_are_counted_and_divergences_summed_
     assert "diverged, more than 1%: try a smaller step size" in text
 
 
-needs_compiler = pytest.mark.skipif(
-    not torch._dynamo.is_dynamo_supported(), reason="torch.compile does not run here"
-)
-COMPILER_WARNINGS = [
-    # The compiler itself looks at the .grad of the context, and does what it warns of here.
-    "ignore:The .grad attribute of a Tensor:UserWarning",
-    "ignore:.*should not be instantiated:DeprecationWarning",
-    # Torch 2.11's own.
-    "ignore:.*torch.jit.script_method:DeprecationWarning",
-]
-
-
-@pytest.fixture
-def compilations(monkeypatch: pytest.MonkeyPatch) -> list[type[Kernel]]:
-    """Compile by a backend that takes no time; return the kernels that were compiled."""
-    torch.compiler.reset()
-    found: list[type[Kernel]] = []
-    original = Kernel.compile
+def test_a_compiled_training_is_the_eager_one_and_only_its_step_runs_compiled_code(
+    small: Arguments,
+    checkpoint: Path,
+    tmp_path: Path,
+    compiler: Any,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    seen, compilations, original = set(), list[type[Kernel]](), Kernel.compile
 
     def compile(kernel: Kernel) -> None:
-        found.append(type(kernel))
-        original(kernel, backend="aot_eager")
+        compilations.append(type(kernel))
+        original(kernel, backend=compiler)
 
     monkeypatch.setattr(Kernel, "compile", compile)
-    return found
-
-
-@needs_compiler
-@pytest.mark.filterwarnings(*COMPILER_WARNINGS)
-def test_a_compiled_training_is_the_eager_one_and_only_its_step_runs_compiled_code(
-    small: Arguments, checkpoint: Path, tmp_path: Path, compilations: list[type[Kernel]]
-) -> None:
-    seen = set()
 
     def note(dglm: DGLM, step: str) -> None:
         original, before = getattr(dglm, step), dglm.kernel

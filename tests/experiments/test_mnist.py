@@ -57,11 +57,19 @@ def test_help_names_the_shipped_configurations_and_ends_with_the_trainers_option
     assert first == sorted(first)
 
 
-def test_as_a_process_with_a_shipped_configuration(small: Arguments, tmp_path: Path) -> None:
+@pytest.mark.parametrize("compiled", ["false", pytest.param("true", marks=pytest.mark.slow)])
+def test_as_a_process_with_a_shipped_configuration_and_folders_that_hide_no_package(
+    small: Arguments, tmp_path: Path, compiled: str
+) -> None:
+    for name in ("data", "experiments", "samplers"):
+        (tmp_path / name).mkdir()
+    for name in ("data", "samplers"):
+        (tmp_path / name / "__init__.py").touch()
     command = [sys.executable, "-m", "experiments.mnist", "--config", "mnist_paper"]
     enough = {"num_chains": 16, "num_temperatures": 60, "start": "fitted"}  # to be silent
     scoring = {f"evaluation__{name}": value for name, value in enough.items()}
-    arguments = [*command, *small(tmp_path / "run", trainer__max_epochs=1, **scoring)]
+    changes = {"trainer__max_epochs": 1, "compile": compiled, **scoring}
+    arguments = [*command, *small(tmp_path / "run", **changes)]
     finished = subprocess.run(arguments, capture_output=True, text=True, cwd=tmp_path, check=False)
     assert finished.returncode == 0, finished.stderr
     assert finished.stderr == ""

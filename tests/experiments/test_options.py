@@ -1,7 +1,5 @@
 """Options of the Trainer are obeyed or refused in one line; a fault in the code is not hidden."""
 
-import subprocess
-import sys
 from collections.abc import Callable
 from pathlib import Path
 
@@ -73,16 +71,3 @@ def test_a_fault_in_the_code_keeps_its_traceback(
     monkeypatch.setattr(DGLM, "training_step", faulty)
     with pytest.raises(ValueError, match="a fault"):
         run_command(lambda: main(small(tmp_path / "run")))
-
-
-def test_a_command_refuses_as_a_process_and_folders_of_the_user_s_hide_no_package(
-    tmp_path: Path,
-) -> None:
-    for name in ("data", "experiments", "samplers"):
-        (tmp_path / name).mkdir()
-    for name in ("data", "samplers"):
-        (tmp_path / name / "__init__.py").touch()
-    command = [sys.executable, "-m", "experiments.samples", "--checkpoints", "no_such.ckpt"]
-    finished = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=False)
-    assert finished.returncode == 1
-    assert finished.stderr == "error: there is no checkpoint no_such.ckpt\n"

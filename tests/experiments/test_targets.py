@@ -19,9 +19,9 @@ from samplers import HMC, GaussianMixture, comparison, seeded_generator
 from samplers.posteriors import POSTERIORS
 
 SMALL = [
-    "--num_iterations=8",
+    "--num_iterations=2",
     "--num_chains=20",
-    "--num_steps=60",
+    "--num_steps=50",
     "--compile=false",
     "--quiet=true",
 ]
@@ -42,13 +42,14 @@ def make_small(patch: pytest.MonkeyPatch) -> None:
     tune_little(patch)
     patch.setattr(contenders, "LENGTHS", (1, 2))
     patch.setattr(contenders, "_WARM_UP_STEPS", 20)
-    patch.setattr(reference, "_MODE_CHAINS", 50)
+    patch.setattr(command, "weight_from_one_mode", lambda *given: 3.0)
     patch.setattr("samplers.learning._CHAINS", 20)
+    patch.setattr("samplers.learning._FLOW_DRAWS", 20)
     patch.setattr("samplers.learning._Learning._scaled", lambda self, count: max(20, count // 100))
 
 
 @pytest.fixture(scope="module")
-def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def compared(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("targets") / "run"
     with pytest.MonkeyPatch.context() as patch:
         make_small(patch)
@@ -57,43 +58,46 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-def test_a_run_leaves_a_row_for_each_sampler_and_its_picture(run: Path) -> None:
-    rows = json.loads((run / "results.json").read_text())
+def test_a_run_leaves_a_row_for_each_sampler_and_its_picture(compared: Path) -> None:
+    rows = json.loads((compared / "results.json").read_text())
     assert [row["sampler"] for row in rows] == list(get_args(command.SamplerName))[:-1]
     for row in rows:
         assert (row["target"], row["seed"]) == ("mog", 0)
         assert row["ess_per_gradient"] == row["ess"] / row["gradients_per_step"]
         assert row["seconds"] > 0
         assert row["training_gradients"] > 0
+        assert row["weight_from_one_mode"] == 3
     # Annealed: four times as many iterations, of persistent and of fresh chains.
-    assert rows[2]["training_gradients"] == 4 * 8 * 11 * 400
-    assert rows[3]["training_gradients"] == 4 * 11 * 200
-    assert (run / "autocorrelation.png").stat().st_size < 300_000
-    assert (run / "table.md").read_text().count("\n") == len(rows) + 2
+    assert rows[2]["training_gradients"] == 4 * 2 * 11 * 400
+    assert rows[3]["training_gradients"] == 11 * 200
+    assert (compared / "autocorrelation.png").stat().st_size < 300_000
+    assert (compared / "table.md").read_text().count("\n") == len(rows) + 2
 
 
-def test_a_finished_run_is_read_back(run: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    before = json.loads((run / "results.json").read_text())
+def test_a_finished_run_is_read_back(compared: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    before = json.loads((compared / "results.json").read_text())
     monkeypatch.setattr(command, "nuts_is_installed", lambda: False)
     monkeypatch.setattr(command, "sample", None)
     with pytest.warns(UserWarning, match="do not agree"):
-        command.main(["--resume", str(run)])
-    assert json.loads((run / "results.json").read_text()) == before
+        command.main(["--resume", str(compared)])
+    assert json.loads((compared / "results.json").read_text()) == before
 
 
 def test_the_table_and_the_csv_of_all_runs(
-    run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    compared: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    table.main(["--runs", str(run.parent), f"--csv={tmp_path / 'all.csv'}"])
-    assert capsys.readouterr().out == (run / "table.md").read_text()
+    table.main(["--runs", str(compared.parent), f"--csv={tmp_path / 'all.csv'}"])
+    assert capsys.readouterr().out == (compared / "table.md").read_text()
     rows = list(csv.DictReader((tmp_path / "all.csv").read_text().splitlines()))
     assert [row["sampler"] for row in rows] == [
-        row["sampler"] for row in read_json(run / "results.json")
+        row["sampler"] for row in read_json(compared / "results.json")
     ]
 
 
-def test_a_line_of_several_seeds_has_medians_the_worst_and_the_settings_of_each(run: Path) -> None:
-    (row, *_) = read_json(run / "results.json")
+def test_a_line_of_several_seeds_has_medians_the_worst_and_the_settings_of_each(
+    compared: Path,
+) -> None:
+    (row, *_) = read_json(compared / "results.json")
     rows = [
         {**row, "seed": seed, "settings": f"ε {step}", "min_coordinate_ess_per_gradient": ess}
         for seed, step, ess in ((1, 3, 0.25), (0, 2, 0.5), (2, 2, 1.0))
@@ -105,9 +109,9 @@ def test_a_line_of_several_seeds_has_medians_the_worst_and_the_settings_of_each(
     assert "| ε 2; ε 3 | nan |" in table.markdown(rows)
 
 
-def test_two_runs_of_one_seed_are_not_taken_for_two_seeds(run: Path, tmp_path: Path) -> None:
+def test_two_runs_of_one_seed_are_not_taken_for_two_seeds(compared: Path, tmp_path: Path) -> None:
     for name in ("one", "other"):
-        shutil.copytree(run, tmp_path / name)
+        shutil.copytree(compared, tmp_path / name)
     with pytest.raises(SystemExit, match=r"has 2 runs of mog with seed 0 \(learned\): leave one"):
         run_command(lambda: table.main(["--runs", str(tmp_path)]))
 
@@ -181,12 +185,12 @@ def test_the_posteriors_that_are_compared_have_moments() -> None:
         assert known[name]["ess_bulk"] > 5_000
 
 
-def test_a_run_that_is_resumed_with_other_options_is_refused(run: Path) -> None:
-    before = {path: path.read_bytes() for path in run.glob("*.*")}
+def test_a_run_that_is_resumed_with_other_options_is_refused(compared: Path) -> None:
+    before = {path: path.read_bytes() for path in compared.glob("*.*")}
     for other in ("--num_steps=140", "--target=scg", "--compile=true"):
         with pytest.raises(SystemExit, match=r"was begun with .*: leave that out, or start anew"):
-            run_command(lambda other=other: command.main([f"--resume={run}", other]))  # type: ignore[misc]
-    assert {path: path.read_bytes() for path in run.glob("*.*")} == before
+            run_command(lambda other=other: command.main([f"--resume={compared}", other]))  # type: ignore[misc]
+    assert {path: path.read_bytes() for path in compared.glob("*.*")} == before
 
 
 def test_all_targets_of_the_paper_in_turn(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -207,9 +211,9 @@ def test_all_targets_of_the_paper_in_turn(monkeypatch: pytest.MonkeyPatch) -> No
     assert stopped.value.hint == "go on with it; then --target rough_well"
 
 
-def test_a_damaged_checkpoint_is_one_line(run: Path, tmp_path: Path) -> None:
+def test_a_damaged_checkpoint_is_one_line(compared: Path, tmp_path: Path) -> None:
     copy = tmp_path / "copy"
-    shutil.copytree(run, copy)
+    shutil.copytree(compared, copy)
     damaged = copy / "checkpoints" / "row-hmc-tuned.pt"
     damaged.write_bytes(damaged.read_bytes()[:500])
     with pytest.raises(
@@ -217,4 +221,4 @@ def test_a_damaged_checkpoint_is_one_line(run: Path, tmp_path: Path) -> None:
     ) as ended:
         run_command(lambda: command.main(["--resume", str(copy)]))
     assert "\n" not in str(ended.value.code)
-    assert (copy / "results.json").read_bytes() == (run / "results.json").read_bytes()
+    assert (copy / "results.json").read_bytes() == (compared / "results.json").read_bytes()
