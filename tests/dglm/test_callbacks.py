@@ -239,10 +239,8 @@ def test_counts_survive_a_checkpoint(
 
 
 def test_the_host_waits_for_no_update() -> None:
-    trainer, module = (
-        Trainer(logger=False, accelerator="cpu"),
-        DGLM(GenerativeModel(nn.Linear(2, 6), 2), Encoder(6, 2, (4,))),
-    )
+    trainer = Trainer(logger=False, accelerator="cpu")
+    module = DGLM(GenerativeModel(nn.Linear(2, 6), 2), Encoder(6, 2, (4,)))
     module.to("meta")  # where a number cannot be asked for
     optimizer = module.configure_optimizers()
     for parameter in module.parameters():

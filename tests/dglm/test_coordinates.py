@@ -112,10 +112,8 @@ def test_the_sibling_loss_is_one_less_the_autocorrelation_of_w_and_of_its_square
     draw: Callable[[Tensor], Tensor], acceptance: float, moved: tuple[float, float]
 ) -> None:
     torch.manual_seed(0)
-    count, gaussian = (
-        20_000,
-        DenseGaussian(torch.tensor([[2.0, -1.0]]), torch.tensor([[[0.5, 0], [1, 2]]])),
-    )
+    count, factor = 20_000, torch.tensor([[[0.5, 0], [1, 2]]])
+    gaussian = DenseGaussian(torch.tensor([[2.0, -1.0]]), factor)
     one = torch.randn(count, 2)
     w = torch.cat([one, one])
     each = torch.full((2 * count,), acceptance)

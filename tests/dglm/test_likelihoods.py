@@ -97,10 +97,8 @@ def test_bernoulli_is_finite_and_exact_at_extreme_logits(dtype: torch.dtype) -> 
 
 def test_a_diagonal_gaussian_is_that_of_torch_distributions() -> None:
     mean, log_std, z = torch.randn(3, 5, 3).unbind()
-    gaussian, expected = (
-        DiagonalGaussian(mean, log_std),
-        Independent(Normal(mean, log_std.exp()), 1),
-    )
+    gaussian = DiagonalGaussian(mean, log_std)
+    expected = Independent(Normal(mean, log_std.exp()), 1)
     torch.testing.assert_close(gaussian.log_prob(z), expected.log_prob(z))
     torch.testing.assert_close(gaussian.entropy(), expected.entropy())
     torch.testing.assert_close(gaussian.variance(), expected.variance)

@@ -111,11 +111,8 @@ def fast_products() -> Iterator[None]:
 def test_chains_do_not_know_faster_products(
     build_dglm: BuildDGLM, images: Tensor, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    module, allowed, value_and_gradient = (
-        build_dglm("hmc"),
-        [],
-        NegativeLogLikelihood.value_and_gradient,
-    )
+    module, allowed = build_dglm("hmc"), []
+    value_and_gradient = NegativeLogLikelihood.value_and_gradient
     x, generator = images.float(), seeded_generator("cpu", 0)
 
     def recording(misfit: NegativeLogLikelihood, position: Tensor) -> State:

@@ -19,12 +19,7 @@ from samplers import (
     strongly_correlated_gaussian,
     summarise,
 )
-from samplers.adaptation import (
-    DualAveraging,
-    Moments,
-    mass_factor,
-    track_acceptance,
-)
+from samplers.adaptation import DualAveraging, Moments, mass_factor, track_acceptance
 
 
 def gaussian(position: Tensor) -> Tensor:

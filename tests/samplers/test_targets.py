@@ -81,6 +81,11 @@ def test_energy_follows_the_type_of_the_positions(target: Target, dtype: torch.d
     assert ((state.gradient - exact.gradient).abs() < 3e-3 * spread).all()
 
 
+def test_gradient_is_that_of_finite_differences(target: Target) -> None:
+    points = target.sample(3, seeded_generator("cpu", 1)).requires_grad_()
+    assert torch.autograd.gradcheck(target, points, eps=1e-7, atol=1e-4)
+
+
 def test_compiles_into_one_graph(target: Target) -> None:
     torch.compiler.reset()
     points = target.sample(4, seeded_generator("cpu", 1))
