@@ -26,7 +26,8 @@ from samplers.random import standard_normal
 if TYPE_CHECKING:
     from dglm.module import DGLM
 
-_CHAINS, _FROM_Q, _TEMPERATURES, _STEPS = 32, 8, 50, 32
+_CHAINS, _FROM_Q, _TEMPERATURES, _STEPS, _LEAPFROGS = 32, 8, 50, 32, 10
+# Five leapfrogs do not cross the posteriors of 50 latent variables: chains would pass for modes.
 _REFINING_CHAINS, _REFINING_STEPS = 16, 8
 _ACCEPTANCE = 0.8
 _INFLATION, _FLOOR = 1.2, 1e-6
@@ -52,7 +53,7 @@ class FittedStart(NamedTuple):
 class RefinedStart(NamedTuple):
     """Start at the Gaussian that a network gives to each image, corrected by short chains from it.
 
-    Sixteen of HMC in its coordinates: 1,296 gradients of five leapfrogs; a fit takes 17,256.
+    Sixteen of HMC in its coordinates: 1,296 gradients of five leapfrogs; a fit takes 27,496.
     """
 
     network: nn.Module | None
@@ -138,7 +139,7 @@ def starting_points(
         model: p(x, z).
         images: Observations, (N, D).
         start: Which kind.
-        num_leapfrogs: Of each step of the chains that mixtures are fitted to.
+        num_leapfrogs: Of each step that anneals chains from the prior, or corrects coordinates.
         seed: Of the noise of those chains.
         progress: Called with the number of gradients taken since the last call.
 
@@ -209,7 +210,7 @@ def fit_gradients(num_images: int, start: Start, num_leapfrogs: int) -> int:
     alone = start == "fitted" or (isinstance(start, FittedStart) and start.encoder is None)
     annealing = _CHAINS if alone else _CHAINS - _FROM_Q
     annealing *= pilot_gradients(_TEMPERATURES, num_leapfrogs)
-    each = annealing + _CHAINS * (1 + 2 * _STEPS * num_leapfrogs)
+    each = annealing + _CHAINS * (1 + 2 * _STEPS * _LEAPFROGS)
     return refining + each * (num_images if fitted else _looked_at(num_images))
 
 
@@ -312,7 +313,7 @@ class _FittingChains:
         progress: Callable[[int], None],
     ) -> None:
         self.energy, self.generator = model.energy(rows), generator
-        self.progress, self.num_leapfrogs = progress, num_leapfrogs
+        self.progress = progress
         self.shape = len(rows) // _CHAINS, _CHAINS, model.latent_dim
         self.from_q = 0 if network is None else _FROM_Q
         images, count = rows[::_CHAINS], _CHAINS - self.from_q
@@ -332,7 +333,7 @@ class _FittingChains:
             position = torch.cat([draws.view(len(images), self.from_q, -1), position], dim=1)
         self.state = value_and_gradient(self.energy, position.flatten(0, 1))
         progress(len(rows))
-        self.tuning = StepSizes(num_leapfrogs, tuned.step_sizes[-1].log(), _CHAINS, _ACCEPTANCE)
+        self.tuning = StepSizes(_LEAPFROGS, tuned.step_sizes[-1].log(), _CHAINS, _ACCEPTANCE)
         self.ancestors = torch.arange(_CHAINS, device=rows.device).expand(len(images), -1)
 
     def settle(self) -> None:
@@ -382,7 +383,7 @@ class _FittingChains:
 
     def _step(self, tune: bool) -> None:
         self.state = self.tuning.step(self.state, self.energy, self.generator, tune)
-        self.progress(len(self.state.energy) * self.num_leapfrogs)
+        self.progress(len(self.state.energy) * _LEAPFROGS)
 
 
 def _factor(draws: Tensor, centres: Tensor) -> Tensor:

@@ -91,6 +91,19 @@ def test_fits_have_the_moments_of_the_posteriors(
     assert (missed < 5 * covariance.std(dim=0) / copies**0.5).all()
 
 
+def test_long_narrow_posteriors_are_one_mode(
+    linear_gaussian: Model, encoder_beside: EncoderBeside
+) -> None:
+    model = linear_gaussian(50, 60, 0.1)
+    with torch.no_grad():  # standard deviations from 1 to 0.04, for which steps are short
+        left, _, right = torch.linalg.svd(model.decoder.weight, full_matrices=False)
+        model.decoder.weight.copy_(left * torch.logspace(-3, 0.4, 50) @ right)
+    images = model.sample(8, seeded_generator("cpu", 0))[0]
+    found = starting_points(model, images, FittedStart(encoder_beside(model, 0.0, 1.0)), 5, 0)
+    assert not found.missed_modes.any()
+    assert found.centres.abs().max() < 1e-9
+
+
 def test_covariances_are_shrunk_as_scikit_learn_shrinks_them() -> None:
     draws = torch.randn(3, 40, 6, dtype=torch.float64) @ torch.rand(6, 6, dtype=torch.float64)
     for own, found in zip(draws, shrunk_covariance(draws), strict=True):
