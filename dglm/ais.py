@@ -161,7 +161,7 @@ def quiet_estimate(
     """Estimate as :func:`estimate_log_likelihood` does, without its warnings."""
     images = model.observations(images)
     annealing = _Annealing(model, images, settings, start, progress)
-    cost = gradient_evaluations(len(images), settings, start)
+    cost = gradient_evaluations(model, len(images), settings, start)
     return annealing.result(annealing.run(), cost)
 
 
@@ -245,11 +245,13 @@ def transition(num_leapfrogs: int, device: torch.device, compile: bool) -> HMC:
     return kernel
 
 
-def gradient_evaluations(num_images: int, settings: AISSettings, start: Start) -> int:
+def gradient_evaluations(
+    model: GenerativeModel, num_images: int, settings: AISSettings, start: Start
+) -> int:
     """Return the gradients of log p(x|z) that an estimate takes, all of them."""
     leapfrogs = settings.num_leapfrogs
     pilot = _PILOT_CHAINS * pilot_gradients(settings.num_temperatures, leapfrogs)
-    fits = fit_gradients(num_images, start, leapfrogs)
+    fits = fit_gradients(num_images, model.latent_dim, start, leapfrogs)
     return num_images * (pilot + chain_gradients(settings)) + fits
 
 
@@ -393,7 +395,7 @@ def bidirectional_bounds(
     generator = seeded_generator(device, settings.seed, "ais.simulation")
     images, z = model.sample(num_images, generator)
     annealing = _Annealing(model, images, settings, start, progress)
-    cost = gradient_evaluations(num_images, settings, start)
+    cost = gradient_evaluations(model, num_images, settings, start)
     lower = annealing.result(annealing.run(), cost)
     upper = annealing.result(annealing.run(exact=z), num_images * chain_gradients(settings))
     return BidirectionalBounds(lower.log_likelihood, -upper.log_likelihood, lower, upper)

@@ -26,8 +26,7 @@ from samplers.random import standard_normal
 if TYPE_CHECKING:
     from dglm.module import DGLM
 
-_CHAINS, _FROM_Q, _TEMPERATURES, _STEPS, _LEAPFROGS = 32, 8, 50, 32, 10
-# Five leapfrogs do not cross the posteriors of 50 latent variables: chains would pass for modes.
+_CHAINS, _FROM_Q, _TEMPERATURES, _STEPS = 32, 8, 50, 32
 _REFINING_CHAINS, _REFINING_STEPS = 16, 8
 _ACCEPTANCE = 0.8
 _INFLATION, _FLOOR = 1.2, 1e-6
@@ -53,7 +52,7 @@ class FittedStart(NamedTuple):
 class RefinedStart(NamedTuple):
     """Start at the Gaussian that a network gives to each image, corrected by short chains from it.
 
-    Sixteen of HMC in its coordinates: 1,296 gradients of five leapfrogs; a fit takes 27,496.
+    Sixteen of HMC in its coordinates: 1,296 gradients of five leapfrogs; a fit takes 17,256.
     """
 
     network: nn.Module | None
@@ -139,7 +138,7 @@ def starting_points(
         model: p(x, z).
         images: Observations, (N, D).
         start: Which kind.
-        num_leapfrogs: Of each step that anneals chains from the prior, or corrects coordinates.
+        num_leapfrogs: Of each step of the chains that Gaussians are fitted to; at least.
         seed: Of the noise of those chains.
         progress: Called with the number of gradients taken since the last call.
 
@@ -163,7 +162,7 @@ def starting_points(
             "start must be 'prior', 'fitted', FittedStart, RefinedStart or an encoder module, got "
             f"{start!r}"
         )
-    some = torch.linspace(0, len(images) - 1, _looked_at(len(images))).round().long()
+    some = torch.linspace(0, len(images) - 1, min(len(images), _LOOKED_AT)).round().long()
     found = _fitted(model, images[some], start, num_leapfrogs, seed, progress)
     starts.missed_modes[some] = found.missed_modes
     return starts
@@ -199,7 +198,7 @@ def given_gaussians(network: nn.Module | None, images: Tensor, latent_dim: int) 
     return given
 
 
-def fit_gradients(num_images: int, start: Start, num_leapfrogs: int) -> int:
+def fit_gradients(num_images: int, latent_dim: int, start: Start, num_leapfrogs: int) -> int:
     """Return the gradients that finding q₀ of so many images takes, and looking for modes."""
     if start == "prior":
         return 0
@@ -210,12 +209,14 @@ def fit_gradients(num_images: int, start: Start, num_leapfrogs: int) -> int:
     alone = start == "fitted" or (isinstance(start, FittedStart) and start.encoder is None)
     annealing = _CHAINS if alone else _CHAINS - _FROM_Q
     annealing *= pilot_gradients(_TEMPERATURES, num_leapfrogs)
-    each = annealing + _CHAINS * (1 + 2 * _STEPS * _LEAPFROGS)
-    return refining + each * (num_images if fitted else _looked_at(num_images))
+    leapfrogs = _crossing_leapfrogs(latent_dim, num_leapfrogs)
+    each = annealing + _CHAINS * (1 + 2 * _STEPS * leapfrogs)
+    return refining + each * (num_images if fitted else min(num_images, _LOOKED_AT))
 
 
-def _looked_at(num_images: int) -> int:
-    return min(num_images, _LOOKED_AT)
+def _crossing_leapfrogs(latent_dim: int, num_leapfrogs: int) -> int:
+    """Return how many carry a chain across a posterior; else its chains would pass for modes."""
+    return max(num_leapfrogs, latent_dim // 5)
 
 
 def _standard_normals(rows: Tensor, dim: int) -> DiagonalGaussian:
@@ -270,10 +271,7 @@ def _fitted(
     seed: int,
     progress: Callable[[int], None],
 ) -> Starts:
-    """Fit to the draws of HMC on each image's posterior.
-
-    Eagerly: compiling these shapes would take longer than most fits.
-    """
+    """Fit to the draws of HMC on each image's posterior, eagerly: compiling would take longer."""
     pieces = []
     for first, rows in chunks_for_memory(model, images, _CHAINS):
         generator = seeded_generator(images.device, seed, "ais.fit", first)
@@ -314,6 +312,7 @@ class _FittingChains:
     ) -> None:
         self.energy, self.generator = model.energy(rows), generator
         self.progress = progress
+        self.num_leapfrogs = _crossing_leapfrogs(model.latent_dim, num_leapfrogs)
         self.shape = len(rows) // _CHAINS, _CHAINS, model.latent_dim
         self.from_q = 0 if network is None else _FROM_Q
         images, count = rows[::_CHAINS], _CHAINS - self.from_q
@@ -333,7 +332,8 @@ class _FittingChains:
             position = torch.cat([draws.view(len(images), self.from_q, -1), position], dim=1)
         self.state = value_and_gradient(self.energy, position.flatten(0, 1))
         progress(len(rows))
-        self.tuning = StepSizes(_LEAPFROGS, tuned.step_sizes[-1].log(), _CHAINS, _ACCEPTANCE)
+        sizes = tuned.step_sizes[-1].log()
+        self.tuning = StepSizes(self.num_leapfrogs, sizes, _CHAINS, _ACCEPTANCE)
         self.ancestors = torch.arange(_CHAINS, device=rows.device).expand(len(images), -1)
 
     def settle(self) -> None:
@@ -383,7 +383,7 @@ class _FittingChains:
 
     def _step(self, tune: bool) -> None:
         self.state = self.tuning.step(self.state, self.energy, self.generator, tune)
-        self.progress(len(self.state.energy) * _LEAPFROGS)
+        self.progress(len(self.state.energy) * self.num_leapfrogs)
 
 
 def _factor(draws: Tensor, centres: Tensor) -> Tensor:

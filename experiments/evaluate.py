@@ -204,7 +204,7 @@ def importance_summary(dglm: DGLM, images: Tensor, options: Evaluate) -> dict[st
 def bidirectional_summary(dglm: DGLM, options: Evaluate) -> dict[str, Any]:
     """Bound log p(x) of simulated images from both sides."""
     start = named_start(options.start, dglm)
-    total = gradient_evaluations(options.bdmc_images, options, start)
+    total = gradient_evaluations(dglm.model, options.bdmc_images, options, start)
     total += options.bdmc_images * chain_gradients(options)
     with counted("bidirectional, gradients", total, options.quiet) as progress:
         bounds = bidirectional_bounds(

@@ -87,7 +87,7 @@ def scoring_seconds(options: LikelihoodCurve, dglm: DGLM, images: Tensor) -> flo
     began = time.perf_counter()
     start = named_start(options.start, dglm)
     quiet_estimate(dglm.model, images, settings, start, lambda gradients: None)
-    gradients = gradient_evaluations(len(images), settings, start)
+    gradients = gradient_evaluations(dglm.model, len(images), settings, start)
     return (time.perf_counter() - began) / gradients
 
 

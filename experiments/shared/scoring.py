@@ -164,7 +164,7 @@ def score(
 def scoring_gradients(batches: Sequence[Sized], options: ScoringOptions, dglm: DGLM) -> list[int]:
     """Return the gradients that the score of each batch takes, its pilot's included."""
     start = named_start(options.start, dglm)
-    return [gradient_evaluations(len(batch), options, start) for batch in batches]
+    return [gradient_evaluations(dglm.model, len(batch), options, start) for batch in batches]
 
 
 class KeepResults(Callback):

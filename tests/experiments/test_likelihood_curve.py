@@ -7,7 +7,7 @@ import pytest
 import torch
 import yaml
 
-from dglm import DGLM, AISSettings
+from dglm import DGLM, AISSettings, GenerativeModel
 from dglm.ais import gradient_evaluations
 from experiments.likelihood_curve import cost
 from experiments.likelihood_curve.__main__ import main
@@ -134,7 +134,9 @@ def test_a_dry_run_prints_the_cost_and_leaves_nothing(
     # 18 updates of 20 images, two steps of two leapfrogs each and half a gradient of siblings.
     assert f"{18 * 20 * 5.5:.2g}" in next(line for line in printed.split("\n") if "l2hmc-2" in line)
     # Three chains of two transitions for six images, in one batch with one pilot.
-    gradients = gradient_evaluations(6, AISSettings(3, 3, 5), "prior")
+    gradients = gradient_evaluations(
+        GenerativeModel(torch.nn.Linear(2, 4), 2), 6, AISSettings(3, 3, 5), "prior"
+    )
     assert f"{6 * gradients:.2g}" in next(
         line for line in printed.split("\n") if "6 scores" in line
     )
