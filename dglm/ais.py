@@ -249,9 +249,8 @@ def gradient_evaluations(
     model: GenerativeModel, num_images: int, settings: AISSettings, start: Start
 ) -> int:
     """Return the gradients of log p(x|z) that an estimate takes, all of them."""
-    leapfrogs = settings.num_leapfrogs
-    pilot = _PILOT_CHAINS * pilot_gradients(settings.num_temperatures, leapfrogs)
-    fits = fit_gradients(num_images, model.latent_dim, start, leapfrogs)
+    pilot = _PILOT_CHAINS * pilot_gradients(settings.num_temperatures, settings.num_leapfrogs)
+    fits = fit_gradients(num_images, model.latent_dim, start, settings.num_leapfrogs)
     return num_images * (pilot + chain_gradients(settings)) + fits
 
 

@@ -215,7 +215,7 @@ def fit_gradients(num_images: int, latent_dim: int, start: Start, num_leapfrogs:
 
 
 def _crossing_leapfrogs(latent_dim: int, num_leapfrogs: int) -> int:
-    """Return how many carry a chain across a posterior; else its chains would pass for modes."""
+    """Return how many carry a chain across a posterior; chains that stay would pass for modes."""
     return max(num_leapfrogs, latent_dim // 5)
 
 
@@ -239,9 +239,8 @@ def _refined(
         own = slice(first, first + len(rows) // _REFINING_CHAINS)
         gaussian = DenseGaussian(*(part[own] for part in given))
         path = Starts.around(gaussian).path(model, rows)
-        position = path.start.sample(generator)
         path.beta = 1.0
-        state = path.value_and_gradient(position)
+        state = path.value_and_gradient(path.start.sample(generator))
         progress(len(rows))
         each = len(gaussian.mean), _REFINING_CHAINS, model.latent_dim
         tuning = StepSizes(num_leapfrogs, likely_step_sizes(state, each), each[1], _ACCEPTANCE)
@@ -332,8 +331,8 @@ class _FittingChains:
             position = torch.cat([draws.view(len(images), self.from_q, -1), position], dim=1)
         self.state = value_and_gradient(self.energy, position.flatten(0, 1))
         progress(len(rows))
-        sizes = tuned.step_sizes[-1].log()
-        self.tuning = StepSizes(self.num_leapfrogs, sizes, _CHAINS, _ACCEPTANCE)
+        log_step_size = tuned.step_sizes[-1].log()
+        self.tuning = StepSizes(self.num_leapfrogs, log_step_size, _CHAINS, _ACCEPTANCE)
         self.ancestors = torch.arange(_CHAINS, device=rows.device).expand(len(images), -1)
 
     def settle(self) -> None:

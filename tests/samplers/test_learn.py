@@ -14,31 +14,33 @@ from samplers import (
     GaussianMixture,
     GaussianTarget,
     Learned,
-    flows,
     learn,
     sample,
     seeded_generator,
 )
 from samplers.flows import fit_flow
 
-FACTOR = torch.tensor([[0.8, 0.0], [0.5, 1.2]], dtype=torch.float64)
-CENTRE = torch.tensor([0.3, -0.2], dtype=torch.float64)
+ASKEW = (
+    torch.tensor([0.3, -0.2], dtype=torch.float64),
+    torch.tensor([[0.8, 0.0], [0.5, 1.2]], dtype=torch.float64),
+)
 
 
 def test_a_flow_whose_inverse_is_inexact_rejects(
     energy: Energy, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    kernel, position = Flow(HMC(), CENTRE, FACTOR).double(), torch.randn(30, 2)
+    kernel, position = Flow(HMC(), *ASKEW).double(), torch.randn(30, 2)
     assert kernel.inverse_error(position).max() < 1e-10
     state = kernel.init(position, energy)
-    monkeypatch.setattr(flows, "INVERSE_TOLERANCE", 0.0)
+    monkeypatch.setattr("samplers.flows.INVERSE_TOLERANCE", 0.0)
     after, info = kernel.step(state, energy, kernel.noise(state))
     assert info.diverging.all()
     assert torch.equal(after.position, position)
 
 
 def test_a_flow_gains_on_a_banana_and_not_on_a_gaussian() -> None:
-    gaussian = GaussianTarget(CENTRE, FACTOR @ FACTOR.T)
+    centre, factor = ASKEW
+    gaussian = GaussianTarget(centre, factor @ factor.T)
     gains = []
     for target in (TARGETS["banana"](), gaussian):
         draws = target.sample(2000, seeded_generator("cpu", 0))
