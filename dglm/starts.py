@@ -138,7 +138,7 @@ def starting_points(
         model: p(x, z).
         images: Observations, (N, D).
         start: Which kind.
-        num_leapfrogs: Of each step of the chains that Gaussians are fitted to; at least.
+        num_leapfrogs: At least as many in each step of the chains that Gaussians are fitted to.
         seed: Of the noise of those chains.
         progress: Called with the number of gradients taken since the last call.
 

@@ -15,7 +15,7 @@ from torch.distributions import (
 
 from dglm import Encoder, FittedStart, GenerativeModel, RefinedStart
 from dglm.gaussian import DenseGaussian, UnitMixture, shrunk_covariance
-from dglm.starts import Starts, starting_points
+from dglm.starts import Starts, fit_gradients, starting_points
 from samplers import HMC, Noise, seeded_generator, value_and_gradient
 
 Model = Callable[..., GenerativeModel]
@@ -99,7 +99,9 @@ def test_long_narrow_posteriors_are_one_mode(
         left, _, right = torch.linalg.svd(model.decoder.weight, full_matrices=False)
         model.decoder.weight.copy_(left * torch.logspace(-3, 0.4, 50) @ right)
     images = model.sample(8, seeded_generator("cpu", 0))[0]
-    found = starting_points(model, images, FittedStart(encoder_beside(model, 0.0, 1.0)), 5, 0)
+    start, gradients = FittedStart(encoder_beside(model, 0.0, 1.0)), list[int]()
+    found = starting_points(model, images, start, 5, 0, gradients.append)
+    assert sum(gradients) == fit_gradients(8, 50, start, 5)
     assert not found.missed_modes.any()
     assert found.centres.abs().max() < 1e-9
 

@@ -149,10 +149,11 @@ def outside_one(z: Tensor) -> Tensor:
 
 @pytest.mark.parametrize("compiled", [False, True])
 def test_a_trial_at_which_the_energy_raises_is_a_counted_divergence(
-    compiled: bool, compiler: Any
+    compiled: bool, request: pytest.FixtureRequest
 ) -> None:
     kernel = HMC(3, 0.5)
     if compiled:
+        compiler = request.getfixturevalue("compiler")
         # "eager" would keep the hooks of torch.func disabled where the energy has raised.
         compiler.backend = "aot_eager"
         kernel.compile(backend=compiler)
