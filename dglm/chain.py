@@ -26,6 +26,8 @@ TRAINED_EVERY = 2
 class Chain(NamedTuple):
     """A short chain from q(z|x) toward p(z|x) and what it cost the sampler."""
 
+    start: State
+    """At z₀; detached."""
     state: State
     """After the last step."""
     log_joint: Tensor
@@ -43,6 +45,14 @@ class Chain(NamedTuple):
     """Mean over the steps, (B,)."""
     diverging: Tensor
     """Share of diverged steps, (B,)."""
+
+    def log_joint_at_start(self, z: Tensor) -> Tensor:
+        """Return log p(x, z₀), (B,) nats, differentiable in z₀ = z (B, latent_dim).
+
+        With the gradient that the chain took there, so that it costs no pass of the decoder.
+        """
+        moved = torch.linalg.vecdot(self.start.gradient, z - z.detach())
+        return self.log_joint[0] - moved
 
     @property
     def metrics(self) -> dict[str, Tensor]:
@@ -85,7 +95,7 @@ def run_chain(
     trained = [each for each in without_coordinates(kernel).parameters() if each.requires_grad]
     learned = torch.is_grad_enabled() and len(trained) > 0
     with torch.set_grad_enabled(learned and coordinates is None):
-        state = fresh_leaf(kernel.init(start.detach(), energy))
+        state = first = fresh_leaf(kernel.init(start.detach(), energy))
         energies, infos, jumps = [state.energy], [], []
         for _ in range(num_mh_steps):
             origin = state.position
@@ -107,6 +117,7 @@ def run_chain(
     if coordinates is not None:
         coordinate_loss = score_loss(coordinates, state)
     return Chain(
+        State(*(part.detach() for part in first[:3])),
         state,
         -torch.stack(energies).detach(),
         loss,

@@ -266,9 +266,9 @@ class DGLM(LightningModule):
             elbo = self.model.log_joint(x, z) + q.entropy()
             self._log("train", log_elbo=elbo)
             return -elbo.mean()
-        elbo = q.entropy() - self.model.energy(x)(z)
         trained = self.coordinates is None or index % TRAINED_EVERY == TRAINED_EVERY - 1
         chain = self.chain(x, q, z, generator, train_sampler=trained)
+        elbo = q.entropy() + chain.log_joint_at_start(z)
         self.safeguard.note_divergence(chain.diverging)
         log_joint = self.model.log_joint(x, chain.state.position.detach())
         self._log("train", log_elbo=elbo, step_size=self.kernel.step_size, **chain.metrics)
