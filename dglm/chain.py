@@ -19,7 +19,7 @@ from samplers.objective import squared_jump
 TRAINED_SHARE = 1 / 4
 """Of a batch, its first images: where a kernel in coordinates is trained. Second derivatives cost
 several times what a step costs."""
-TRAINED_EVERY = 2
+TRAINED_EVERY = 8
 """Updates, of which the last trains such a kernel: fewer, larger products cost less."""
 
 

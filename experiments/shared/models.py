@@ -34,7 +34,7 @@ def build_dglm(
     likelihood: LikelihoodName = "bernoulli",
     noise_scale: float = _NOISE_SCALE,
     num_mh_steps: int = 2,
-    num_leapfrogs: int = 2,
+    num_leapfrogs: int = 3,
     step_size: float = 0.5,
     coordinates: bool = True,
     sampler_hidden: int = 100,

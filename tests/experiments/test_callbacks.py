@@ -105,8 +105,8 @@ def test_the_banner_says_what_the_run_then_takes(done: Run) -> None:
         ),
         "l2hmc": (
             "L2HMC-DGLM in coordinates, seed 0",
-            f"{shared} 5.5 gradients of U each, 110 in all, to second order",
-            550,
+            f"{shared} 5.125 gradients of U each, 102 in all, to second order",
+            512,
         ),
     }[done.folder.name]
     assert title in text
@@ -125,7 +125,7 @@ def test_losses_acceptance_and_images_over_time(done: Run) -> None:
     expected = {"train/log_elbo", "validation/log_elbo"}
     if kernel != "none":
         expected |= {"train/log_joint", "train/acceptance", "train/divergence", "train/step_size"}
-        expected |= {"train/sampler_loss", "validation/acceptance"}
+        expected |= {"train/coordinate_loss", "validation/acceptance"}
     assert expected <= set(done.events().Tags()["scalars"])
     for tag in ("reconstructions", "samples"):
         shown = done.pictures(tag)
