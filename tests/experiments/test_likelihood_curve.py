@@ -79,7 +79,7 @@ def test_every_kernel_is_trained_and_compared_and_no_model_twice(
     assert {(r["kernel"], r["gradients_per_update"]) for r in rows} == {
         ("none", 0),
         ("hmc", 2 * 2 + 1),
-        ("l2hmc", 2 * 2 + 1 + 2 * 2 / 8),
+        ("l2hmc", 2 * 2 + 1 + 2 * 2 / 32),
     }
     for (of, minus), row in zip(
         [(("l2hmc", 2), ("hmc", 2)), (("l2hmc", 2), ("none", 1)), (("hmc", 2), ("none", 1))],
@@ -131,8 +131,10 @@ def test_a_dry_run_prints_the_cost_and_leaves_nothing(
     main([*options, "--seeds", "[0, 1]", "--dry_run", "true"])
     assert sorted(tmp_path.rglob("*")) == before
     printed = capsys.readouterr().out
-    # 18 updates of 20 images, two steps of two leapfrogs each and half a gradient of siblings.
-    assert f"{18 * 20 * 5.5:.2g}" in next(line for line in printed.split("\n") if "l2hmc-2" in line)
+    # 18 updates of 20 images, two steps of two leapfrogs and an eighth of a gradient of siblings.
+    assert f"{18 * 20 * 5.125:.2g}" in next(
+        line for line in printed.split("\n") if "l2hmc-2" in line
+    )
     # Three chains of two transitions for six images, in one batch with one pilot.
     gradients = gradient_evaluations(
         GenerativeModel(torch.nn.Linear(2, 4), 2), 6, AISSettings(3, 3, 5), "prior"

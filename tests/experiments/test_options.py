@@ -7,6 +7,7 @@ import pytest
 import torch
 
 from dglm import DGLM
+from dglm.chain import TRAINED_EVERY
 from experiments.mnist import command_line, main, train
 from experiments.shared.callbacks import logged_metrics
 from experiments.shared.cli import run_command
@@ -26,6 +27,7 @@ def test_the_metrics_that_a_callback_may_wait_for_are_those_that_are_logged(
         [
             *small(tmp_path / "run", **changes),
             f"--trainer.callbacks={EARLY_STOPPING % 'validation/log_elbo'}",
+            f"--trainer.max_steps={TRAINED_EVERY}",
         ]
     )
     train(cli)
