@@ -117,7 +117,7 @@ def run_chain(
     if coordinates is not None:
         coordinate_loss = score_loss(coordinates, state)
     return Chain(
-        State(*(part.detach() for part in first[:3])),
+        State(first.position.detach(), first.energy.detach(), first.gradient.detach()),
         state,
         -torch.stack(energies).detach(),
         loss,
