@@ -20,14 +20,14 @@ TRAINED_SHARE = 1 / 4
 """Of a batch, its first images: where a kernel in coordinates is trained. Second derivatives cost
 several times what a step costs."""
 TRAINED_EVERY = 8
-"""Updates, of which the last trains such a kernel: fewer, larger products cost less."""
+"""Updates, of which the last trains such a kernel: that costs about as much as the chain."""
 
 
 class Chain(NamedTuple):
     """A short chain from q(z|x) toward p(z|x) and what it cost the sampler."""
 
-    start: State
-    """At z₀; detached."""
+    start_gradient: Tensor
+    """∂U(z₀), (B, latent_dim)."""
     state: State
     """After the last step."""
     log_joint: Tensor
@@ -51,7 +51,7 @@ class Chain(NamedTuple):
 
         With the gradient that the chain took there, so that it costs no pass of the decoder.
         """
-        moved = torch.linalg.vecdot(self.start.gradient, z - z.detach())
+        moved = torch.linalg.vecdot(self.start_gradient, z - z.detach())
         return self.log_joint[0] - moved
 
     @property
@@ -95,7 +95,8 @@ def run_chain(
     trained = [each for each in without_coordinates(kernel).parameters() if each.requires_grad]
     learned = torch.is_grad_enabled() and len(trained) > 0
     with torch.set_grad_enabled(learned and coordinates is None):
-        state = first = fresh_leaf(kernel.init(start.detach(), energy))
+        state = fresh_leaf(kernel.init(start.detach(), energy))
+        start_gradient = state.gradient.detach()
         energies, infos, jumps = [state.energy], [], []
         for _ in range(num_mh_steps):
             origin = state.position
@@ -117,7 +118,7 @@ def run_chain(
     if coordinates is not None:
         coordinate_loss = score_loss(coordinates, state)
     return Chain(
-        State(first.position.detach(), first.energy.detach(), first.gradient.detach()),
+        start_gradient,
         state,
         -torch.stack(energies).detach(),
         loss,
