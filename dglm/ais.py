@@ -119,7 +119,7 @@ def estimate_log_likelihood(
         images: Observations, (N, D), on the model's device.
         settings: How many chains, temperatures and leapfrogs, and the seed.
         start: q₀: "prior"; an encoder, from which fewer temperatures are needed, and which five
-            images are looked at for missed modes of; ``RefinedStart(dglm.coordinates)``, from which
+            images are looked at for missed modes of; ``RefinedStart(dglm.kernel)``, from which
             few are, looked at likewise; or ``FittedStart(encoder)``, from which few are, and which
             "fitted" is without an encoder.
         progress: Called with the number of gradients taken since the last call.

@@ -19,13 +19,13 @@ _LEAST = 1e-3
 class GaussianNetwork(InferenceNetwork):
     r"""A softplus network from observations to Gaussians with dense covariances.
 
-    .. math:: x \mapsto N(μ(x), L(x) L(x)^\top), \quad L_{ii}(x) = e^{s_i(x)}
+    .. math:: x \mapsto N(δ(x), L(x) L(x)^\top), \quad L_{ii}(x) = e^{s_i(x)}
 
-    The last layer begins near zero, and so the Gaussian at N(0, I), the prior.
+    The last layer begins near zero, and so the Gaussian at N(0, I).
 
     Arguments and errors are those of :class:`dglm.Encoder`.
 
-    Shapes: x (B, observation_dim) to μ (B, latent_dim) and L (B, latent_dim, latent_dim).
+    Shapes: x (B, observation_dim) to δ (B, latent_dim) and L (B, latent_dim, latent_dim).
     """
 
     below: Tensor
@@ -62,27 +62,41 @@ class Coordinates(NamedTuple):
 class AmortizedPreconditioned(Transformed):
     r"""Any kernel, run in coordinates of each observation's own, w = L(x)⁻¹(z - μ(x)).
 
-    Where N(μ(x), L(x) L(x)ᵀ) is like p(z|x), all posteriors are like N(0, I) in w: one step size
-    suits all images, and few leapfrogs make an independent draw. The coordinates are constant in
-    z, so that a step leaves p(z|x) invariant whatever they are.
+    .. math:: μ(x) = m(x) + L(x) \, δ(x)
+
+    with the mean m of q(z|x), which follows a moving decoder most closely, and δ and L of a network
+    of their own. Where N(μ, L Lᵀ) is like p(z|x), all posteriors are like N(0, I) in w: one step
+    size suits all images, and few leapfrogs make an independent draw. The coordinates are constant
+    in z, so that a step leaves p(z|x) invariant whatever they are.
 
     Arguments:
         kernel: What moves in w: HMC, or L2HMC with the embedding of its observations.
-        network: From observations (B, N) to a :class:`dglm.gaussian.DenseGaussian`, μ and L; no
+        network: From observations (B, N) to a :class:`dglm.gaussian.DenseGaussian`, δ and L; no
             gradient reaches it through a step.
+        encoder: From observations to the mean m of q(z|x), and more; no gradient reaches it from
+            here. A :class:`dglm.DGLM` puts its own in this place.
+
+    Shapes: as a module, x (B, N) to μ (B, latent_dim) and L (B, latent_dim, latent_dim).
 
     References:
         :class:`samplers.Preconditioned`, whose coordinates are the same for all chains.
     """
 
-    def __init__(self, kernel: Kernel, network: nn.Module) -> None:
+    def __init__(self, kernel: Kernel, network: nn.Module, encoder: nn.Module) -> None:
         super().__init__(kernel)
         self.network = network
+        self.encoder = encoder
+
+    def forward(self, observations: Tensor) -> DenseGaussian:
+        """Return N(μ(x), L(x) L(x)ᵀ) of each observation."""
+        shift, factor = self.network(observations)
+        with torch.no_grad():
+            mean = self.encoder(observations)[0].to(shift)
+        return DenseGaussian(DenseGaussian(mean, factor.detach()).colour(shift), factor)
 
     def embed(self, observations: Tensor) -> Coordinates:
         """Return the coordinates of observations (B, N), and the context of the kernel inside."""
-        mean, factor = self.network(observations)
-        return Coordinates(DenseGaussian(mean, factor), self.kernel.embed(observations))
+        return Coordinates(self(observations), self.kernel.embed(observations))
 
     def coordinates(self, energy: Energy, context: Context = None) -> Whitened:
         """Return the energy as a function of w.

@@ -40,10 +40,8 @@ from samplers.random import mixed_seed
 
 SAMPLER_GRADIENT_NORM = 5.0
 """Bound on the norm of the sampler's gradient, the paper's."""
-
 _LAST = 0.03
 """What is left of the learning rate in the end."""
-
 _LOOK_EVERY = 10
 _SETTINGS = ("num_mh_steps", "learning_rate", "seed", "jump_scale", "decay_share")
 
@@ -57,8 +55,8 @@ class DGLM(LightningModule):
     2. From z₀ (no gradient), J steps of the kernel; the sampler descends Σ_j ℓ_λ(δ_j A_j), with
        jumps δ measured in the standard deviations of q, through ∂U to second order.
     3. The decoder ascends log p(x, z_J) (no gradient to z_J).
-    4. Coordinates of each image's own (:class:`dglm.AmortizedPreconditioned`) descend their score
-       loss at z_J, and the sampler in them, in place of ℓ, the sibling loss of one step from z_J.
+    4. Coordinates of each image's own (:class:`dglm.AmortizedPreconditioned`), around q's mean,
+       descend their score loss at z_J, and the sampler in them, in place of ℓ, the sibling loss.
 
     ``kernel=None`` is the VAE, where encoder and decoder ascend the evidence lower bound together;
     ``HMC`` is HMC-DGLM, its step size following an acceptance of 0.65; ``L2HMC`` is L2HMC-DGLM.
@@ -112,11 +110,13 @@ class DGLM(LightningModule):
         self.model = build(model)  # type: ignore[assignment]
         self.encoder = build(encoder)
         self.kernel = None if kernel is None else build(kernel)  # type: ignore[assignment]
-        if jump_scale != 1 and self.coordinates is not None:
-            raise ValueError(
-                f"jump_scale {jump_scale} would be ignored: in coordinates of each image's own a "
-                "sampler has another loss; leave it out"
-            )
+        if isinstance(self.kernel, AmortizedPreconditioned):
+            self.kernel.encoder = self.encoder  # a checkpoint describes it twice
+            if jump_scale != 1:
+                raise ValueError(
+                    f"jump_scale {jump_scale} would be ignored: in coordinates of each image's own "
+                    "a sampler has another loss; leave it out"
+                )
         self.num_mh_steps = num_mh_steps
         self.learning_rate = learning_rate
         self.seed = seed

@@ -56,7 +56,7 @@ class RefinedStart(NamedTuple):
     """
 
     network: nn.Module | None
-    """From x to μ and L, as a :class:`dglm.GaussianNetwork`: ``dglm.coordinates``."""
+    """From x to μ and L, as a kernel in coordinates, ``dglm.kernel``."""
 
 
 Start = nn.Module | Literal["prior", "fitted"] | FittedStart | RefinedStart
@@ -116,7 +116,7 @@ def named_start(name: StartName, dglm: "DGLM") -> Start:
     starts: dict[StartName, Start] = {
         "prior": "prior",
         "encoder": dglm.encoder,
-        "coordinates": RefinedStart(dglm.coordinates),
+        "coordinates": RefinedStart(dglm.kernel),
         "fitted": FittedStart(dglm.encoder),
     }
     if name == "coordinates" and dglm.coordinates is None:

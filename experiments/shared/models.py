@@ -97,7 +97,7 @@ def build_dglm(
         )
     if sampler is not None and coordinates:
         network = GaussianNetwork(pixels, latent_dim, hidden[::-1])
-        sampler = AmortizedPreconditioned(sampler, network)
+        sampler = AmortizedPreconditioned(sampler, network, encoder)
     observed = Bernoulli() if likelihood == "bernoulli" else Gaussian(noise_scale)
     model = GenerativeModel(decoder, latent_dim, observed)
     return DGLM(model, encoder, sampler, num_mh_steps, learning_rate, seed, jump_scale, decay_share)

@@ -54,7 +54,7 @@ def build_kernel(kind: str, step_size: float) -> Kernel | None:
         inside = build_kernel(kind.removesuffix(" in coordinates"), step_size)
         assert inside is not None
         network = spread(GaussianNetwork(PIXELS, LATENT, (4,)), std=0.3)
-        return AmortizedPreconditioned(inside, network)
+        return AmortizedPreconditioned(inside, network, Encoder(PIXELS, LATENT, (4,)))
     if kind == "hmc":
         return HMC(2, step_size)
     options = {"hidden": 4, "observation_dim": PIXELS, "embedding_hidden": (3,)}

@@ -1,6 +1,6 @@
 import math
 from collections.abc import Callable, Sequence
-from copy import copy
+from copy import copy, deepcopy
 from typing import Any
 
 import pytest
@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 from torch.distributions import MultivariateNormal
 
-from dglm import GenerativeModel, inpaint
+from dglm import DGLM, Encoder, GenerativeModel, inpaint
 from dglm.coordinates import AmortizedPreconditioned, GaussianNetwork, score_loss, sibling_loss
 from dglm.gaussian import DenseGaussian
 from samplers import HMC, L2HMC, Info, Kernel, Preconditioned, seeded_generator
@@ -34,7 +34,7 @@ def kernel(request: pytest.FixtureRequest) -> AmortizedPreconditioned:
     with torch.no_grad():
         network.output.weight.normal_(std=0.3)
         network.output.bias.normal_(std=0.2)
-    return AmortizedPreconditioned(INSIDE[request.param](), network)
+    return AmortizedPreconditioned(INSIDE[request.param](), network, Encoder(PIXELS, LATENT, (5,)))
 
 
 def test_gaussians_begin_at_the_prior_and_have_lower_triangular_factors(images: Tensor) -> None:
@@ -48,6 +48,22 @@ def test_gaussians_begin_at_the_prior_and_have_lower_triangular_factors(images: 
     assert torch.equal(factor, factor.tril())
     assert (factor.diagonal(dim1=1, dim2=2) > 0).all()
     assert (factor[:, *torch.tril_indices(3, 3)].std(dim=0) > 1e-6).all()
+
+
+def test_gaussians_lie_around_the_mean_of_the_models_encoder(
+    kernel: AmortizedPreconditioned, model: GenerativeModel, images: Tensor
+) -> None:
+    encoder = Encoder(PIXELS, LATENT, (4,))
+    module = DGLM(model, encoder, kernel, num_mh_steps=1)
+    assert kernel.encoder is encoder
+    again = deepcopy(module)
+    assert again.kernel.encoder is again.encoder  # type: ignore[union-attr]
+    mean, factor = kernel(images)
+    shift, expected_factor = kernel.network(images)
+    expected = encoder(images)[0] + (factor @ shift[:, :, None])[:, :, 0]
+    torch.testing.assert_close((mean, factor), (expected, expected_factor))
+    mean.sum().backward()
+    assert all(each.grad is None for each in encoder.parameters())
 
 
 @torch.no_grad()

@@ -59,7 +59,7 @@ def ais(given: Given, start: Any) -> Tensor:
     starts = {
         "encoder": given.encoder,
         "fit": FittedStart(given.encoder),
-        "coordinates": RefinedStart(given.dglm("hmc in coordinates").coordinates),
+        "coordinates": RefinedStart(given.dglm("hmc in coordinates").kernel),
     }
     begin = starts.get(start, start)
     return estimate_log_likelihood(given.model, given.x, settings, begin).log_weights

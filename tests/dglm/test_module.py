@@ -300,7 +300,7 @@ def score(module: DGLM, x: Tensor, index: int) -> AISResult:
     """Estimate as a module's test does, in the batch of this number."""
     starts = {
         "encoder": module.encoder,
-        "coordinates": RefinedStart(module.coordinates),
+        "coordinates": RefinedStart(module.kernel),
         "fitted": FittedStart(module.encoder),
     }
     settings = replace(module.ais, seed=mixed_seed(module.ais.seed, index, 0))
@@ -395,13 +395,15 @@ def checkpoints(
     folder, saved = tmp_path_factory.mktemp("checkpoints"), {}
     hmc = HMC(2, 0.4)
     l2hmc = L2HMC(3, 4, 0.4, 5, head_scale=1.0, observation_dim=6, embedding_hidden=(4,))
-    network = GaussianNetwork(6, 3, (4,))
+    network, encoder = GaussianNetwork(6, 3, (4,)), Encoder(6, 3, (4,))
     kernels: dict[str, Kernel | None] = {
         "vae": None,
         "hmc": hmc,
         "l2hmc": l2hmc,
-        "hmc in coordinates": AmortizedPreconditioned(deepcopy(hmc), network),
-        "l2hmc in coordinates": AmortizedPreconditioned(deepcopy(l2hmc), deepcopy(network)),
+        "hmc in coordinates": AmortizedPreconditioned(deepcopy(hmc), network, encoder),
+        "l2hmc in coordinates": AmortizedPreconditioned(
+            deepcopy(l2hmc), deepcopy(network), encoder
+        ),
     }
     for kind, kernel in kernels.items():
         decoder = nn.Sequential(nn.Linear(3, 5, bias=False), nn.Softplus(), nn.Linear(5, 6))

@@ -65,7 +65,9 @@ PARTS = {
     "HMC": HMC(3, 1.0),
     "L2HMC": L2HMC(3, 2, 1.0, hidden=4, head_scale=0.1),
     "L2HMC with embedding": L2HMC(3, 2, 1.0, 4, observation_dim=6, embedding_hidden=(5, 4)),
-    "coordinates": AmortizedPreconditioned(HMC(3, 1.0), GaussianNetwork(6, 3, (4,))),
+    "coordinates": AmortizedPreconditioned(
+        HMC(3, 1.0), GaussianNetwork(6, 3, (4,)), Encoder(6, 3, (4,))
+    ),
     "Bernoulli": Bernoulli(),
     "Gaussian": Gaussian(0.3),
     "GenerativeModel": GenerativeModel(Decoder(3, 6, (4,)), 3, Gaussian(0.3)),

@@ -77,7 +77,7 @@ def by_hand(module: DGLM, x: Tensor) -> Step:
     context, state = module.kernel.embed(x), energy.value_and_gradient(z.detach())
     posterior: Distribution = Independent(Normal(mean, log_std.exp()), 1)
     if module.coordinates is not None:
-        mean, factor = module.coordinates(x)
+        mean, factor = module.kernel(x)
         posterior = MultivariateNormal(mean, scale_tril=factor)
     variance = posterior.variance.detach()
     for _ in range(module.num_mh_steps):
