@@ -5,35 +5,16 @@ weights, with the same order of the data. Models that are finished are kept: --r
 """
 
 import sys
-from dataclasses import asdict, replace
 from pathlib import Path
-from typing import Any
 
-import yaml
 from rich.console import Console
 
 from experiments.likelihood_curve.cost import print_costs
-from experiments.likelihood_curve.models import (
-    LikelihoodCurve,
-    check_splits,
-    score_model,
-    train_model,
-)
+from experiments.likelihood_curve.models import LikelihoodCurve, check_splits
 from experiments.likelihood_curve.results import differences, draw_curve, finished_rows, markdown
-from experiments.shared.cli import (
-    Stopped,
-    command_options,
-    resumed_arguments,
-    run_command,
-)
-from experiments.shared.runs import (
-    check_same_options,
-    create_run,
-    held,
-    keep_config,
-    print_files,
-    write_json,
-)
+from experiments.shared.cli import command_options, resumed_arguments, run_command
+from experiments.shared.runs import print_files, write_json
+from experiments.shared.trainings import run_in_folder, score_model, train_model
 
 _GROWING = ("num_mh_steps", "seeds", "splits")
 """Options of which a run that is gone on with may have more."""
@@ -45,60 +26,24 @@ def main(arguments: list[str] | None = None) -> None:
     options = command_options("likelihood_curve", __doc__, LikelihoodCurve, given)
     if options.dry_run:
         print_costs(options)
-    else:
-        draw(options)
-
-
-def draw(options: LikelihoodCurve) -> None:
-    """Train, score and write the results, anew after each model.
-
-    Raises:
-        Stopped: By a signal; what is done is kept.
-    """
+        return
     if options.resume is None:
         check_splits(options)
-        folder = create_run(options.output, "likelihood_curve")
-    else:
-        folder = Path(options.resume)
-        options = gone_on_with(folder, options)
-    try:
-        with held(folder):
-            draw_into(folder, options)
-    except Stopped as stopped:
-        stopped.hint = f"go on with python -m experiments.likelihood_curve --resume {folder}"
-        raise
+    run_in_folder("likelihood_curve", options, _GROWING, draw_into)
 
 
 def draw_into(folder: Path, options: LikelihoodCurve) -> None:
-    """Train and score what is not there yet, and write the results."""
-    saved = {**asdict(options), "output": None, "resume": None}
-    keep_config(folder, yaml.safe_dump(saved, sort_keys=False))
+    """Train and score what is not there yet, and write the results anew after each model."""
     console = Console()
     for number, model in enumerate(options.models(), 1):
         console.print(f"{number} of {len(options.models())}: {model.name}", highlight=False)
-        train_model(options, model, folder / model.name)
+        own = folder / model.name
+        train_model(options, options.training_arguments(model, own), own)
         for split in options.splits:
-            score_model(options, folder / model.name, split)
+            score_model(options, own, split)
         write_results(options, folder)
     console.print((folder / "table.md").read_text(), highlight=False, soft_wrap=True)
     print_files(folder)
-
-
-def gone_on_with(folder: Path, options: LikelihoodCurve) -> LikelihoodCurve:
-    """Return the options with those models and splits, too, that the run has already.
-
-    Raises:
-        CommandError: Models or scores would be other ones than those that are there.
-    """
-    begun = yaml.safe_load((folder / "config.yaml").read_text())
-    free = (*_GROWING, "data", "dry_run", "output", "resume", "quiet")
-    check_same_options(folder, begun, asdict(options), free)
-    name = begun["data"]["name"]
-    check_same_options(folder, {"data.name": name}, {"data.name": options.data.name}, ())
-    grown: dict[str, Any] = {
-        each: list(dict.fromkeys([*begun[each], *getattr(options, each)])) for each in _GROWING
-    }
-    return replace(options, **grown)
 
 
 def write_results(options: LikelihoodCurve, folder: Path) -> None:

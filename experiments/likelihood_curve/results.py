@@ -1,16 +1,14 @@
 """The results of the curve: rows, paired differences between the kernels, tables and a picture."""
 
-import csv
 from pathlib import Path
 from statistics import mean, stdev
 from typing import Any
 
 import matplotlib.pyplot as plt
-import torch
 
-from dglm.importance import mean_and_error
-from experiments.likelihood_curve.models import LikelihoodCurve, Model, Split
+from experiments.likelihood_curve.models import LikelihoodCurve, Model
 from experiments.shared.runs import read_json
+from experiments.shared.trainings import Split, across_seeds, paired
 
 COMPARED = (("l2hmc", "hmc"), ("l2hmc", "none"), ("hmc", "none"))
 """Which kernels' scores are subtracted from which, image by image."""
@@ -67,25 +65,14 @@ def differences(options: LikelihoodCurve, folder: Path) -> list[dict[str, Any]]:
     return found
 
 
-def across_seeds(values: list[float]) -> dict[str, float | None]:
-    """Return the mean over seeds and its standard error, unknown for a single seed."""
-    error = stdev(values) / len(values) ** 0.5 if len(values) > 1 else None
-    return {"difference": mean(values), "standard_error": error}
-
-
 def _paired(
     folder: Path, split: Split, steps: int, seed: int, better: str, worse: str
 ) -> tuple[float, float] | None:
-    scores = []
-    for kernel in (better, worse):
-        model = Model(kernel, 1 if kernel == "none" else steps, seed)  # type: ignore[arg-type]
-        path = folder / model.name / f"{split}.csv"
-        if not path.exists():
-            return None
-        with path.open(newline="") as file:
-            scores.append([float(row["log_likelihood"]) for row in csv.DictReader(file)])
-    pairs = [a - b for a, b in zip(*scores, strict=True)]
-    return mean_and_error(torch.tensor(pairs, dtype=torch.float64))
+    one, other = (
+        folder / Model(kernel, 1 if kernel == "none" else steps, seed).name  # type: ignore[arg-type]
+        for kernel in (better, worse)
+    )
+    return paired(one, other, split)
 
 
 def markdown(rows: list[dict[str, Any]], paired: list[dict[str, Any]]) -> str:

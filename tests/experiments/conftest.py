@@ -11,6 +11,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import yaml
 
 from dglm.chain import long_chain_log_joint
 from experiments import report
@@ -100,6 +101,20 @@ def small(root: Path) -> Arguments:
         return [text for name, value in options.items() for text in (f"--{name}", str(value))]
 
     return arguments
+
+
+@pytest.fixture
+def configuration(small: Arguments, tmp_path: Path) -> Path:
+    """The small model and data as a configuration of experiments.mnist."""
+    given = small(None)
+    content: dict[str, dict[str, object]] = {}
+    for option, value in zip(given[::2], given[1::2], strict=True):
+        section, _, name = option.removeprefix("--").partition(".")
+        if section in ("model", "data", "trainer") and name not in ("max_steps", "root"):
+            content.setdefault(section, {})[name] = yaml.safe_load(value)
+    path = tmp_path / "small.yaml"
+    path.write_text(yaml.safe_dump(content))
+    return path
 
 
 @pytest.fixture(scope="session")

@@ -1,5 +1,4 @@
 import json
-from collections.abc import Callable
 from pathlib import Path
 
 import matplotlib.pyplot as plt
@@ -11,32 +10,11 @@ from dglm import DGLM, AISSettings, GenerativeModel
 from dglm.ais import gradient_evaluations
 from experiments.likelihood_curve import cost
 from experiments.likelihood_curve.__main__ import main
-from experiments.likelihood_curve.models import (
-    CurveData,
-    LikelihoodCurve,
-    Model,
-    score_model,
-    train_model,
-)
-from experiments.likelihood_curve.results import across_seeds, draw_curve
+from experiments.likelihood_curve.models import LikelihoodCurve, Model
+from experiments.likelihood_curve.results import draw_curve
 from experiments.mnist import MnistCLI, command_line, train
 from experiments.shared.cli import run_command
-
-Arguments = Callable[..., list[str]]
-
-
-@pytest.fixture
-def configuration(small: Arguments, tmp_path: Path) -> Path:
-    """The small model and data as a configuration of experiments.mnist."""
-    given = small(None)
-    content: dict[str, dict[str, object]] = {}
-    for option, value in zip(given[::2], given[1::2], strict=True):
-        section, _, name = option.removeprefix("--").partition(".")
-        if section in ("model", "data", "trainer") and name not in ("max_steps", "root"):
-            content.setdefault(section, {})[name] = yaml.safe_load(value)
-    path = tmp_path / "small.yaml"
-    path.write_text(yaml.safe_dump(content))
-    return path
+from experiments.shared.trainings import ImagesOptions, across_seeds, score_model, train_model
 
 
 @pytest.fixture
@@ -103,7 +81,7 @@ def test_every_kernel_is_trained_and_compared_and_no_model_twice(
 def test_all_kernels_start_from_the_same_weights_and_see_the_same_images(
     configuration: Path, root: Path, tmp_path: Path
 ) -> None:
-    curve = LikelihoodCurve(training=str(configuration), data=CurveData(root=str(root)))
+    curve = LikelihoodCurve(training=str(configuration), data=ImagesOptions(root=str(root)))
     found = []
     for kernel in ("none", "hmc", "l2hmc"):
         model = Model(kernel, 2, 5)  # type: ignore[arg-type]
@@ -158,7 +136,7 @@ def test_a_dry_run_times_scores_where_the_training_was(
 
     monkeypatch.setattr(cost, "train", elsewhere)
     monkeypatch.setattr(cost, "scoring_seconds", places)
-    curve = LikelihoodCurve(training=str(configuration), data=CurveData(root=str(root)))
+    curve = LikelihoodCurve(training=str(configuration), data=ImagesOptions(root=str(root)))
     found = cost.training_cost(curve, Model("none", 1, 0))
     assert found.seconds_a_scoring_gradient == 0.25
 
@@ -175,7 +153,7 @@ def test_data_are_the_trainings_and_devices_one_and_accumulated_batches_are_coun
     model, folder = Model("hmc", 2, 0), tmp_path / "model"
     cli = command_line(curve.training_arguments(model, tmp_path / "unused"))
     assert cli.trainer.world_size == 1
-    train_model(curve, model, folder)
+    train_model(curve, curve.training_arguments(model, folder), folder)
     score_model(curve, folder, "test")
     assert json.loads((folder / "test.json").read_text())["dataset"] == "mnist"
     figures = json.loads((folder / "training.json").read_text())
