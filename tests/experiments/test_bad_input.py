@@ -189,6 +189,9 @@ OPTIONS: list[tuple[str, str, object, str]] = [
     ("likelihood_curve", "num_epochs", 0, "num_epochs must be at least 1"),
     ("likelihood_curve", "splits", "[holiday]", "splits"),
     ("likelihood_curve", "training", "no-such-file.yaml", "no-such-file.yaml"),
+    ("quality", "models", "[]", "models must name at least one"),
+    ("quality", "models", "[nuts]", "nuts"),
+    ("quality", "shares", "[0.00001]", "share 1e-05 of vae is no update"),
 ]
 
 Prepare = Callable[[Place], Options]
@@ -333,6 +336,7 @@ def arguments(command: str, changes: Options, place: Place, small: Arguments) ->
         "samples": {"checkpoints": place.checkpoint},
         "targets": {} if "resume" in changes else {"target": "scg"},
         "likelihood_curve": {"output": place.folder / "curve"},
+        "quality": {"output": place.folder / "quality"},
     }[command]
     return [
         text for name, value in (options | changes).items() for text in (f"--{name}", str(value))

@@ -1,0 +1,50 @@
+import json
+import math
+from pathlib import Path
+
+import matplotlib.pyplot as plt
+import pytest
+
+from experiments.quality import RECIPES, main, seconds_to
+
+
+def test_models_are_trained_once_for_each_length_and_compared_image_by_image(
+    configuration: Path, root: Path, tmp_path: Path
+) -> None:
+    folder = tmp_path / "quality"
+    options = [
+        *("--training", str(configuration), "--data.root", str(root)),
+        *("--models", "[hmc-2x12, vae]"),
+        *("--shares", "[0.0002, 0.0004]", "--seeds", "[0]", "--num_images", "6"),
+        *("--num_chains", "3", "--num_temperatures", "3", "--start", "prior", "--quiet", "true"),
+    ]
+    main([*options, "--output", str(folder)])
+    kept = folder / "vae-12-seed0" / "checkpoints" / "last.ckpt"
+    written = kept.stat().st_mtime_ns
+    main(["--resume", str(folder), "--seeds", "[1]"])
+    assert kept.stat().st_mtime_ns == written
+
+    rows = json.loads((folder / "results.json").read_text())
+    lengths = [("hmc-2x12", 1), ("hmc-2x12", 2), ("vae", 6), ("vae", 12)]
+    assert [(row["model"], row["updates"]) for row in rows] == lengths
+    for row in rows:
+        assert row["seeds"].keys() == {"0", "1"}
+        assert row["log_likelihood"] == pytest.approx(sum(row["seeds"].values()) / 2)
+        assert row["seconds"] > 0
+    for reference, row in zip(rows[:2], rows[2:], strict=True):
+        assert reference["over_reference"] is None
+        one, other = (row["seeds"][seed] - reference["seeds"][seed] for seed in ("0", "1"))
+        assert row["over_reference"]["difference"] == pytest.approx((one + other) / 2, abs=1e-4)
+        error = row["over_reference"]["standard_error"]
+        assert error == pytest.approx(abs(one - other) / 2, abs=1e-4)
+    table = (folder / "table.md").read_text()
+    assert all(RECIPES[row["model"]].label in table for row in rows)
+    assert plt.imread(folder / "curve.png")[..., :3].std() > 0.05
+
+
+def test_seconds_to_a_level_lie_between_lengths_and_nowhere_else() -> None:
+    rows = [{"seconds": s, "log_likelihood": x} for s, x in ((10, -100), (40, -90), (90, -86))]
+    assert seconds_to(-95, rows) == pytest.approx(20)
+    assert seconds_to(-87, rows) == pytest.approx(math.exp(math.log(40) + 0.75 * math.log(2.25)))
+    assert seconds_to(-101, rows) is None
+    assert seconds_to(-85, rows) is None
