@@ -40,7 +40,7 @@ from samplers.random import mixed_seed
 
 SAMPLER_GRADIENT_NORM = 5.0
 """Bound on the norm of the sampler's gradient, the paper's."""
-ACCEPTANCE = 0.97
+ACCEPTANCE = 0.95
 """That HMC's step size follows: 0.65, best in long chains, leaves short ones far from p(z|x)."""
 _LAST = 0.03
 """What is left of the learning rate in the end."""
@@ -61,7 +61,7 @@ class DGLM(LightningModule):
        descend their score loss at z_J, and the sampler in them, in place of ℓ, the sibling loss.
 
     ``kernel=None`` is the VAE, where encoder and decoder ascend the evidence lower bound together;
-    ``HMC`` is HMC-DGLM, its step size following an acceptance of 0.97; ``L2HMC`` is L2HMC-DGLM.
+    ``HMC`` is HMC-DGLM, its step size following an acceptance of 0.95; ``L2HMC`` is L2HMC-DGLM.
 
     Arguments:
         model: p(x, z).

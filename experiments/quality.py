@@ -57,7 +57,9 @@ RECIPES: dict[Name, Recipe] = {
     REFERENCE: Recipe(
         "HMC-DGLM, 2 × 12", ["--kernel", "hmc", "--model.num_leapfrogs", "12", *_IN_Z], 5_000
     ),
-    "hmc-coordinates": Recipe("HMC-DGLM in coordinates, 2 × 3", ["--kernel", "hmc"], 10_000),
+    "hmc-coordinates": Recipe(
+        "HMC-DGLM in coordinates, 2 × 4", ["--kernel", "hmc", "--model.num_leapfrogs", "4"], 8_700
+    ),
     "l2hmc-coordinates": Recipe("L2HMC-DGLM in coordinates, 2 × 3", [], 7_200),
 }
 """By their names; numbers are Metropolis-Hastings steps × leapfrogs."""
