@@ -244,6 +244,8 @@ def draw(rows: list[dict[str, Any]], path: Path) -> None:
             scores = list(row["seeds"].values())
             axis.plot([row["seconds"]] * len(scores), scores, ".", color=line.get_color())
     axis.set(xscale="log", xlabel="seconds of training", ylabel="held-out log p(x), nats")
+    for formatted in (axis.xaxis.set_major_formatter, axis.xaxis.set_minor_formatter):
+        formatted("{x:g}")
     axis.legend(fontsize=8)
     figure.savefig(path, dpi=110)
     plt.close(figure)
