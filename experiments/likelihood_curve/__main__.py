@@ -5,16 +5,17 @@ weights, with the same order of the data. Models that are finished are kept: --r
 """
 
 import sys
+from functools import partial
 from pathlib import Path
 
 from rich.console import Console
 
 from experiments.likelihood_curve.cost import print_costs
-from experiments.likelihood_curve.models import LikelihoodCurve, check_splits
+from experiments.likelihood_curve.models import LikelihoodCurve
 from experiments.likelihood_curve.results import differences, draw_curve, finished_rows, markdown
 from experiments.shared.cli import command_options, resumed_arguments, run_command
 from experiments.shared.runs import print_files, write_json
-from experiments.shared.trainings import run_in_folder, score_model, train_model
+from experiments.shared.trainings import check_splits, run_in_folder, score_model, train_model
 
 _GROWING = ("num_mh_steps", "seeds", "splits")
 """Options of which a run that is gone on with may have more."""
@@ -28,7 +29,7 @@ def main(arguments: list[str] | None = None) -> None:
         print_costs(options)
         return
     if options.resume is None:
-        check_splits(options)
+        check_splits(partial(options.training_arguments, options.models()[0]), options.splits)
     run_in_folder("likelihood_curve", options, _GROWING, draw_into)
 
 

@@ -1,14 +1,11 @@
 """The models of the curve: options and arguments."""
 
-import tempfile
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import NamedTuple
 
 from dglm.ais import check_counts
-from experiments.mnist import command_line
 from experiments.shared.models import KernelName
-from experiments.shared.scoring import check_split
 from experiments.shared.trainings import Split, Trainings
 
 
@@ -73,13 +70,3 @@ class LikelihoodCurve(Trainings):
             *("--trainer.max_epochs", str(self.num_epochs)),
             *("--trainer.max_steps", "-1"),
         ]
-
-
-def check_splits(options: LikelihoodCurve) -> None:
-    """Raise DataError, before anything is trained, where a split to score has no images."""
-    with tempfile.TemporaryDirectory() as folder:
-        model = options.models()[0]
-        data = command_line(options.training_arguments(model, Path(folder) / "model")).datamodule
-    data.setup()
-    for split in options.splits:
-        check_split(data, split)

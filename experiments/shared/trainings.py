@@ -2,6 +2,7 @@
 
 import csv
 import shutil
+import tempfile
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
@@ -17,7 +18,7 @@ from experiments.mnist import command_line, train
 from experiments.shared.checkpoints import last_checkpoint
 from experiments.shared.cli import Stopped
 from experiments.shared.runs import check_same_options, create_run, held, keep_config, write_json
-from experiments.shared.scoring import DataOptions, ScoringOptions, check_error_bars
+from experiments.shared.scoring import DataOptions, ScoringOptions, check_error_bars, check_split
 
 Split = Literal["train", "validation", "test"]
 Options = TypeVar("Options", bound="Trainings")
@@ -98,6 +99,20 @@ class Trainings(ScoringOptions):
             *("--quiet", str(self.quiet).lower()),
             *("--output", str(folder)),
         ]
+
+
+def check_splits(arguments: Callable[[Path], list[str]], splits: Sequence[Split]) -> None:
+    """Raise DataError, before anything is trained, where a split to score has no images.
+
+    Arguments:
+        arguments: Those of experiments.mnist for a model in a folder.
+        splits: That will be scored.
+    """
+    with tempfile.TemporaryDirectory() as folder:
+        data = command_line(arguments(Path(folder) / "model")).datamodule
+    data.setup()
+    for split in splits:
+        check_split(data, split)
 
 
 def run_in_folder(

@@ -191,6 +191,7 @@ OPTIONS: list[tuple[str, str, object, str]] = [
     ("likelihood_curve", "training", "no-such-file.yaml", "no-such-file.yaml"),
     ("quality", "models", "[]", "models must name at least one"),
     ("quality", "models", "[nuts]", "nuts"),
+    ("quality", "training", "no-such-file.yaml", "no-such-file.yaml"),
     ("quality", "shares", "[0.00001]", "share 1e-05 of vae is no update"),
 ]
 
