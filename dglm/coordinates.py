@@ -19,19 +19,20 @@ _LEAST = 1e-3
 class GaussianNetwork(InferenceNetwork):
     r"""A softplus network from observations to Gaussians with dense covariances.
 
-    .. math:: x \mapsto N(δ(x), L(x) L(x)^\top), \quad L_{ii}(x) = e^{s_i(x)}
+    .. math:: x \mapsto N(δ(x), F(x) F(x)^\top), \quad F_{ii}(x) = e^{a_i(x)}
 
-    The last layer begins near zero, and so the Gaussian at N(0, I).
+    The last layer begins near zero, and so the Gaussian at N(0, I). One hidden layer learns the
+    covariances of a moving decoder better than two.
 
     Arguments and errors are those of :class:`dglm.Encoder`.
 
-    Shapes: x (B, observation_dim) to δ (B, latent_dim) and L (B, latent_dim, latent_dim).
+    Shapes: x (B, observation_dim) to δ (B, latent_dim) and F (B, latent_dim, latent_dim).
     """
 
     below: Tensor
 
     def __init__(
-        self, observation_dim: int, latent_dim: int, hidden: Sequence[int] = (400, 400)
+        self, observation_dim: int, latent_dim: int, hidden: Sequence[int] = (200,)
     ) -> None:
         super().__init__(observation_dim, latent_dim, hidden)
         below = torch.tril_indices(latent_dim, latent_dim, offset=-1)
@@ -62,19 +63,20 @@ class Coordinates(NamedTuple):
 class AmortizedPreconditioned(Transformed):
     r"""Any kernel, run in coordinates of each observation's own, w = L(x)⁻¹(z - μ(x)).
 
-    .. math:: μ(x) = m(x) + L(x) \, δ(x)
+    .. math:: L(x) = \operatorname{diag}(s(x)) \, F(x), \quad μ(x) = m(x) + L(x) \, δ(x)
 
-    with the mean m of q(z|x), which follows a moving decoder most closely, and δ and L of a network
-    of their own. Where N(μ, L Lᵀ) is like p(z|x), all posteriors are like N(0, I) in w: one step
-    size suits all images, and few leapfrogs make an independent draw. The coordinates are constant
-    in z, so that a step leaves p(z|x) invariant whatever they are.
+    with the mean m and the standard deviations s of q(z|x), which follow a moving decoder most
+    closely, and δ and F of a network of their own. Where N(μ, L Lᵀ) is like p(z|x), all posteriors
+    are like N(0, I) in w: one step size suits all images, and few leapfrogs make an independent
+    draw. The coordinates are constant in z, so that a step leaves p(z|x) invariant whatever they
+    are.
 
     Arguments:
         kernel: What moves in w: HMC, or L2HMC with the embedding of its observations.
-        network: From observations (B, N) to a :class:`dglm.gaussian.DenseGaussian`, δ and L; no
+        network: From observations (B, N) to a :class:`dglm.gaussian.DenseGaussian`, δ and F; no
             gradient reaches it through a step.
-        encoder: From observations to the mean m of q(z|x), and more; no gradient reaches it from
-            here. A :class:`dglm.DGLM` puts its own in this place.
+        encoder: From observations to m and log s of q(z|x); no gradient reaches it from here. A
+            :class:`dglm.DGLM` puts its own in this place.
 
     Shapes: as a module, x (B, N) to μ (B, latent_dim) and L (B, latent_dim, latent_dim).
 
@@ -91,7 +93,8 @@ class AmortizedPreconditioned(Transformed):
         """Return N(μ(x), L(x) L(x)ᵀ) of each observation."""
         shift, factor = self.network(observations)
         with torch.no_grad():
-            mean = self.encoder(observations)[0].to(shift)
+            mean, log_std = (part.to(shift) for part in self.encoder(observations))
+        factor = log_std.exp()[:, :, None] * factor
         return DenseGaussian(DenseGaussian(mean, factor.detach()).colour(shift), factor)
 
     def embed(self, observations: Tensor) -> Coordinates:

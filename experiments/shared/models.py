@@ -96,7 +96,7 @@ def build_dglm(
             embedding_hidden=embedding_hidden,
         )
     if sampler is not None and coordinates:
-        network = GaussianNetwork(pixels, latent_dim, hidden[::-1])
+        network = GaussianNetwork(pixels, latent_dim)
         sampler = AmortizedPreconditioned(sampler, network, encoder)
     observed = Bernoulli() if likelihood == "bernoulli" else Gaussian(noise_scale)
     model = GenerativeModel(decoder, latent_dim, observed)

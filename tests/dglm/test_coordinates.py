@@ -50,7 +50,7 @@ def test_gaussians_begin_at_the_prior_and_have_lower_triangular_factors(images: 
     assert (factor[:, *torch.tril_indices(3, 3)].std(dim=0) > 1e-6).all()
 
 
-def test_gaussians_lie_around_the_mean_of_the_models_encoder(
+def test_gaussians_are_in_units_of_the_models_own_q(
     kernel: AmortizedPreconditioned, model: GenerativeModel, images: Tensor
 ) -> None:
     encoder = Encoder(PIXELS, LATENT, (4,))
@@ -59,10 +59,11 @@ def test_gaussians_lie_around_the_mean_of_the_models_encoder(
     again = deepcopy(module)
     assert again.kernel.encoder is again.encoder  # type: ignore[union-attr]
     mean, factor = kernel(images)
-    shift, expected_factor = kernel.network(images)
-    expected = encoder(images)[0] + (factor @ shift[:, :, None])[:, :, 0]
-    torch.testing.assert_close((mean, factor), (expected, expected_factor))
-    mean.sum().backward()
+    own_mean, log_std = encoder(images)
+    shift, own_factor = kernel.network(images)
+    torch.testing.assert_close(factor, torch.diag_embed(log_std.exp()) @ own_factor)
+    torch.testing.assert_close(mean, own_mean + (factor @ shift[:, :, None])[:, :, 0])
+    (mean.sum() + factor.sum()).backward()
     assert all(each.grad is None for each in encoder.parameters())
 
 
