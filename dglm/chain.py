@@ -97,6 +97,7 @@ def run_chain(
     with torch.set_grad_enabled(learned and coordinates is None):
         state = fresh_leaf(kernel.init(start.detach(), energy))
         start_gradient = state.gradient.detach()
+        first = state
         energies, infos, jumps = [state.energy], [], []
         for _ in range(num_mh_steps):
             origin = state.position
@@ -110,7 +111,7 @@ def run_chain(
         loss = reciprocal_jump_loss(jump, acceptance, jump_scale).sum(dim=0)
     if learned and coordinates is not None:
         if train_sampler:
-            own = _siblings(model, kernel, x, state, generator)
+            own = _siblings(model, kernel, x, (first, state), generator)
         else:  # 0, not none: processes wait for the gradients of all parameters
             own = 0 * torch.stack([each.sum() for each in trained]).sum()
         loss = own.expand(len(x))
@@ -133,13 +134,21 @@ def _siblings(
     model: GenerativeModel,
     kernel: Kernel,
     x: Tensor,
-    state: State,
+    ends: tuple[State, State],
     generator: torch.Generator | None,
 ) -> Tensor:
-    """Return the loss of two steps from where the chains of the first images are."""
+    """Return the loss of two steps from where the chains of the first images are.
+
+    Half of those images are where the chain began, half where it ended: from q, where the energy is
+    high and few steps lead back, a sampler that has seen only the posterior diverges.
+    """
     count = math.ceil(TRAINED_SHARE * len(x))
+    half = count // 2
     twins = torch.cat([x[:count], x[:count]])
-    position, potential, gradient = (part[:count] for part in state[:3])
+    position, potential, gradient = (
+        torch.cat([first[:half], last[half:count]])
+        for first, last in zip(ends[0][:3], ends[1][:3], strict=True)
+    )
     start = fresh_leaf(twice(State(position, potential, gradient)))
     context, noise = kernel.embed(twins), kernel.noise(start, generator)
     _, info = kernel.step(start, model.energy(twins), noise, context)

@@ -136,6 +136,7 @@ def test_the_sibling_loss_is_one_less_the_autocorrelation_of_w_and_of_its_square
     each = torch.full((2 * count,), acceptance)
     info = Info(gaussian.colour(draw(w)), each, each > 0, each < 0)
     expected = -0.5 * sum(math.log(share + 1e-3) for share in moved)
+    expected -= 5 * math.log(acceptance + 1e-4)
     # Five errors of each logarithm: the relative error of a mean of 2n squares of squares is 2/√n.
     found = sibling_loss(gaussian, gaussian.colour(w), info)
     torch.testing.assert_close(float(found), expected, rtol=0, atol=5 * 2 / math.sqrt(count))

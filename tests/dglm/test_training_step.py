@@ -91,7 +91,8 @@ def by_hand(module: DGLM, x: Tensor) -> Step:
         acceptances.append(info.acceptance)
     sampler_loss = torch.stack(losses).sum(dim=0)
     if module.coordinates is not None and [*module.sampler.parameters()]:
-        sampler_loss = of_siblings(module, x, state.position.detach(), generator)
+        ends = z.detach(), state.position.detach()
+        sampler_loss = of_siblings(module, x, ends, generator)
     return Step(
         entropy - energy(z),
         log_joint(decoder, x, state.position.detach()),
@@ -104,9 +105,14 @@ def by_hand(module: DGLM, x: Tensor) -> Step:
     )
 
 
-def of_siblings(module: DGLM, x: Tensor, z: Tensor, generator: torch.Generator) -> Tensor:
-    """Return the loss of two steps from each place of the first quarter of the chains."""
-    twins, start = (part[: math.ceil(len(x) / 4)].repeat(2, 1) for part in (x, z))
+def of_siblings(
+    module: DGLM, x: Tensor, ends: tuple[Tensor, Tensor], generator: torch.Generator
+) -> Tensor:
+    """Return the loss of two steps from the first quarter of the chains, begun or ended."""
+    count = math.ceil(len(x) / 4)
+    begun, ended = ends
+    z = torch.cat([begun[: count // 2], ended[count // 2 : count]])
+    twins, start = x[:count].repeat(2, 1), z.repeat(2, 1)
     energy, context = ByHand(module.model.decoder, twins), module.kernel.embed(twins)
     state = energy.value_and_gradient(start)
     noise = module.kernel.noise(state, generator)
