@@ -50,7 +50,7 @@ class Recipe(NamedTuple):
 
 
 RECIPES: dict[Name, Recipe] = {
-    "vae": Recipe("VAE", ["--kernel", "none"], 30_000),
+    "vae": Recipe("VAE", ["--kernel", "none"], 18_000),
     "hmc-5x5": Recipe(
         "HMC-DGLM, 5 × 5",
         ["--kernel", "hmc", "--model.num_mh_steps", "5", "--model.num_leapfrogs", "5", *_IN_Z],
@@ -59,10 +59,8 @@ RECIPES: dict[Name, Recipe] = {
     REFERENCE: Recipe(
         "HMC-DGLM, 2 × 12", ["--kernel", "hmc", "--model.num_leapfrogs", "12", *_IN_Z], 5_000
     ),
-    "hmc-coordinates": Recipe(
-        "HMC-DGLM in coordinates, 2 × 4", ["--kernel", "hmc", "--model.num_leapfrogs", "4"], 8_700
-    ),
-    "l2hmc-coordinates": Recipe("L2HMC-DGLM in coordinates, 2 × 3", [], 7_200),
+    "hmc-coordinates": Recipe("HMC-DGLM in coordinates, 2 × 4", ["--kernel", "hmc"], 6_500),
+    "l2hmc-coordinates": Recipe("L2HMC-DGLM in coordinates, 2 × 4", [], 4_300),
 }
 """By their names; numbers are Metropolis-Hastings steps × leapfrogs."""
 
@@ -91,7 +89,7 @@ class Quality(Trainings):
 
     Args:
         models: Which models.
-        shares: Lengths of the trainings; 1 takes five to fifteen minutes of a core.
+        shares: Lengths of the trainings; 1 takes three to fifteen minutes of a core.
     """
 
     models: list[Name] = field(default_factory=lambda: list(RECIPES))

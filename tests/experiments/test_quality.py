@@ -19,13 +19,13 @@ def test_models_are_trained_once_for_each_length_and_compared_image_by_image(
         *("--num_chains", "3", "--num_temperatures", "3", "--start", "prior", "--quiet", "true"),
     ]
     main([*options, "--output", str(folder)])
-    kept = folder / "vae-12-seed0" / "checkpoints" / "last.ckpt"
+    kept = folder / "vae-7-seed0" / "checkpoints" / "last.ckpt"
     written = kept.stat().st_mtime_ns
     main(["--resume", str(folder), "--seeds", "[1]"])
     assert kept.stat().st_mtime_ns == written
 
     rows = json.loads((folder / "results.json").read_text())
-    lengths = [("hmc-2x12", 1), ("hmc-2x12", 2), ("vae", 6), ("vae", 12)]
+    lengths = [("hmc-2x12", 1), ("hmc-2x12", 2), ("vae", 4), ("vae", 7)]
     assert [(row["model"], row["updates"]) for row in rows] == lengths
     for row in rows:
         assert row["seeds"].keys() == {"0", "1"}
