@@ -128,22 +128,25 @@ class Safeguard(Callback):
         self._diverging = torch.zeros((), device=device)
 
     def _look(self) -> None:
-        self._collect()
+        updates, _, diverged = self._collect()
         if self._in_a_row >= PATIENCE:
             raise TrainingFailed(
                 f"the loss or its gradient was not finite in {int(self._in_a_row)} updates in a "
                 "row, which were skipped; start again with a lower learning rate or step size"
             )
-        if self.updates >= _WARN_FROM and self.divergence > DIVERGENCE_BOUND and not self._warned:
-            rank_zero_warn(divergence_warning(self.divergence))
+        # The recent ones: untrained encoders and decoders move far in their first ten updates.
+        share = diverged / max(updates, 1)
+        if self.updates >= _WARN_FROM and share > DIVERGENCE_BOUND and not self._warned:
+            rank_zero_warn(divergence_warning(share))
             self._warned = True
 
-    def _collect(self) -> None:
-        updates, skipped, diverged = self._recent.tolist()
+    def _collect(self) -> list[float]:
+        recent = updates, skipped, diverged = self._recent.tolist()
         self.updates += int(updates)
         self.skipped += int(skipped)
         self._diverged += diverged
         self._recent.zero_()
+        return recent
 
 
 def skipped_warning(skipped: int, updates: int) -> str:

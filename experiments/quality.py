@@ -50,7 +50,7 @@ class Recipe(NamedTuple):
 
 
 RECIPES: dict[Name, Recipe] = {
-    "vae": Recipe("VAE", ["--kernel", "none"], 18_000),
+    "vae": Recipe("VAE", ["--kernel", "none", "--model.learning_rate", "0.002"], 18_000),
     "hmc-5x5": Recipe(
         "HMC-DGLM, 5 × 5",
         ["--kernel", "hmc", "--model.num_mh_steps", "5", "--model.num_leapfrogs", "5", *_IN_Z],

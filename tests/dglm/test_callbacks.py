@@ -1,3 +1,4 @@
+import warnings
 from collections.abc import Callable
 from copy import deepcopy
 from pathlib import Path
@@ -221,6 +222,24 @@ def test_divergences_are_counted_and_warned_about(
     assert expected > 0.01
     assert module.safeguard.divergence == pytest.approx(expected)
     assert all(value.isfinite().all() for value in module.state_dict().values())
+
+
+def test_divergences_of_the_first_updates_alone_are_counted_in_silence(
+    build_dglm: BuildDGLM, recorded: Recorded, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("dglm.callbacks._WARN_FROM", 20)
+    module = build_dglm("hmc")
+    note = module.safeguard.note_divergence
+
+    def only_at_first(diverging: Tensor) -> None:
+        note(torch.full_like(diverging, module.global_step < 10))
+
+    monkeypatch.setattr(module.safeguard, "note_divergence", only_at_first)
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        recorded(module, 30)
+    assert not [warning for warning in caught if "diverged" in str(warning.message)]
+    assert module.safeguard.divergence == pytest.approx(1 / 3)
 
 
 def test_counts_survive_a_checkpoint(
