@@ -13,6 +13,7 @@ from samplers.kernel import Context, Endpoint, PhasePoint
 from samplers.objective import squared_differences
 from samplers.preconditioned import Transformed, Whitened
 
+_LARGEST_LOG = 8.0
 _LEAST = 1e-3
 _LEAST_ACCEPTANCE = 1e-4
 _REJECTIONS = 5.0
@@ -48,7 +49,8 @@ class GaussianNetwork(InferenceNetwork):
         """Return the Gaussian of each observation."""
         sizes = self.latent_dim, self.latent_dim, self.below.shape[1]
         mean, log_diagonal, lower = self.output(self.trunk(x)).split(sizes, dim=1)
-        factor = torch.diag_embed(log_diagonal.exp())
+        # At a high rate a first step of Adam's, over all inputs, would overflow the exponential.
+        factor = torch.diag_embed(log_diagonal.clamp(-_LARGEST_LOG, _LARGEST_LOG).exp())
         factor[:, self.below[0], self.below[1]] = lower
         return DenseGaussian(mean, factor)
 

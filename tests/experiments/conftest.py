@@ -84,6 +84,7 @@ def small(root: Path) -> Arguments:
             "model.num_leapfrogs": 2,
             "model.sampler_hidden": 8,
             "model.embedding_hidden": "[8]",
+            "model.learning_rate": 0.002,
             "trainer.max_steps": 4,
             "trainer.val_check_interval": 2,
             "trainer.log_every_n_steps": 1,

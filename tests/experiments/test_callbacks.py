@@ -61,7 +61,7 @@ def done(
     request: pytest.FixtureRequest, small: Arguments, tmp_path_factory: pytest.TempPathFactory
 ) -> Run:
     folder = tmp_path_factory.mktemp("done") / request.param
-    changes = {"trainer__max_steps": 5, "model__learning_rate": 0.05, "quiet": "false"}
+    changes = {"trainer__max_steps": 5, "quiet": "false"}
     return run(small(folder, kernel=request.param, **changes), folder)
 
 
