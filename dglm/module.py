@@ -57,7 +57,7 @@ class DGLM(LightningModule):
     2. From z₀ (no gradient), J steps of the kernel; the sampler descends Σ_j ℓ_λ(δ_j A_j), with
        jumps δ measured in the standard deviations of q, through ∂U to second order.
     3. The decoder ascends log p(x, z_J) (no gradient to z_J).
-    4. Coordinates of each image's own (:class:`dglm.AmortizedPreconditioned`), around q's mean,
+    4. Coordinates of each image's own (:class:`dglm.AmortizedPreconditioned`), in units of q,
        descend their score loss at z_J, and the sampler in them, in place of ℓ, the sibling loss.
 
     ``kernel=None`` is the VAE, where encoder and decoder ascend the evidence lower bound together;
