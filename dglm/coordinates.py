@@ -13,10 +13,10 @@ from samplers.kernel import Context, Endpoint, PhasePoint
 from samplers.objective import squared_differences
 from samplers.preconditioned import Transformed, Whitened
 
-_LARGEST_LOG = 8.0
 _LEAST = 1e-3
 _LEAST_ACCEPTANCE = 1e-4
 _REJECTIONS = 5.0
+"""Nats of :func:`sibling_loss` for each nat of log A."""
 
 
 class GaussianNetwork(InferenceNetwork):
@@ -24,8 +24,8 @@ class GaussianNetwork(InferenceNetwork):
 
     .. math:: x \mapsto N(δ(x), F(x) F(x)^\top), \quad F_{ii}(x) = e^{a_i(x)}
 
-    The last layer begins near zero, and so the Gaussian at N(0, I). One hidden layer learns the
-    covariances of a moving decoder better than two.
+    The last layer begins near zero, and so the Gaussian at N(0, I). One hidden layer comes nearer
+    to the covariances of posteriors than two, in as many updates.
 
     Arguments and errors are those of :class:`dglm.Encoder`.
 
@@ -49,8 +49,7 @@ class GaussianNetwork(InferenceNetwork):
         """Return the Gaussian of each observation."""
         sizes = self.latent_dim, self.latent_dim, self.below.shape[1]
         mean, log_diagonal, lower = self.output(self.trunk(x)).split(sizes, dim=1)
-        # At a high rate a first step of Adam's, over all inputs, would overflow the exponential.
-        factor = torch.diag_embed(log_diagonal.clamp(-_LARGEST_LOG, _LARGEST_LOG).exp())
+        factor = torch.diag_embed(log_diagonal.exp())
         factor[:, self.below[0], self.below[1]] = lower
         return DenseGaussian(mean, factor)
 
@@ -159,7 +158,7 @@ def sibling_loss(gaussian: DenseGaussian, start: Tensor, info: Info) -> Tensor:
     over the variances 1 of w and 2 of w², those of the posterior in good coordinates. Both are 1
     where draws are independent; a leap to the mirror image, which jumps alone would reward, has
     S = 0. Of 20 rejections in 100 S loses 4, but a short chain that stays at q is far from the
-    posterior: hence the last term, which leaves about 3.
+    posterior: hence the last term, which leaves about five.
 
     Arguments:
         gaussian: Whose coordinates w are, of all 2n rows; no gradient reaches it.

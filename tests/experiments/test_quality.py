@@ -5,7 +5,9 @@ from pathlib import Path
 import matplotlib.pyplot as plt
 import pytest
 
-from experiments.quality import RECIPES, main, seconds_to
+from experiments.quality import RECIPES, Name, main, seconds_to
+
+MODELS: list[Name] = ["hmc-2x12", "vae"]
 
 
 def test_models_are_trained_once_for_each_length_and_compared_image_by_image(
@@ -14,18 +16,21 @@ def test_models_are_trained_once_for_each_length_and_compared_image_by_image(
     folder = tmp_path / "quality"
     options = [
         *("--training", str(configuration), "--data.root", str(root)),
-        *("--models", "[hmc-2x12, vae]"),
+        *("--models", f"[{', '.join(MODELS)}]"),
         *("--shares", "[0.0002, 0.0004]", "--seeds", "[0]", "--num_images", "6"),
         *("--num_chains", "3", "--num_temperatures", "3", "--start", "prior", "--quiet", "true"),
     ]
     main([*options, "--output", str(folder)])
-    kept = folder / "vae-7-seed0" / "checkpoints" / "last.ckpt"
+    updates_of = {
+        name: [round(x * RECIPES[name].updates) for x in (0.0002, 0.0004)] for name in MODELS
+    }
+    kept = folder / f"vae-{updates_of['vae'][1]}-seed0" / "checkpoints" / "last.ckpt"
     written = kept.stat().st_mtime_ns
     main(["--resume", str(folder), "--seeds", "[1]"])
     assert kept.stat().st_mtime_ns == written
 
     rows = json.loads((folder / "results.json").read_text())
-    lengths = [("hmc-2x12", 1), ("hmc-2x12", 2), ("vae", 4), ("vae", 7)]
+    lengths = [(name, updates) for name in MODELS for updates in updates_of[name]]
     assert [(row["model"], row["updates"]) for row in rows] == lengths
     for row in rows:
         assert row["seeds"].keys() == {"0", "1"}
