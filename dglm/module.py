@@ -44,6 +44,9 @@ ACCEPTANCE = 0.95
 """That HMC's step size follows: 0.65, best in long chains, leaves short ones far from p(z|x)."""
 _LAST = 0.03
 """What is left of the learning rate in the end."""
+_WARM_UP = 100
+"""Updates in which it rises, or a twentieth of a shorter training: Adam's first steps all have its
+full length, and a network of coordinates that they carry too far has all chains diverge."""
 _LOOK_EVERY = 10
 _SETTINGS = ("num_mh_steps", "learning_rate", "seed", "jump_scale", "decay_share")
 
@@ -69,7 +72,8 @@ class DGLM(LightningModule):
             (B, latent_dim).
         kernel: What refines the draws of q.
         num_mh_steps: J, Metropolis-Hastings steps from q to the draw that trains the decoder.
-        learning_rate: Adam's, for all parts.
+        learning_rate: Adam's, for all parts; it rises to that over the first 100 updates, or the
+            first twentieth of a shorter training.
         seed: All randomness of training is a function of (seed, global step, rank).
         jump_scale: λ, the jump that counts as good, in standard deviations of q; the paper's is 1.
         decay_share: Share of the training, its last part, in which the learning rate falls
@@ -364,21 +368,26 @@ class DGLM(LightningModule):
         return [self.safeguard]
 
     def configure_optimizers(self) -> OptimizerLRScheduler:
-        """Return Adam, with a parameter group for each part of the model, and its falling rate."""
+        """Return Adam, with a parameter group for each part of the model, and its rate's course."""
         parts = [self.encoder, self.model, self.sampler, self.coordinates]
         groups = [list(part.parameters()) for part in parts if part is not None]
         adam = torch.optim.Adam(
             [{"params": group} for group in groups if group], lr=self.learning_rate, fused=True
         )
-        if self.decay_share == 0:
-            return adam
         updates, share = self.trainer.estimated_stepping_batches, self.decay_share
-        if not math.isfinite(updates):
+        if updates < 0:  # of a stream of batches that nothing ends
+            updates = math.inf
+        if share and not math.isfinite(updates):
             raise ValueError(
                 "decay_share needs the training's length: set max_epochs or max_steps, or no decay"
             )
-        begin = 1 - share
-        schedule = LambdaLR(adam, lambda done: _LAST ** max(0.0, (done / updates - begin) / share))
+        rising = min(_WARM_UP, updates / 20)
+
+        def rate(done: int) -> float:
+            decayed = max(0.0, (done / updates - 1 + share) / share) if share else 0.0
+            return min(1.0, (done + 1) / rising) * _LAST**decayed
+
+        schedule = LambdaLR(adam, rate)
         return {"optimizer": adam, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
 
     def configure_gradient_clipping(self, *arguments: Any, **options: Any) -> None:

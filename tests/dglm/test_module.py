@@ -60,7 +60,7 @@ class LearningRates(Callback):
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_the_learning_rate_falls_in_the_last_part_where_that_is_asked_for(
+def test_the_learning_rate_rises_first_and_falls_in_the_last_part_where_that_is_asked_for(
     build_dglm: BuildDGLM, fit: Fit, kind: str, tmp_path: Path
 ) -> None:
     def rates(steps: int, resumed: Path | None = None, **options: float) -> list[float]:
@@ -77,6 +77,14 @@ def test_the_learning_rate_falls_in_the_last_part_where_that_is_asked_for(
     # A resumed training is one of ten updates, of which the sixth follows.
     assert rates(10, tmp_path / "5.ckpt", decay_share=0.4)[1:] == pytest.approx(falling)
     assert rates(4) == [0.01] * 4
+    assert rates(60)[:4] == pytest.approx([0.01 / 3, 0.02 / 3, 0.01, 0.01])
+
+
+def test_the_learning_rate_of_an_endless_training_rises_too(build_dglm: BuildDGLM) -> None:
+    module = build_dglm("vae", learning_rate=0.01)
+    module.trainer = Trainer(max_epochs=-1, logger=False, accelerator="cpu")
+    (scheduler,) = [module.configure_optimizers()["lr_scheduler"]["scheduler"]]  # type: ignore[index, call-overload]
+    assert scheduler.get_last_lr() == pytest.approx([0.01 / 100] * 2)
 
 
 # Training with Lightning
