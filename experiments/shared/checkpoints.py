@@ -83,7 +83,7 @@ class SaveCheckpoints(Checkpoint):
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
         """Save where it is time to, and after the last update."""
-        if (batch_idx + 1) % trainer.accumulate_grad_batches:
+        if trainer.fit_loop._should_accumulate():
             return  # a checkpoint holds no half-accumulated gradient
         number, due = self._requests(trainer)
         if number or due or trainer.global_step == self._last_step:
@@ -92,8 +92,9 @@ class SaveCheckpoints(Checkpoint):
             raise Stopped(number)
 
     def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Save after each validation of training."""
-        if trainer.state.fn == TrainerFn.FITTING and not trainer.sanity_checking:
+        """Save after each validation of training, but in the middle of an update."""
+        training = trainer.state.fn == TrainerFn.FITTING and not trainer.sanity_checking
+        if training and not trainer.fit_loop._should_accumulate():
             self._save(trainer)
 
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:

@@ -78,6 +78,12 @@ def processes(
     runs.append(("mnist", small(folder / "stopped", **changes), "step 5", "SIGINT"))
     resumed = ["--resume", str(folder / "stopped")]
     runs += [("mnist", resumed, "update 7", "SIGTERM"), ("mnist", resumed, *NEVER)]
+    # Validations in the middle of an update, and updates of what an epoch of 18 batches has left.
+    changes |= {"trainer__val_check_interval": 3, "trainer__accumulate_grad_batches": 4}
+    runs.append(("mnist", small(folder / "whole-accumulated", **changes), *NEVER))
+    runs.append(("mnist", small(folder / "accumulated", **changes), "update 6", "SIGKILL"))
+    resumed = ["--resume", str(folder / "accumulated")]
+    runs += [("mnist", resumed, "update 9", "SIGTERM"), ("mnist", resumed, *NEVER)]
     return Processes(folder, *in_processes(runs))
 
 
@@ -94,10 +100,10 @@ def test_a_killed_run_ends_where_the_uninterrupted_one_does(
 
 def test_a_stopped_run_saves_and_says_how_to_go_on(processes: Processes) -> None:
     run = processes.folder / "stopped"
-    assert processes.statuses[-3:] == [130, 143, 0]
+    assert processes.statuses[12:15] == [130, 143, 0]
     hint = f"go on with python -m experiments.mnist --resume {run}"
     told = [line for line in processes.errors.splitlines() if line.startswith("SIG")]
-    assert told == [f"SIGINT: {hint}", f"SIGTERM: {hint}"]
+    assert told[:2] == [f"SIGINT: {hint}", f"SIGTERM: {hint}"]
     assert "Traceback" not in processes.errors
     check_same_end(processes.folder / "whole-hmc", run)
     steps = [
@@ -105,6 +111,11 @@ def test_a_stopped_run_saves_and_says_how_to_go_on(processes: Processes) -> None
         for name in ("previous.ckpt", "last.ckpt")
     ]
     assert steps == [8, 12]
+
+
+def test_no_half_of_an_update_is_lost_where_batches_are_accumulated(processes: Processes) -> None:
+    assert processes.statuses[15:] == [0, -9, 143, 0]
+    check_same_end(*(processes.folder / name for name in ("whole-accumulated", "accumulated")))
 
 
 def test_a_finished_run_can_be_made_longer(small: Arguments, tmp_path: Path) -> None:
