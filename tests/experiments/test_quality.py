@@ -5,7 +5,10 @@ from pathlib import Path
 import matplotlib.pyplot as plt
 import pytest
 
-from experiments.quality import RECIPES, Name, main, seconds_to
+from experiments.mnist import command_line
+from experiments.quality import RECIPES, Model, Name, Quality, main, seconds_to
+from experiments.shared.models import model_name
+from experiments.shared.trainings import ImagesOptions
 
 MODELS: list[Name] = ["hmc-2x12", "vae"]
 
@@ -45,6 +48,22 @@ def test_models_are_trained_once_for_each_length_and_compared_image_by_image(
     table = (folder / "table.md").read_text()
     assert all(RECIPES[row["model"]].label in table for row in rows)
     assert plt.imread(folder / "curve.png")[..., :3].std() > 0.05
+
+
+@pytest.mark.parametrize("name", RECIPES)
+def test_recipes_are_what_their_labels_say_whatever_else_a_configuration_has(
+    name: Name, root: Path, tmp_path: Path
+) -> None:
+    other = tmp_path / "other.yaml"
+    other.write_text(
+        "{kernel: hmc, model: {coordinates: false, num_mh_steps: 3, num_leapfrogs: 9}}"
+    )
+    options = Quality(training=str(other), data=ImagesOptions(name="mnist", root=str(root)))
+    dglm = command_line(options.training_arguments(Model(name, 1, 0), tmp_path / "run")).model
+    found = model_name(dglm)
+    if dglm.sampler is not None:
+        found += f", {dglm.num_mh_steps} × {dglm.sampler.num_leapfrogs}"
+    assert found == RECIPES[name].label
 
 
 def test_seconds_to_a_level_lie_between_lengths_and_nowhere_else() -> None:
