@@ -39,7 +39,7 @@ from experiments.shared.cli import (
 )
 from experiments.shared.models import kernel_name
 from experiments.shared.pictures import MaskName, given_pixels, save_inpainting
-from experiments.shared.runs import output_file, write_json
+from experiments.shared.runs import output_file, partial_file, write_json
 from experiments.shared.scoring import PictureOptions, check_error_bars, held_out
 from samplers import seeded_generator
 
@@ -137,10 +137,12 @@ def run_into(output: Path, options: Inpaint, dglm: DGLM, trained: dict[str, Any]
     title = (
         "Each pixel hidden or not" if options.mask == "random" else f"{options.mask} half hidden"
     )
+    picture = partial_file(output, "picture.png")
     save_inpainting(
-        output, images[:_SHOWN_IMAGES], given, shown, data.image_shape, title.capitalize()
+        picture, images[:_SHOWN_IMAGES], given, shown, data.image_shape, title.capitalize()
     )
     write_json(summary, output.with_suffix(".json"))
+    picture.replace(output)
     print_table(summary, output)
 
 

@@ -128,8 +128,8 @@ def held(folder: Path) -> Iterator[None]:
 
 @contextmanager
 def _claimed_output(path: Path) -> Iterator[bool]:
-    """Hold the name of an output; yield whether no other command does."""
-    lock = FileLock(path.with_name(f".{path.name}.lock"))
+    """Hold the name of an output, of any suffix; yield whether no other command does."""
+    lock = FileLock(path.with_name(f".{path.stem}.lock"))
     with _claimed(path, lock) as alone:
         try:
             yield alone
@@ -179,7 +179,7 @@ def _numbered(parent: Path, prefix: str, suffix: str) -> Iterator[Path]:
 
 def partial_files(output: Path) -> list[Path]:
     """Return what an interrupted command has left beside its output, to go on from."""
-    return list(output.parent.glob(f"{glob.escape(output.stem)}.partial-*"))
+    return list(output.parent.glob(f"{glob.escape(output.name)}.partial-*"))
 
 
 def _finished_files(path: Path, suffixes: Sequence[str]) -> list[Path]:
@@ -206,8 +206,8 @@ def keep_metrics(folder: Path) -> None:
 def keep_config(folder: Path, text: str) -> None:
     """Write the configuration of a run that is resumed, the former one put aside if it differs."""
     path = folder / "config.yaml"
-    if path.exists() and path.read_text() != text:
-        path.rename(first_free(folder, "config-before", ".yaml"))
+    if path.exists() and (before := path.read_text()) != text:
+        write_whole(before, first_free(folder, "config-before", ".yaml"))
     write_whole(text, path)
 
 
@@ -232,7 +232,7 @@ def check_same_options(
 
 def partial_file(output: Path, name: str) -> Path:
     """Return where a command keeps something until ``output`` is written."""
-    return output.with_name(f"{output.stem}.partial-{name}")
+    return output.with_name(f"{output.name}.partial-{name}")
 
 
 def write_json(content: Any, path: Path) -> None:

@@ -12,7 +12,14 @@ import pytest
 
 from experiments import mnist
 from experiments.shared.cli import CommandError, run_command
-from experiments.shared.runs import check_same_options, held, output_file, read_json, write_json
+from experiments.shared.runs import (
+    check_same_options,
+    held,
+    output_file,
+    partial_file,
+    read_json,
+    write_json,
+)
 
 # Of Python 3.12 and of JAX, on the fork of a process that has threads.
 pytestmark = [
@@ -69,6 +76,23 @@ def test_an_output_that_another_process_is_to_write_is_refused_until_that_is_dea
     with output_file(str(output), "", "", *SUFFIXES) as path:
         assert path == output
     assert not list(path.parent.iterdir())
+
+
+def test_an_output_of_the_same_stem_is_refused_and_what_was_begun_for_it_kept(
+    tmp_path: Path,
+) -> None:
+    scores, picture = str(tmp_path / "result.json"), str(tmp_path / "result.png")
+    begun = partial_file(Path(scores), "0.pt")
+    begun.touch()
+    with (
+        held_by_another(output_file(scores, "", "", ".json", ".csv")),
+        pytest.raises(CommandError, match="another command is to write"),
+        output_file(picture, "", "", *SUFFIXES),
+    ):
+        pass
+    with output_file(picture, "", "", *SUFFIXES):
+        pass
+    assert begun.exists()
 
 
 def test_two_live_runs_never_share_a_folder_and_a_dead_one_holds_nothing(
