@@ -45,8 +45,8 @@ ACCEPTANCE = 0.95
 _LAST = 0.03
 """What is left of the learning rate in the end."""
 _WARM_UP = 100
-"""Updates in which it rises, or a twentieth of a shorter training: Adam's first steps all have its
-full length, and a network of coordinates that they carry too far has all chains diverge."""
+"""Updates in which it rises: Adam's first steps all have its full length, and a network of
+coordinates that they carry too far has all chains diverge."""
 _LOOK_EVERY = 10
 _SETTINGS = ("num_mh_steps", "learning_rate", "seed", "jump_scale", "decay_share")
 
@@ -72,8 +72,7 @@ class DGLM(LightningModule):
             (B, latent_dim).
         kernel: What refines the draws of q.
         num_mh_steps: J, Metropolis-Hastings steps from q to the draw that trains the decoder.
-        learning_rate: Adam's, for all parts; it rises to that over the first 100 updates, or the
-            first twentieth of a shorter training.
+        learning_rate: Adam's, for all parts; it rises to that over the first 100 updates.
         seed: All randomness of training is a function of (seed, global step, rank).
         jump_scale: λ, the jump that counts as good, in standard deviations of q; the paper's is 1.
         decay_share: Share of the training, its last part, in which the learning rate falls
@@ -148,8 +147,8 @@ class DGLM(LightningModule):
         return None if self.kernel is None else without_coordinates(self.kernel)
 
     @property
-    def coordinates(self) -> nn.Module | None:
-        """The network of the kernel's coordinates, where it has one."""
+    def coordinate_network(self) -> nn.Module | None:
+        """The network of the kernel's coordinates, in units of q, where it has one."""
         return self.kernel.network if isinstance(self.kernel, AmortizedPreconditioned) else None
 
     @property
@@ -158,7 +157,9 @@ class DGLM(LightningModule):
         if self.kernel is None or self.sampler is None:
             return 0
         chain = self.num_mh_steps * self.kernel.num_leapfrogs + 1
-        learned = self.coordinates is not None and any(True for _ in self.sampler.parameters())
+        learned = self.coordinate_network is not None and any(
+            True for _ in self.sampler.parameters()
+        )
         trained = TRAINED_SHARE / TRAINED_EVERY if learned else 0
         return chain + 2 * trained * self.kernel.num_leapfrogs
 
@@ -272,14 +273,14 @@ class DGLM(LightningModule):
             elbo = self.model.log_joint(x, z) + q.entropy()
             self._log("train", log_elbo=elbo)
             return -elbo.mean()
-        trained = self.coordinates is None or index % TRAINED_EVERY == TRAINED_EVERY - 1
+        trained = self.coordinate_network is None or index % TRAINED_EVERY == TRAINED_EVERY - 1
         chain = self.chain(x, q, z, generator, train_sampler=trained)
         elbo = q.entropy() + chain.log_joint_at_start(z)
         self.safeguard.note_divergence(chain.diverging)
         log_joint = self.model.log_joint(x, chain.state.position.detach())
         self._log("train", log_elbo=elbo, step_size=self.kernel.step_size, **chain.metrics)
         self._log("train", jump=chain.jump, **({"sampler_loss": chain.loss} if trained else {}))
-        if self.coordinates is not None:
+        if self.coordinate_network is not None:
             self._log("train", coordinate_loss=chain.coordinate_loss)
         if not isinstance(self.kernel.log_step_size, nn.Parameter):
             acceptance = self.trainer.strategy.reduce(chain.acceptance.mean(), reduce_op="mean")
@@ -369,23 +370,21 @@ class DGLM(LightningModule):
 
     def configure_optimizers(self) -> OptimizerLRScheduler:
         """Return Adam, with a parameter group for each part of the model, and its rate's course."""
-        parts = [self.encoder, self.model, self.sampler, self.coordinates]
+        parts = [self.encoder, self.model, self.sampler, self.coordinate_network]
         groups = [list(part.parameters()) for part in parts if part is not None]
         adam = torch.optim.Adam(
             [{"params": group} for group in groups if group], lr=self.learning_rate, fused=True
         )
-        updates, share = self.trainer.estimated_stepping_batches, self.decay_share
-        if updates < 0:  # of a stream of batches that nothing ends
-            updates = math.inf
-        if share and not math.isfinite(updates):
+        share = self.decay_share
+        updates = self.trainer.estimated_stepping_batches if share else 0
+        if share and not 0 < updates < math.inf:  # -1 of a stream of batches
             raise ValueError(
                 "decay_share needs the training's length: set max_epochs or max_steps, or no decay"
             )
-        rising = min(_WARM_UP, updates / 20)
 
         def rate(done: int) -> float:
             decayed = max(0.0, (done / updates - 1 + share) / share) if share else 0.0
-            return min(1.0, (done + 1) / rising) * _LAST**decayed
+            return min(1.0, (done + 1) / _WARM_UP) * _LAST**decayed
 
         schedule = LambdaLR(adam, rate)
         return {"optimizer": adam, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}

@@ -119,7 +119,7 @@ def named_start(name: StartName, dglm: "DGLM") -> Start:
         "coordinates": RefinedStart(dglm.kernel),
         "fitted": FittedStart(dglm.encoder),
     }
-    if name == "coordinates" and dglm.coordinates is None:
+    if name == "coordinates" and dglm.coordinate_network is None:
         raise ValueError(_NO_COORDINATES)
     return starts[name]
 

@@ -106,11 +106,11 @@ def build_dglm(
 def kernel_name(dglm: DGLM) -> str:
     """Return the name of a model's kernel as an option says it, with its coordinates."""
     name = "none" if dglm.sampler is None else type(dglm.sampler).__name__.lower()
-    return name if dglm.coordinates is None else f"{name} in coordinates"
+    return name if dglm.coordinate_network is None else f"{name} in coordinates"
 
 
 def model_name(dglm: DGLM) -> str:
     """Return what the paper calls such a model."""
     names = {HMC: "HMC-DGLM", L2HMC: "L2HMC-DGLM", type(None): "VAE"}
     name = names.get(type(dglm.sampler), "DGLM")
-    return name if dglm.coordinates is None else f"{name} in coordinates"
+    return name if dglm.coordinate_network is None else f"{name} in coordinates"

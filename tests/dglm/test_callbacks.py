@@ -135,6 +135,7 @@ def test_a_sound_run_is_plain_adam_counts_nothing_and_is_silent(
     build_dglm: BuildDGLM, recorded: Recorded, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("dglm.callbacks._WARN_FROM", 1)
+    monkeypatch.setattr("dglm.module._WARM_UP", 1)
     module, plain = build_dglm("vae"), build_dglm("vae")
     plain.configure_optimizers = lambda: torch.optim.Adam(plain.parameters(), 1e-3)  # type: ignore[method-assign]
     plain.configure_callbacks = lambda: []  # type: ignore[method-assign]
@@ -153,7 +154,7 @@ def test_ten_skipped_updates_in_a_row_end_the_run(
     module = build_dglm("hmc")
     break_at(FAULTS["loss NaN"], *range(3, 3 + PATIENCE))
     with pytest.raises(TrainingFailed, match="not finite in 17 updates in a row"):
-        recorded(module, 20)
+        recorded(module, 30)
     # The first look after the tenth is at 20; until then nothing is updated any more.
     assert (module.safeguard.updates, module.safeguard.skipped) == (20, 17)
     for name, value in module.named_parameters():
@@ -261,7 +262,6 @@ def test_the_host_waits_for_no_update() -> None:
     trainer = Trainer(logger=False, accelerator="cpu")
     module = DGLM(GenerativeModel(nn.Linear(2, 6), 2), Encoder(6, 2, (4,)))
     module.to("meta")  # where a number cannot be asked for
-    module.trainer = trainer
     optimizer = module.configure_optimizers()["optimizer"]  # type: ignore[index, call-overload]
     for parameter in module.parameters():
         parameter.grad = torch.zeros_like(parameter)

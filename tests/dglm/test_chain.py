@@ -59,7 +59,7 @@ def test_a_kernel_in_coordinates_learns_from_siblings_and_leaves_the_coordinates
 ) -> None:
     module, chain = run("l2hmc in coordinates")
     assert not chain.state.position.requires_grad
-    learned, fixed = list(module.sampler.parameters()), list(module.coordinates.parameters())
+    learned, fixed = list(module.sampler.parameters()), list(module.coordinate_network.parameters())
     found = torch.autograd.grad(chain.loss.mean(), learned + fixed, allow_unused=True)
     assert all(gradient.abs().max() > 0 for gradient in found[: len(learned)])
     assert found[len(learned) :] == (None,) * len(fixed)

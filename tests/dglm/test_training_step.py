@@ -60,7 +60,10 @@ class Step(NamedTuple):
         if module.kernel is None:
             return [(-self.elbo, module.encoder), (-self.elbo, module.model)]
         pairs = [(-self.elbo, module.encoder), (-self.log_joint, module.model)]
-        others = (self.sampler_loss, module.sampler), (self.coordinate_loss, module.coordinates)
+        others = (
+            (self.sampler_loss, module.sampler),
+            (self.coordinate_loss, module.coordinate_network),
+        )
         return pairs + [(loss, part) for loss, part in others if part and [*part.parameters()]]
 
 
@@ -77,7 +80,7 @@ def by_hand(module: DGLM, x: Tensor) -> Step:
     energy, losses, jumps, acceptances = ByHand(decoder, x), [], [], []
     context, state = module.kernel.embed(x), energy.value_and_gradient(z.detach())
     posterior: Distribution = Independent(Normal(mean, log_std.exp()), 1)
-    if module.coordinates is not None:
+    if module.coordinate_network is not None:
         mean, factor = module.kernel(x)
         posterior = MultivariateNormal(mean, scale_tril=factor)
     variance = posterior.variance.detach()
@@ -90,7 +93,7 @@ def by_hand(module: DGLM, x: Tensor) -> Step:
         jumps.append(distance * info.acceptance)
         acceptances.append(info.acceptance)
     sampler_loss = torch.stack(losses).sum(dim=0)
-    if module.coordinates is not None and [*module.sampler.parameters()]:
+    if module.coordinate_network is not None and [*module.sampler.parameters()]:
         ends = z.detach(), state.position.detach()
         sampler_loss = of_siblings(module, x, ends, generator)
     return Step(
@@ -189,7 +192,7 @@ def test_each_part_descends_its_own_loss_alone_and_metrics_are_those_by_hand(
         for name in ("log_joint", "sampler_loss", "acceptance", "jump"):
             means[f"train/{name}"] = getattr(expected, name)
         means |= {"train/divergence": torch.zeros(1), "train/step_size": torch.tensor(0.4)}
-    if module.coordinates is not None:
+    if module.coordinate_network is not None:
         means["train/coordinate_loss"] = expected.coordinate_loss
     wanted = {name: float(value.detach().mean()) for name, value in means.items()}
     assert attached.metrics == pytest.approx(wanted)
