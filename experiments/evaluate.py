@@ -102,6 +102,10 @@ class Evaluate(ScoringOptions):
         elif self.bdmc_images != Evaluate.bdmc_images:
             raise ValueError("bdmc_images is of bdmc true: add that, or leave it out")
         self.points()
+        if self.curve is not None and self.num_temperatures != Evaluate.num_temperatures:
+            raise ValueError(
+                "curve has its own numbers of temperatures: leave num_temperatures out"
+            )
 
     def points(self) -> list["Evaluate"]:
         """Return the options of each point of the curve, the most temperatures last."""

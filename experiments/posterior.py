@@ -82,6 +82,8 @@ class Posterior(PictureOptions):
         for name, minimum in least.items():
             if getattr(self, name) < minimum:
                 raise ValueError(f"{name} must be at least {minimum}, got {getattr(self, name)}")
+        if self.num_leapfrogs is not None:
+            check_counts(num_leapfrogs=self.num_leapfrogs)
         if self.search is not None:
             check_counts(search=self.search)
             if self.image != 0:

@@ -47,6 +47,8 @@ def arguments(model: Path, root: Path, result: Path, /, **changes: object) -> li
         "quiet": "true",
         "output": result,
     }
+    if "curve" in changes:
+        del options["num_temperatures"]
     options.update({name.replace("__", "."): value for name, value in changes.items()})
     return [text for name, value in options.items() for text in (f"--{name}", str(value))]
 
@@ -112,7 +114,9 @@ def test_what_is_kept_of_an_evaluation_is_left_alone_by_another(
     interrupt(given)
     kept = {path: path.read_bytes() for path in run.glob("evaluation-001*")}
     for change in ("--num_images=7", "--num_temperatures=3", "--curve=3,10"):
-        with pytest.raises(SystemExit, match=r"evaluation-001\.partial-0\.pt is of another run"):
+        with pytest.raises(
+            SystemExit, match=r"evaluation-001\.json\.partial-0\.pt is of another run"
+        ):
             run_command(lambda change=change: main([*given, change]))
     own = last.read_bytes()
     content = torch.load(last, weights_only=True)
