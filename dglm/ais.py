@@ -94,7 +94,10 @@ class AISResult(NamedTuple):
 
     @property
     def unreliable(self) -> Tensor:
-        """Whether an estimate rests on less than two chains, so that no error is known, (N,)."""
+        """Whether no error is known, (N,).
+
+        Where less than two chains count or they hardly move, or where the start misses a mode.
+        """
         return self.standard_error.isnan()
 
 
@@ -289,7 +292,9 @@ def gather(own: Sequence[AISResult]) -> AISResult:
 
 def warn_of(result: AISResult) -> None:
     """Warn of images whose estimate is unreliable, or of which the start misses a mode."""
-    count, unreliable = len(result.log_likelihood), result.unreliable
+    count, missed = len(result.log_likelihood), result.missed_modes
+    weights_known = log_mean_standard_error(result.log_weights).isfinite()
+    unreliable = result.unreliable & ~(missed & weights_known)  # which is told of below
     if result.log_weights.shape[1] > 1 and unreliable.any():
         warnings.warn(
             f"the log-likelihoods of {int(unreliable.sum())} of {count} images "
@@ -298,8 +303,7 @@ def warn_of(result: AISResult) -> None:
             "another start",
             stacklevel=3,
         )
-    if result.missed_modes.any():
-        missed = result.missed_modes
+    if missed.any():
         warnings.warn(
             f"the network that chains start at misses a mode of the posterior of "
             f"{int(missed.sum())} of {count} images ({_places(missed)}), which chains from the "

@@ -1,7 +1,8 @@
 """Train VAE, HMC-DGLM and L2HMC-DGLM over the number of MH steps and score them (Figure 2).
 
-Kernels with equally many steps take equally many gradients an update, and start from the same
-weights, with the same order of the data. Models that are finished are kept: --resume goes on.
+Kernels with equally many steps in z take equally many gradients an update (in coordinates the
+siblings of L2HMC take some more), see the data in the same order, and train the same decoder.
+Models that are finished are kept: --resume goes on.
 """
 
 import sys

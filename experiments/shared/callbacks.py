@@ -50,7 +50,7 @@ def logged_metrics(dglm: DGLM, with_validation: bool = True) -> list[str]:
         shared = ["log_joint", "acceptance", "divergence"]
         train += [*shared, "sampler_loss", "jump", "step_size"]
         validation += shared
-    if dglm.coordinates is not None:
+    if dglm.coordinate_network is not None:
         train += ["coordinate_loss"]
     validation = validation if with_validation else []
     return [f"train/{name}" for name in train] + [f"validation/{name}" for name in validation]
@@ -216,7 +216,12 @@ class Banner(Callback):
 
 def model_size(dglm: DGLM) -> str:
     """Return the sizes of the parts of a model, in words."""
-    parts = {"decoder": dglm.model, "encoder": dglm.encoder, "kernel": dglm.kernel}
+    parts = {
+        "decoder": dglm.model,
+        "encoder": dglm.encoder,
+        "kernel": dglm.sampler,
+        "coordinates": dglm.coordinate_network,
+    }
     sizes = [f"{name} {num_weights(part):,}" for name, part in parts.items() if part is not None]
     return (
         f"{dglm.model.latent_dim} latent variables, {type(dglm.model.likelihood).__name__} pixels; "
@@ -250,11 +255,13 @@ def update_cost(dglm: DGLM, images: int) -> str:
     """Return what one update, of so many images, takes, in words."""
     if dglm.sampler is None:
         return f"{images:,} images, no gradients of U"
-    order = "second" if any(True for _ in dglm.sampler.parameters()) else "first"
+    order = "second order" if any(True for _ in dglm.sampler.parameters()) else "first order"
+    if dglm.gradients_per_update > dglm.num_mh_steps * dglm.sampler.num_leapfrogs + 1:
+        order = "first order, but for siblings"
     return (
         f"{images:,} images, {dglm.num_mh_steps} MH steps of {dglm.sampler.num_leapfrogs} "
         f"leapfrogs: {dglm.gradients_per_update:g} gradients of U each, "
-        f"{images * dglm.gradients_per_update:,.0f} in all, to {order} order"
+        f"{images * dglm.gradients_per_update:,.0f} in all, to {order}"
     )
 
 

@@ -2,6 +2,7 @@
 
 import io
 import json
+import math
 import re
 from collections.abc import Callable
 from contextlib import redirect_stdout
@@ -17,6 +18,7 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 
 from dglm import DGLM, AmortizedPreconditioned, Decoder, Encoder, GenerativeModel
 from experiments.mnist import command_line, main, train
+from experiments.report import warnings
 from experiments.shared.callbacks import compilation, num_weights, reconstructions
 from samplers import HMC, L2HMC, Kernel
 
@@ -85,7 +87,8 @@ def test_all_files_are_there(done: Run) -> None:
 def test_the_banner_says_what_the_run_then_takes(done: Run) -> None:
     text, summary = done.printed, done.summary
     dglm = DGLM.load_from_checkpoint(done.folder / "checkpoints" / "last.ckpt")
-    sizes = {"decoder": dglm.model, "encoder": dglm.encoder, "kernel": dglm.kernel}
+    sizes = {"decoder": dglm.model, "encoder": dglm.encoder, "kernel": dglm.sampler}
+    sizes["coordinates"] = dglm.coordinate_network
     for name, part in sizes.items():
         if part is not None:
             values = part.state_dict().values()
@@ -105,7 +108,7 @@ def test_the_banner_says_what_the_run_then_takes(done: Run) -> None:
         ),
         "l2hmc": (
             "L2HMC-DGLM in coordinates, seed 0",
-            f"{shared} 5.125 gradients of U each, 102 in all, to second order",
+            f"{shared} 5.125 gradients of U each, 102 in all, to first order, but for siblings",
             512,
         ),
     }[done.folder.name]
@@ -200,6 +203,16 @@ def test_batches_that_one_update_accumulates_are_counted_and_divergences_summed_
     assert summary["skipped_updates"] == 0
     assert f"{diverged:.2%} of the transitions in training" in text
     assert "diverged, more than 1%: try a smaller step size" in text
+
+
+@pytest.mark.parametrize("place", [0, 1])
+def test_a_kernel_whose_way_back_is_nan_is_told_of(place: int) -> None:
+    errors = [0.0, 0.0]
+    errors[place] = math.nan
+    sound = {"skipped_updates": 0, "training_divergence": 0.0, "kernel_divergence": 0.0}
+    names = "kernel_acceptance", "kernel_round_trip_error", "kernel_log_det_error"
+    (told,) = warnings(sound | dict(zip(names, [0.9, *errors], strict=True)))
+    assert "rounding keeps the kernel from being exact" in told
 
 
 def test_a_compiled_training_is_the_eager_one_and_only_its_step_runs_compiled_code(
