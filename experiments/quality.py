@@ -70,7 +70,7 @@ RECIPES: dict[Name, Recipe] = {
     "l2hmc-coordinates": Recipe(
         "L2HMC-DGLM in coordinates, 2 × 4",
         ["--kernel", "l2hmc", *_chain(2, 4), *_IN_COORDINATES],
-        4_300,
+        5_400,
     ),
 }
 """By their names; numbers are Metropolis-Hastings steps × leapfrogs."""
