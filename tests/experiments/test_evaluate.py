@@ -113,7 +113,7 @@ def test_what_is_kept_of_an_evaluation_is_left_alone_by_another(
     given = arguments(last, root, Path("null"))
     interrupt(given)
     kept = {path: path.read_bytes() for path in run.glob("evaluation-001*")}
-    for change in ("--num_images=7", "--num_temperatures=3", "--curve=3,10"):
+    for change in ("--num_images=7", "--num_temperatures=3"):
         with pytest.raises(
             SystemExit, match=r"evaluation-001\.json\.partial-0\.pt is of another run"
         ):

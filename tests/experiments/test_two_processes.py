@@ -59,7 +59,8 @@ def test_updates_are_those_of_one_process_with_the_images_and_noise_of_both(
     module, _ = load_checkpoint(str(in_two / "checkpoints" / "last.ckpt"))
     module.load_state_dict(starts[0])
     batches = [part["batches"] for part in kept(in_two, "end")]
-    optimizer = module.configure_optimizers()
+    configured: Any = module.configure_optimizers()
+    optimizer, schedule = configured["optimizer"], configured["lr_scheduler"]["scheduler"]
     module.trainer = Trainer(accelerator="cpu", logger=False, enable_checkpointing=False)
     monkeypatch.setattr(DGLM, "log", lambda *arguments, **options: None)
     for step in range(STEPS):
@@ -72,6 +73,7 @@ def test_updates_are_those_of_one_process_with_the_images_and_noise_of_both(
         (sum(losses) / 2).backward()
         module.configure_gradient_clipping()
         optimizer.step()
+        schedule.step()
     distance, moved = 0.0, 0.0
     for name, value in module.named_parameters():
         distance += float((value.detach() - ends[0][name]).square().sum())
