@@ -255,8 +255,9 @@ def update_cost(dglm: DGLM, images: int) -> str:
     """Return what one update, of so many images, takes, in words."""
     if dglm.sampler is None:
         return f"{images:,} images, no gradients of U"
-    order = "second order" if any(True for _ in dglm.sampler.parameters()) else "first order"
-    if dglm.gradients_per_update > dglm.num_mh_steps * dglm.sampler.num_leapfrogs + 1:
+    learned = any(True for _ in dglm.sampler.parameters())
+    order = "second order" if learned else "first order"
+    if learned and dglm.coordinate_network is not None:
         order = "first order, but for siblings"
     return (
         f"{images:,} images, {dglm.num_mh_steps} MH steps of {dglm.sampler.num_leapfrogs} "
