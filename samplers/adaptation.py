@@ -13,14 +13,17 @@ from samplers.energy import Energy, State
 from samplers.hmc import HMC
 from samplers.kernel import Context, Kernel, finite_start
 from samplers.preconditioned import Preconditioned
+from samplers.turns import Turns
 
 Mass = Literal["unit", "diagonal", "dense"]
 
 TARGET_ACCEPTANCE = 0.65
 """The acceptance at which HMC moves farthest for its cost in high dimensions."""
 
-_WINDOWS = (0.15, 0.1, 0.2, 0.4, 0.15)
+_WINDOWS, _WINDOWS_OF_FEW = (0.15, 0.1, 0.2, 0.4, 0.15), (0.2, 0.4, 0.4)
 """Shares of the warm-up; the mass is set after each of the inner ones, from its draws alone."""
+_FEW = 400
+"""Steps below which the windows are those of few, or the last would be too short to find ε."""
 _PRIOR_DRAWS, _PRIOR_SHARE = 5, 1e-3
 """The covariance is shrunk as by five draws with a thousandth of the variances, in any unit."""
 _SETTLING_LEAPFROGS = 3
@@ -141,7 +144,9 @@ class DualAveraging:
             direction = -1.0 if missing > 0 else 1.0
             self.direction = self.direction or direction
             if direction == self.direction:
-                self.centre = self.average = self.centre + direction * math.log(2)
+                tried, self.centre = self.centre, self.centre + direction * math.log(2)
+                # Should no step follow: the larger one has not been tried.
+                self.average = torch.minimum(tried, self.centre)
                 return self.centre
         self.count += 1
         share = 1 / (self.count + 10)
@@ -165,16 +170,16 @@ def adapt(
 ) -> Adapted:
     """Warm chains up: step size by dual averaging, mass from the draws of all chains.
 
-    Works for any kernel, a learned one too: with a mass it runs in whitened coordinates. Neither
-    changes after the warm-up, so that draws from the returned kernel are exact. The first quarter
-    of the steps, 150 at most, are those of :func:`settle`; a chain that is stuck all the same
-    takes no part in the mass, and is warned of.
+    Works for any kernel but turns, a learned one too: with a mass it runs in whitened coordinates.
+    Neither changes after the warm-up, so that draws from the returned kernel are exact. The first
+    quarter of the steps, 150 at most, are those of :func:`settle`; a chain that is stuck all the
+    same takes no part in the mass, and is warned of.
 
     Arguments:
         kernel: Its step size is set in place.
         energy: U, from (B, D) to (B,).
         position: Where the chains start, (B, D).
-        num_steps: Steps of the warm-up, at least 20.
+        num_steps: Steps of the warm-up, at least 20, with a mass 30.
         mass: "unit", "diagonal" or "dense": the inverse of the draws' variances or covariance.
         target: Acceptance probability to reach.
         context: As returned by ``kernel.embed``.
@@ -183,6 +188,7 @@ def adapt(
     Raises:
         ValueError: An argument is out of range, or the energy or its gradient is not finite where
             a chain starts.
+        TypeError: The kernel has :class:`samplers.Turns`.
 
     References:
         The windows follow Stan's (Stan Reference Manual, "HMC algorithm parameters"), the draws
@@ -196,10 +202,13 @@ def adapt(
         >>> sample(warm.kernel, energy, warm.position, num_draws=5).draws.shape
         torch.Size([20, 5, 2])
     """
-    if num_steps < 20:
-        raise ValueError(f"num_steps must be at least 20, got {num_steps}")
     if mass not in ("unit", "diagonal", "dense"):
         raise ValueError(f"mass must be 'unit', 'diagonal' or 'dense', got {mass!r}")
+    least = 20 if mass == "unit" else 30
+    if num_steps < least:
+        raise ValueError(f"num_steps must be at least {least}, got {num_steps}")
+    if any(isinstance(each, Turns) for each in kernel.modules()):
+        raise TypeError("adapt each kernel before they take turns: each has a step size of its own")
     if not 0 < target < 1:
         raise ValueError(f"target must lie between 0 and 1, got {target}")
     state = finite_start(kernel, energy, position)
@@ -209,12 +218,13 @@ def adapt(
     state, moving = kernel.init(position, energy), kernel
     averaging = DualAveraging(kernel.log_step_size, target)
     moved = torch.zeros(len(position), dtype=torch.bool, device=position.device)
-    ends = [round(share * (num_steps - settling)) for share in accumulate(_WINDOWS)]
+    windows = _WINDOWS if num_steps >= _FEW else _WINDOWS_OF_FEW
+    ends = [round(share * (num_steps - settling)) for share in accumulate(windows)]
     for index, (begin, end) in enumerate(pairwise([0, *ends])):
         steps = end - begin
         before = moved
         state, moments, moved = _window(moving, energy, state, steps, averaging, context, generator)
-        if mass != "unit" and 0 < index < len(_WINDOWS) - 1:
+        if mass != "unit" and 0 < index < len(windows) - 1:
             factor = mass_factor(moments, steps * int(moved.sum()), mass)
             if moving is kernel:  # later windows change the coordinates little
                 kernel.log_step_size.fill_(0.0)

@@ -17,7 +17,7 @@ from torch import Tensor
 from samplers.chains import Chains, draw_chains, still_chains
 from samplers.energy import Counted, Energy
 from samplers.hmc import HMC
-from samplers.kernel import Kernel
+from samplers.kernel import Kernel, as_positions
 from samplers.preconditioned import Preconditioned
 
 LENGTHS = (1, 2, 3, 5, 8, 13, 20)
@@ -28,11 +28,11 @@ and may well be rejected half of the time."""
 _ROUNDS = ((1, 3, 1.19), (4, 1, 1.09), (4, 1, 1.0))
 """Of each round the length, how many go on, and the ratio of the step sizes tried beside theirs."""
 _FEWEST_DRAWS = 20
+_FEWEST_TO_COMPARE = 4
+"""Chains, and draws of each, of which ArviZ has an effective sample size."""
 _BATCHES = 5
 _SUSPECTS = 5
 """Coordinates that a race is judged by: looking at all of many takes longer than the run."""
-_STUDENT = 2.132
-"""The one-sided 95 % quantile of Student's t with four degrees of freedom."""
 CONVERGED = 1.01
 """The largest R̂ of chains that are said to agree."""
 
@@ -182,6 +182,10 @@ def compare(
         UserWarning: Chains of some kernel never moved, have R̂ above 1.01, or an
             effective sample size of x² of less than a tenth of that of x.
 
+    Raises:
+        ValueError: There are no kernels, or fewer than four chains or draws, of which nothing can
+            be said; or the energy or its gradient is not finite where a chain starts.
+
     Example:
         >>> import torch
         >>> from samplers import HMC, compare
@@ -191,6 +195,12 @@ def compare(
         >>> table["sampler"]
         ['short', 'long']
     """
+    position = as_positions(position)
+    if not kernels or min(len(position), num_draws) < _FEWEST_TO_COMPARE:
+        raise ValueError(
+            f"compare takes at least a kernel, {_FEWEST_TO_COMPARE} chains and as many draws, got "
+            f"{len(kernels)}, {len(position)} and {num_draws}"
+        )
     table = Comparison()
     for name, kernel in kernels.items():
         counted, throwaway = Counted(energy), torch.Generator(position.device)
@@ -207,19 +217,12 @@ def compare(
 
 def warn_of_misleading(table: Comparison) -> None:
     """Warn, once for a table, of chains whose effective sample size should not be believed."""
-    apart, leaping = [], []
-    for name, r_hat, ess, squares in zip(
-        *(table[column] for column in ("sampler", "r_hat", "ess", "ess_squares")), strict=True
-    ):
-        if not r_hat <= 1.01:
-            apart.append(f"{name} ({r_hat:.2f})")
-        if squares < 0.1 * ess:
-            leaping.append(name)
-    stuck = [
-        f"{count} of {name}"
-        for name, count in zip(table["sampler"], table["stuck"], strict=True)
-        if count
+    rows = [table.row(name) for name in table.get("sampler", [])]
+    stuck = [f"{row['stuck']} of {row['sampler']}" for row in rows if row["stuck"]]
+    apart = [
+        f"{row['sampler']} ({row['r_hat']:.2f})" for row in rows if not row["r_hat"] <= CONVERGED
     ]
+    leaping = [row["sampler"] for row in rows if row["ess_squares"] < 0.1 * row["ess"]]
     told = []
     if stuck:
         told.append(
@@ -228,8 +231,8 @@ def warn_of_misleading(table: Comparison) -> None:
         )
     if apart:
         told.append(
-            f"chains do not agree, R̂ > 1.01, of {', '.join(apart)}: effective sample sizes mean "
-            "nothing there; warm up or run longer, and start in every mode that you know of"
+            f"chains do not agree, R̂ > {CONVERGED}, of {', '.join(apart)}: effective sample sizes "
+            "mean nothing there; warm up or run longer, and start in every mode that you know of"
         )
     if leaping:
         told.append(
@@ -310,8 +313,9 @@ def race(
 
     Out are kernels with a chain that never moved, or with R̂ above 1.01 and above the first one's.
     Of the others the one is taken whose ratio to the first, of the worst ESS of x and x² per
-    gradient, has the largest lower bound of 95 % over five batches of chains, if that exceeds 1:
-    a kernel some of whose chains stay in the tails for long has a low one.
+    gradient, has the largest lower bound over five batches of chains, if that exceeds 1; the bounds
+    hold with 95 % for all kernels together. A kernel some of whose chains stay in the tails for
+    long has a low one.
 
     Arguments:
         kernels: By name.
@@ -320,6 +324,8 @@ def race(
         gradients: Of each chain and kernel.
         generator: Of the noise.
     """
+    from scipy.special import stdtrit
+
     table, batches, ends = Comparison(), {}, {}
     for name, kernel in kernels.items():
         steps = max(10 * _FEWEST_DRAWS, gradients // kernel.num_leapfrogs)
@@ -335,10 +341,12 @@ def race(
         ends[name] = chains.draws[:, -1].to(position.device, copy=True)  # not the whole draws
     first, *others = kernels
     bar = max(CONVERGED, table.row(first)["r_hat"])
+    # Student's, after Bonferroni.
+    quantile = float(stdtrit(_BATCHES - 1, 1 - 0.05 / max(1, len(others))))
     best, largest = first, 0.0
     for name in others:
         row, ratio = table.row(name), batches[name] - batches[first]
-        bound = float(ratio.mean() - _STUDENT * ratio.std() / math.sqrt(_BATCHES))
+        bound = float(ratio.mean() - quantile * ratio.std() / math.sqrt(_BATCHES))
         sound = row["stuck"] == 0 and row["r_hat"] <= bar
         if sound and bound > largest:
             best, largest = name, bound

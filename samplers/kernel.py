@@ -132,7 +132,7 @@ class Kernel(nn.Module, ABC):
         trajectory without them ten. Steps of one shape and class of energy share a compilation;
         numbers that the energy holds must be tensors to change without a new one. A process keeps
         256, and the next one raises; ``torch.compiler.reset()`` forgets them all.
-        Parameters, ``state_dict`` and draws stay as they are.
+        Parameters, ``state_dict`` and draws stay as they are. What runs in a flow stays eager.
 
         Where the compiler does not work, the kernel stays as it is and a warning says so.
 
@@ -275,24 +275,36 @@ def transition(
     return chosen(accepted, end, state), Info(proposal, acceptance, accepted, diverging)
 
 
-@torch.no_grad()
-def finite_start(kernel: Kernel, energy: Energy, position: Tensor) -> State:
-    """Return the state of chains at ``position`` (B, D), after a check that each can leave it.
+def as_positions(position: Any, device: torch.device | None = None) -> Tensor:
+    """Return where chains start, (B, D), as a tensor of torch's default type or of float64.
 
-    Arrays, integers and half precision become tensors of torch's default type.
+    Arguments:
+        position: A tensor, or an array, which goes to the device.
+        device: Where arrays go.
 
     Raises:
-        ValueError: The positions are no (B, D), or the energy or its gradient is not finite at
-            some of them. An energy that raises at all of them raises its own error.
+        ValueError: There are no (B, D).
     """
     if not (isinstance(position, Tensor) and position.dtype in (torch.float32, torch.float64)):
-        device = position.device if isinstance(position, Tensor) else kernel.log_step_size.device
+        device = position.device if isinstance(position, Tensor) else device
         position = torch.as_tensor(position, dtype=torch.get_default_dtype(), device=device)
     if position.dim() != 2 or position.numel() == 0:
         raise ValueError(
             f"chains start at positions of shape (chains, dim), got {tuple(position.shape)}: "
             "x[None] is one chain at x of shape (dim,)"
         )
+    return position
+
+
+@torch.no_grad()
+def finite_start(kernel: Kernel, energy: Energy, position: Tensor) -> State:
+    """Return the state of chains at ``position`` (B, D), after a check that each can leave it.
+
+    Raises:
+        ValueError: The positions are no (B, D), or the energy or its gradient is not finite at
+            some of them. An energy that raises at all of them raises its own error.
+    """
+    position = as_positions(position, kernel.log_step_size.device)
     state = kernel.init(position, energy)
     finite = state.energy.isfinite() & state.gradient.isfinite().all(dim=-1)
     if not finite.any():

@@ -18,7 +18,7 @@ from samplers.energy import Counted, Energy
 from samplers.flows import Flow, Independence, fit_flow
 from samplers.hmc import HMC
 from samplers.io import Resumable, build, checked_description, load_plain, save_whole
-from samplers.kernel import Kernel
+from samplers.kernel import Kernel, as_positions
 from samplers.l2hmc import L2HMC
 from samplers.preconditioned import Preconditioned, Transformed
 from samplers.random import mixed_seed, seeded_generator
@@ -116,7 +116,8 @@ def learn(
         position: Where chains start, (chain, dim), on the device to work on: spread over all that
             may have mass, every mode that is known. A hundred chains run, from rows evenly over
             these.
-        budget: Gradients, over all chains, to spend about; at least a tenth of the default.
+        budget: Gradients, over all chains, to spend about; at least a tenth of the default, which
+            comes to twice as many, as no stage can be shorter.
         seed: Of all randomness.
         checkpoint: A folder to save finished stages and trainings in and to go on from.
         progress: Show a bar of gradients.
@@ -135,6 +136,7 @@ def learn(
     """
     if budget < BUDGET // 10:
         raise ValueError(f"budget must be at least {BUDGET // 10} gradients, got {budget}")
+    position = as_positions(position)
     with Progress(transient=True, disable=not progress) as bar:
         task = bar.add_task("learn", total=budget)
 
@@ -329,7 +331,7 @@ class _Learning:
         self.energy.count = before + _CHAINS * (1 + settings.num_iterations * each)
 
     def _scaled(self, count: int) -> int:
-        return max(20, round(self.share * count))
+        return max(30, round(self.share * count))
 
     def _generator(self, stage: str) -> torch.Generator:
         return seeded_generator(self.start.device, self.seed, f"learn.{stage}")
@@ -393,7 +395,9 @@ def _packed(kernel: Kernel) -> dict[str, Any]:
 
 def _unpacked(packed: dict[str, Any], like: Tensor | None = None) -> Kernel:
     kernel = build(packed["description"])
-    kernel.load_state_dict(packed["state"])
+    # Assigned, not copied into: parameters and buffers keep the precision they were saved with.
+    state = {name: value.clone() for name, value in packed["state"].items()}
+    kernel.load_state_dict(state, assign=True)
     if not isinstance(kernel, Kernel):
         raise ValueError(f"the file holds a {type(kernel).__name__}, no kernel")
     kernel.requires_grad_(False)

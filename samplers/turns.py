@@ -13,7 +13,8 @@ class Turns(Kernel):
     """A kernel whose step is one step of each of several kernels, one after another.
 
     It leaves a density invariant that each of them does, though it is not reversible: where one
-    kernel is quick in the bulk and another safe in the tails, both are at hand.
+    kernel is quick in the bulk and another safe in the tails, both are at hand. Adapt and train the
+    kernels before: turns have neither one step size nor one proposal.
 
     Arguments:
         kernels: Each takes its turn in a step.

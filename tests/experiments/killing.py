@@ -116,9 +116,9 @@ def save_often_and_take_little_time() -> None:
     samplers.comparison._MULTIPLES, samplers.comparison._ROUNDS = (1.0,), ((1, 1, 1.0),)
     samplers.comparison._FEWEST_DRAWS = 8
     contenders.LENGTHS = (1,)
-    contenders._WARM_UP_STEPS = 20
+    contenders._WARM_UP_STEPS = 30
     samplers.learning._CHAINS = contenders._LEARNING_CHAINS = samplers.learning._FLOW_DRAWS = 20
-    samplers.learning._Learning._scaled = lambda self, count: max(20, count // 100)
+    samplers.learning._Learning._scaled = lambda self, count: max(30, count // 100)
     targets.nuts_is_installed = lambda: False
 
 

@@ -41,11 +41,11 @@ def make_small(patch: pytest.MonkeyPatch) -> None:
     patch.setattr(command, "nuts_is_installed", lambda: False)
     tune_little(patch)
     patch.setattr(contenders, "LENGTHS", (1, 2))
-    patch.setattr(contenders, "_WARM_UP_STEPS", 20)
+    patch.setattr(contenders, "_WARM_UP_STEPS", 30)
     patch.setattr(command, "weight_from_one_mode", lambda *given: 3.0)
     patch.setattr("samplers.learning._CHAINS", 20)
     patch.setattr("samplers.learning._FLOW_DRAWS", 20)
-    patch.setattr("samplers.learning._Learning._scaled", lambda self, count: max(20, count // 100))
+    patch.setattr("samplers.learning._Learning._scaled", lambda self, count: max(30, count // 100))
 
 
 @pytest.fixture(scope="module")

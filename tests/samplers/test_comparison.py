@@ -61,6 +61,16 @@ def test_chains_that_mislead_are_told_of() -> None:
     compare({"good": HMC(1, 1.4)}, normal, start, 400)
 
 
+def test_what_cannot_be_compared_is_refused() -> None:
+    for kernels, chains, draws in (({}, 4, 4), ({"a": HMC()}, 3, 4), ({"a": HMC()}, 4, 3)):
+        message = f"got {len(kernels)}, {chains} and {draws}$"
+        with pytest.raises(ValueError, match=message):
+            compare(kernels, normal, torch.zeros(chains, 2), draws)
+    assert compare({"arrays": HMC(1, 1.4)}, normal, torch.randn(50, 2).numpy(), 400)["ess"][0] > 0.1
+    with pytest.raises(ValueError, match=r"shape \(chains, dim\), got \(2,\)"):
+        compare({"a": HMC()}, normal, torch.zeros(2), 4)
+
+
 def test_the_worst_coordinate_is_among_the_suspects() -> None:
     noise = torch.randn(20, 400, 3, generator=seeded_generator("cpu", 0))
     draws = [noise[:, 0]]

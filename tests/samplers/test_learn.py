@@ -8,16 +8,20 @@ from torch import Tensor
 
 from samplers import (
     HMC,
+    L2HMC,
     TARGETS,
     Energy,
     Flow,
     GaussianMixture,
     GaussianTarget,
     Learned,
+    Preconditioned,
+    Turns,
     learn,
     sample,
     seeded_generator,
 )
+from samplers.comparison import Comparison
 from samplers.flows import fit_flow
 
 ASKEW = (
@@ -131,9 +135,27 @@ def test_chains_that_do_not_visit_both_modes_as_they_should_are_told_of() -> Non
         assert (right.mean() - 0.5).abs() < 5 * right.std() / len(right) ** 0.5
 
 
+def test_a_loaded_kernel_has_the_precision_it_was_saved_with(tmp_path: Path) -> None:
+    target = GaussianTarget(torch.zeros(2), torch.eye(2))
+    start = torch.randn(5, 2, dtype=torch.float64)
+    for inside in (HMC(), L2HMC(2, 1)):
+        for kernel in (Flow(inside, *ASKEW), Preconditioned(inside, *ASKEW)):
+            kernel = Turns([kernel.double(), HMC().double()])
+            known = start, "", Comparison(), True, 0, 0.0, 0, 0.0, ""
+            Learned(kernel, *known).save(tmp_path / "learned.pt")
+            again = Learned.load(tmp_path / "learned.pt").kernel
+            expected, found = (
+                sample(each, target, start, 3, generator=seeded_generator("cpu", 0)).draws
+                for each in (kernel, again)
+            )
+            assert torch.equal(found, expected)
+
+
 def test_a_budget_that_is_too_small_is_refused() -> None:
     with pytest.raises(ValueError, match="budget must be at least 800000 gradients, got 10"):
         learn(SCG, start(), budget=10)
+    with pytest.raises(ValueError, match=r"shape \(chains, dim\), got \(2,\)"):
+        learn(SCG, torch.zeros(2))
 
 
 @pytest.mark.slow
