@@ -99,6 +99,9 @@ def sample(
         ValueError: A count is below 1, or the energy or its gradient is not finite where a chain
             starts.
 
+    Warns:
+        UserWarning: Of chains that never moved.
+
     Example:
         >>> import torch
         >>> from samplers import HMC, sample
@@ -109,9 +112,33 @@ def sample(
         >>> chains.export()["posterior"]["position"].shape  # chains.to_arviz() for ArviZ
         (4, 10, 2)
     """
-    chunks = sample_chunks(
-        kernel, energy, position, num_draws, thin=thin, context=context, generator=generator
+    chains = draw_chains(
+        kernel,
+        energy,
+        position,
+        num_draws,
+        thin=thin,
+        context=context,
+        generator=generator,
+        progress=progress,
     )
+    warn_of_still(still_chains(chains.draws), num_draws, num_draws * thin)
+    return chains
+
+
+def draw_chains(
+    kernel: Kernel,
+    energy: Energy,
+    position: Tensor,
+    num_draws: int,
+    *,
+    thin: int = 1,
+    context: Context = None,
+    generator: torch.Generator | None = None,
+    progress: Callable[[int], object] | None = None,
+) -> Chains:
+    """Do what :func:`sample` does, for those who look for bad chains themselves: no warning."""
+    chunks = _begun(kernel, energy, position, num_draws, CHUNK_SIZE, thin, context, generator)
     return concatenate(chunks, num_draws, progress)
 
 
@@ -142,15 +169,6 @@ def concatenate(
         if progress is not None:
             progress(done)
     return Chains(*kept)
-
-
-def draw_chains(
-    kernel: Kernel, energy: Energy, position: Tensor, num_draws: int, **options: Any
-) -> Chains:
-    """Do what :func:`sample` does, for those who look for stuck chains themselves: no warning."""
-    with warnings.catch_warnings():
-        warnings.filterwarnings("ignore", ".* chains did not move", UserWarning)
-        return sample(kernel, energy, position, num_draws, **options)
 
 
 def still_chains(draws: Tensor) -> Tensor:
@@ -196,6 +214,21 @@ def sample_chunks(
     Warns:
         UserWarning: After the last chunk, of chains that never moved.
     """
+    chunks = _begun(kernel, energy, start, num_draws, chunk_size, thin, context, generator)
+    return _watched(chunks, thin)
+
+
+def _begun(
+    kernel: Kernel,
+    energy: Energy,
+    start: Tensor | Snapshot,
+    num_draws: int,
+    chunk_size: int,
+    thin: int,
+    context: Context,
+    generator: torch.Generator | None,
+) -> Iterator[tuple[Chains, Snapshot]]:
+    """Return the chunks of :func:`sample_chunks`, once all arguments are checked."""
     for name, value in (("num_draws", num_draws), ("thin", thin), ("chunk_size", chunk_size)):
         if not isinstance(value, Integral):
             raise TypeError(f"{name} must be an integer, got {value!r}")
@@ -219,7 +252,7 @@ def sample_chunks(
         raise ValueError("a snapshot brings its own generator: pass one of the two")
     sizes = [chunk_size] * (num_draws // chunk_size)
     sizes += [num_draws % chunk_size] if num_draws % chunk_size else []
-    return _watched(_chunks(kernel, energy, state, sizes, thin, context, generator), thin)
+    return _chunks(kernel, energy, state, sizes, thin, context, generator)
 
 
 def _watched(
@@ -238,7 +271,8 @@ def _watched(
 def _check_energy(kernel: Kernel, energy: Energy, state: State) -> None:
     """Raise ValueError where a state is stale: its acceptances would be wrong without a word."""
     now = kernel.init(state.position, energy).energy
-    if not torch.allclose(now, state.energy, rtol=1e-3, atol=1e-3):
+    rounding = 100 * torch.finfo(now.dtype).eps
+    if not torch.allclose(now, state.energy, rtol=rounding, atol=1e-3):
         raise ValueError(
             "the snapshot is of another energy than this one: start from its position, "
             'snapshot["position"]'

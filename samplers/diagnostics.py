@@ -148,7 +148,7 @@ def summarise(draws: Tensor | Chains) -> Summary:
             "one chain of (draw, dim), draws[..., None] chains of numbers (chain, draw)"
         )
     still = still_chains(draws)
-    if still.any() and not still.all():
+    if still.any():
         warnings.warn(
             f"{int(still.sum())} of {len(still)} chains never move: their draws are no draws of "
             "the target, and spoil what is estimated from all",

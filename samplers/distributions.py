@@ -79,7 +79,7 @@ class DistributionEnergy:
         self.distribution = distribution
         self.dim: int = self.transform.inverse_shape(distribution.event_shape)[0]
         try:
-            self(torch.zeros(1, self.dim))
+            self(torch.zeros(1, self.dim, device=_device(distribution)))
         except (NotImplementedError, RuntimeError) as error:
             raise ValueError(
                 f"the density of this {type(distribution).__name__} cannot be evaluated: "
@@ -87,7 +87,16 @@ class DistributionEnergy:
             ) from error
 
     def __call__(self, position: Tensor) -> Tensor:
-        """Return U at unconstrained positions y (B, D), in nats, (B,)."""
+        """Return U at unconstrained positions y (B, D), in nats, (B,).
+
+        Raises:
+            ValueError: D is not :attr:`dim`.
+        """
+        if position.shape[-1] != self.dim:
+            raise ValueError(
+                f"this distribution has {self.dim} unconstrained coordinates, the chains have "
+                f"{position.shape[-1]}: start at torch.zeros(chains, energy.dim)"
+            )
         y = position.double() if self.precise else position
         x = self.transform(y)
         value = -self.distribution.log_prob(x) - self.transform.log_abs_det_jacobian(y, x)
@@ -127,6 +136,15 @@ def _parts(distribution: Distribution) -> Iterator[Distribution]:
     for part in vars(distribution).values():
         if isinstance(part, Distribution):
             yield from _parts(part)
+
+
+def _device(distribution: Distribution) -> torch.device:
+    """Return where the parameters are."""
+    for part in _parts(distribution):
+        for value in vars(part).values():
+            if isinstance(value, Tensor):
+                return value.device
+    return torch.device("cpu")
 
 
 def _keeps_digits(transform: Transform) -> bool:

@@ -55,7 +55,9 @@ def value_and_gradient(energy: Energy, position: Tensor) -> State:
 
     Raises:
         ValueError: The energy does not return one number a row, does not depend on the position as
-            far as torch sees, or brings a gradient that is not differentiable where it must be.
+            far as torch sees, or brings a gradient of another shape, or not differentiable where
+            it must be.
+        TypeError: It is no function, or brings no :class:`State`.
     """
     if torch.compiler.is_compiling():
         return evaluated(energy, position)
@@ -133,7 +135,7 @@ def chosen(rows: Tensor, first: State, second: State) -> State:
 def evaluated(energy: Energy, position: Tensor) -> State:
     """Return :func:`value_and_gradient`, but raise whatever the energy raises."""
     if isinstance(energy, EnergyWithGradient):
-        return _differentiable(energy.value_and_gradient(position), position)
+        return _checked(energy.value_and_gradient(position), position)
     if not callable(energy):
         raise TypeError(
             "an energy is a function from positions (B, D) to (B,), got "
@@ -160,10 +162,25 @@ def evaluated(energy: Energy, position: Tensor) -> State:
     return State(position, value if differentiable else value.detach(), gradient)
 
 
-def _differentiable(state: State, position: Tensor) -> State:
-    """Return the state; a sampler that is trained on detached energies would learn amiss."""
-    needed = torch.is_grad_enabled() and position.requires_grad
-    if needed and not state.energy.requires_grad:
+def _checked(state: State, position: Tensor) -> State:
+    """Return the state; of other shapes, or detached in training, it would mislead silently."""
+    if not isinstance(state, State):
+        raise TypeError(
+            "value_and_gradient of an energy returns a State(position, energy, gradient), got "
+            f"{type(state).__name__}"
+        )
+    shapes, needed = (
+        (state.energy.shape, state.gradient.shape),
+        (position.shape[:1], position.shape),
+    )
+    if shapes != needed:
+        raise ValueError(
+            "value_and_gradient of an energy returns energy and gradient of shapes "
+            f"{' and '.join(str(tuple(shape)) for shape in needed)} at positions "
+            f"{tuple(position.shape)}, got {' and '.join(str(tuple(shape)) for shape in shapes)}"
+        )
+    trained = torch.is_grad_enabled() and position.requires_grad
+    if trained and not state.energy.requires_grad:
         raise ValueError(
             "value_and_gradient of the energy returns one without a gradient, from which no "
             "sampler can be trained: compute it from position, with gradients enabled"

@@ -154,18 +154,25 @@ class Affine(NamedTuple):
 
     def whiten(self, x: Tensor) -> Tensor:
         """Return w = L⁻¹(x - μ)."""
-        centred = x - self.location
-        if self.factor.dim() == 1:
-            return centred / self.factor
-        return torch.linalg.solve_triangular(self.factor.T, centred, upper=True, left=False)
+        location, factor = self._as(x)
+        centred = x - location
+        if factor.dim() == 1:
+            return centred / factor
+        return torch.linalg.solve_triangular(factor.T, centred, upper=True, left=False)
 
     def colour(self, w: Tensor) -> Tensor:
         """Return x = μ + L w."""
-        return self.location + (w * self.factor if self.factor.dim() == 1 else w @ self.factor.T)
+        location, factor = self._as(w)
+        return location + (w * factor if factor.dim() == 1 else w @ factor.T)
 
     def pull(self, gradient: Tensor) -> Tensor:
         """Return the gradient in w, Lᵀ times that in x."""
-        return gradient * self.factor if self.factor.dim() == 1 else gradient @ self.factor
+        _, factor = self._as(gradient)
+        return gradient * factor if factor.dim() == 1 else gradient @ factor
+
+    def _as(self, like: Tensor) -> tuple[Tensor, Tensor]:
+        """Return μ and L in the precision of the chains."""
+        return self.location.to(like.dtype), self.factor.to(like.dtype)
 
 
 class Whitened(Coordinates):

@@ -1,5 +1,7 @@
 """Parallel tempering: HMC at several temperatures, for modes that one chain cannot leave."""
 
+from collections.abc import Sequence
+
 import torch
 from torch import Tensor
 
@@ -14,7 +16,7 @@ def parallel_tempering(
     energy: Energy,
     position: Tensor,
     num_draws: int,
-    temperatures: Tensor,
+    temperatures: Tensor | Sequence[float],
     *,
     num_leapfrogs: int = 10,
     step_size: float = 0.1,
@@ -48,6 +50,7 @@ def parallel_tempering(
     """
     if num_draws < 1:
         raise ValueError(f"num_draws must be at least 1, got {num_draws}")
+    temperatures = torch.as_tensor(temperatures)
     ladder = temperatures.dim() == 1 and bool(temperatures.isfinite().all())
     if not (ladder and temperatures[:1].eq(1).any() and (temperatures.diff() > 0).all()):
         raise ValueError(f"temperatures must increase from 1, got {temperatures.tolist()}")

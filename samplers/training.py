@@ -17,6 +17,7 @@ from samplers.kernel import Info, Kernel, finite_start
 from samplers.objective import Objective, RunningMeans, jumps, reciprocal, siblings
 from samplers.preconditioned import Preconditioned, Transformed
 from samplers.random import seeded_generator
+from samplers.turns import Turns
 
 Initial = Callable[[int, torch.Generator], Tensor]
 """Draws n points from the distribution that chains start from, (n, D), with a generator on the
@@ -104,6 +105,11 @@ class TrainingSettings:
                 "annealing takes both an initial_temperature and annealing_iterations, got "
                 f"{self.initial_temperature} and {self.annealing_iterations}"
             )
+        if self.annealing_iterations >= self.num_iterations:
+            raise ValueError(
+                "annealing_iterations must be fewer than num_iterations, or the training never "
+                f"sees the target itself: got {self.annealing_iterations} of {self.num_iterations}"
+            )
 
     def temperature(self, iteration: int) -> float:
         """Return T at an iteration: T₀^(1 - i/n) for i < n, then 1."""
@@ -167,8 +173,10 @@ def train_sampler(
 
     Raises:
         ValueError: The checkpoint is of a training with other settings or of another target, the
-            kernel has no parameters to train, the energy or its gradient is not finite where a
-            chain starts, or chains start at one point where their spread is the unit.
+            kernel has no parameters to train, or they are frozen, the energy or its gradient is not
+            finite where a chain starts, or chains start at one point where their spread is the
+            unit.
+        TypeError: The kernel has :class:`samplers.Turns`.
 
     References:
         Generalizing Hamiltonian Monte Carlo with Neural Networks (Levy, Hoffman and
@@ -212,10 +220,20 @@ class _Training:
     def __init__(
         self, kernel: Kernel, energy: Energy, initial: Initial, settings: TrainingSettings
     ) -> None:
+        if not callable(initial):
+            raise TypeError(
+                "initial is a function of a count and a generator that draws as many starts, got "
+                f"{type(initial).__name__}"
+            )
         self.kernel, self.initial, self.settings = kernel, initial, settings
         self.parameters = [each for each in kernel.parameters() if each.requires_grad]
+        if any(isinstance(each, Turns) for each in kernel.modules()):
+            raise TypeError("train each kernel before they take turns: they have no one proposal")
         if not self.parameters:
-            raise ValueError(f"{type(kernel).__name__} has no parameters to train: use adapt")
+            how = "use adapt"
+            if any(True for _ in kernel.parameters()):
+                how = "they are frozen, kernel.requires_grad_(True) frees them"
+            raise ValueError(f"{type(kernel).__name__} has no parameters to train: {how}")
         self.optimizer = torch.optim.Adam(self.parameters, lr=settings.learning_rate)
         self.history: list[Tensor] = []
         self.device = self.parameters[0].device
@@ -318,7 +336,12 @@ class _Training:
     @property
     def identity(self) -> dict[str, Any]:
         """What tells this training from another."""
-        return {"settings": asdict(self.settings), "target, by U at the start": self.start_energy}
+        shapes = {name: list(part.shape) for name, part in self.kernel.state_dict().items()}
+        return {
+            "settings": asdict(self.settings),
+            "kernel": {"class": type(self.kernel).__name__, **shapes},
+            "target, by U at the start": self.start_energy,
+        }
 
     def state(self) -> dict[str, Any]:
         """Return all that the rest of the training depends on."""

@@ -7,7 +7,10 @@ import matplotlib.pyplot as plt
 import torch
 from torch import Tensor
 
-_COLOURS = ("#0072B2", "#D55E00", "#CC79A7", "#999999", "#000000", "#009E73", "#E69F00")
+_COLOURS = (
+    *("#0072B2", "#D55E00", "#CC79A7", "#999999"),
+    *("#000000", "#009E73", "#E69F00", "#56B4E9"),
+)
 """Okabe and Ito's, which the colour-blind tell apart."""
 
 
@@ -20,7 +23,7 @@ def draw_autocorrelations(
     """Draw ρ of x and of x² over the gradients that a lag costs."""
     figure, both = plt.subplots(1, 2, figsize=(10, 3.8), layout="constrained", sharey=True)
     for axes, quantity in zip(both, ("x", "x²"), strict=True):
-        for colour, row in zip(_COLOURS, rows, strict=False):
+        for colour, row in zip(_COLOURS[: len(rows)], rows, strict=True):
             values = correlations[row["sampler"]][quantity]
             gradients = torch.arange(len(values)) * row["gradients_per_step"]
             axes.plot(gradients[1:], values[1:], color=colour, label=row["sampler"], linewidth=1.2)

@@ -175,6 +175,12 @@ def test_an_energy_that_raises_at_every_start_raises_its_own_error() -> None:
         sample(HMC(), outside_one, torch.tensor([[0.0], [2.0]]), 5)
 
 
+def test_stuck_chains_are_told_of_where_sample_was_called(energy: Energy) -> None:
+    with pytest.warns(UserWarning, match="^5 of 5 chains did not move in 50 steps") as told:
+        sample(HMC(3, 50.0), energy, START, 50)
+    assert told[0].filename == __file__
+
+
 def test_one_draw_says_nothing_of_whether_a_chain_moves() -> None:
     start = torch.zeros(20, 2)
     draws = sample(HMC(1, 1.0), lambda x: 0.5 * x.square().sum(dim=-1), start, 1, thin=300).draws
@@ -276,6 +282,7 @@ START = torch.zeros(5, 3, dtype=torch.float64)
         (lambda energy: again(energy, chunk_size=0), "chunk_size must be at least 1, got 0"),
         (lambda energy: again(energy, generator=torch.Generator()), "brings its own generator"),
         (lambda energy: again(energy, now=lambda x: 1.1 * energy(x) + 0.1), "is of another energy"),
+        (lambda energy: again(lambda x: energy(x) + 2e5, lambda x: energy(x + 0.1) + 2e5), "is of"),
     ],
 )
 def test_arguments_that_cannot_be_are_refused_at_once(

@@ -150,3 +150,11 @@ def test_coordinate_that_never_changes_has_no_effective_draws(
     summary = summarise(draws)
     assert all(field[1].isnan() and field[0].isfinite() for field in summary)
     assert all(field.isnan() for field in summary.worst())
+
+
+def test_chains_that_never_move_are_told_of_even_if_all_are() -> None:
+    draws = autoregression(0.0, 4, 100, 2)
+    for count in (1, 4):
+        draws[:count] = draws[:count, :1]
+        with pytest.warns(UserWarning, match=f"^{count} of 4 chains never move"):
+            summarise(draws)

@@ -83,6 +83,12 @@ def test_a_simplex_has_a_coordinate_less() -> None:
     assert DistributionEnergy(CASES["Dirichlet"]).dim == 2
 
 
+def test_chains_of_another_dimension_are_refused() -> None:
+    for name, dim in (("Dirichlet", 3), ("gamma", 5)):
+        with pytest.raises(ValueError, match=f"unconstrained coordinates, the chains have {dim}"):
+            sample(HMC(), DistributionEnergy(CASES[name]), torch.zeros(4, dim), 2)
+
+
 def test_a_mixture_is_an_energy() -> None:
     parts = MultivariateNormal(torch.tensor([[-2.0, 0.0], [2.0, 0.0]]), torch.eye(2))
     mixture = MixtureSameFamily(Categorical(torch.tensor([0.3, 0.7])), parts)

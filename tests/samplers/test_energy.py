@@ -83,6 +83,26 @@ def test_energy_with_its_own_gradient_is_taken_at_its_word() -> None:
     assert torch.equal(state.extra[0], position[:, 0])
 
 
+@pytest.mark.parametrize(
+    ("answer", "message"),
+    [
+        (lambda x: State(x, x.square().sum(), x), r"shapes \(4,\) and \(4, 2\) .* got \(\) and"),
+        (lambda x: State(x, x.sum(dim=1, keepdim=True), x), r"got \(4, 1\) and \(4, 2\)$"),
+        (lambda x: State(x, x.sum(dim=1), x[:1]), r"got \(4,\) and \(1, 2\)$"),
+        (lambda x: (x.sum(dim=1), x), "returns a State.*, got tuple$"),
+    ],
+)
+def test_a_gradient_of_its_own_has_the_shapes_of_the_chains(
+    answer: Callable[[Tensor], State], message: str
+) -> None:
+    class WithGradient:
+        def value_and_gradient(self, position: Tensor) -> State:
+            return answer(position)
+
+    with pytest.raises((TypeError, ValueError), match=message):
+        value_and_gradient(WithGradient(), torch.randn(4, 2))
+
+
 def test_finite_gradient_is_the_identity_with_a_gated_gradient() -> None:
     tensor = torch.randn(4, requires_grad=True)
     gated = finite_gradient(tensor)

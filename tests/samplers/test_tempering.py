@@ -94,7 +94,7 @@ def test_exchange_swaps_neighbours_of_one_chain_with_the_probability_of_the_rati
 )
 def test_temperatures_that_do_not_increase_from_one_are_refused(temperatures: list) -> None:
     with pytest.raises(ValueError, match="temperatures must increase from 1") as error:
-        parallel_tempering(MIXTURE, torch.zeros(3, 2), 5, torch.tensor(temperatures))
+        parallel_tempering(MIXTURE, torch.zeros(3, 2), 5, temperatures)
     assert "\n" not in str(error.value)
 
 

@@ -20,6 +20,7 @@ from samplers import (
     Preconditioned,
     State,
     TrainingSettings,
+    Turns,
     reciprocal_jump_loss,
     train_sampler,
 )
@@ -158,6 +159,9 @@ def test_checkpoint_that_does_not_fit_is_refused_in_one_line(
     train_sampler(random_l2hmc(2), TARGET, initial, settings, checkpoint=path)
     kernel = random_l2hmc(2, seed=1)
     before = copied(kernel)
+    for other in (random_l2hmc(2, hidden=3), Preconditioned(kernel, CENTRE, SCALES)):
+        with pytest.raises(ValueError, match=r"^.*training\.pt is of another run \(kernel\."):
+            train_sampler(other, TARGET, initial, settings, checkpoint=path)
 
     def refused(message: str, target: Energy = TARGET, **changes: Any) -> None:
         changed = replace(settings, **changes)
@@ -377,6 +381,10 @@ def test_settings_out_of_range_are_refused_in_one_line(name: str, value: Any) ->
         ({"objective": "jumps", "initial_weight": 1.0}, "^initial_weight is of the objective"),
         ({"initial_temperature": 10.0}, "^annealing takes both .* got 10.0 and 0$"),
         ({"annealing_iterations": 10}, "^annealing takes both .* got 1.0 and 10$"),
+        (
+            {"num_iterations": 5, "annealing_iterations": 5, "initial_temperature": 2.0},
+            "^annealing_iterations must be fewer than num_iterations.* got 5 of 5$",
+        ),
     ],
 )
 def test_settings_that_would_be_ignored_are_refused(settings: dict[str, Any], message: str) -> None:
@@ -396,15 +404,18 @@ def on_a_line(count: int, generator: torch.Generator) -> Tensor:
     ("build", "energy", "start", "message"),
     [
         (HMC, TARGET, initial, "HMC has no parameters to train: use adapt"),
+        (lambda: Recording().requires_grad_(False), TARGET, initial, r"requires_grad_\(True\)"),
+        (lambda: Turns([Recording(), HMC()]), TARGET, initial, "train each kernel before they"),
         (Recording, half_of_nan, initial, r"not finite at the start of \d of the chains"),
         (Recording, TARGET, on_a_line, "start apart in every coordinate"),
         (Recording, TARGET, lambda n, g: initial(3, g), "asked for 5 starts, initial drew 3"),
+        (Recording, TARGET, torch.randn(5, 2), "function of a count and a generator .* got Tensor"),
     ],
 )
 def test_what_cannot_be_trained_is_refused(
     build: Any, energy: Energy, start: Any, message: str
 ) -> None:
-    with pytest.raises(ValueError, match=message):
+    with pytest.raises((TypeError, ValueError), match=message):
         train_sampler(build(), energy, start, TrainingSettings(1, 5))
 
 
