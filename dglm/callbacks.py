@@ -48,7 +48,8 @@ class Safeguard(Callback):
     _recent: Tensor  # updates, skipped ones and diverged shares since the last look, (3,)
     _in_a_row: Tensor  # skipped ones, 0-d
     _broken_loss: Tensor  # losses of the present update that are not finite, 0-d
-    _diverging: Tensor  # diverged share of the present update, 0-d
+    _diverging: Tensor  # sum over the batches of the present update of diverged shares, 0-d
+    _batches: int  # of the present update
 
     def __init__(self) -> None:
         self.updates = 0
@@ -74,6 +75,7 @@ class Safeguard(Callback):
         Rather than the logged metric, which Lightning waits for.
         """
         self._diverging = self._diverging + diverging.mean()
+        self._batches += 1
 
     def on_before_backward(
         self, trainer: Trainer, pl_module: LightningModule, loss: Tensor
@@ -88,7 +90,8 @@ class Safeguard(Callback):
         gradients = [p.grad for p in pl_module.parameters() if p.grad is not None]
         finite = torch.nn.utils.get_total_norm(gradients).isfinite()
         broken = self._broken_loss + ~finite
-        diverging = (self._diverging / trainer.accumulate_grad_batches).to(broken)
+        # The last update of an epoch may have fewer batches than the others.
+        diverging = (self._diverging / max(self._batches, 1)).to(broken)
         broken, diverging = trainer.strategy.reduce(
             torch.stack([broken, diverging]), reduce_op="mean"
         )
@@ -96,9 +99,12 @@ class Safeguard(Callback):
         self._in_a_row = torch.where(skip, self._in_a_row + 1, 0.0)
         self._recent += torch.stack([torch.ones_like(diverging), skip.to(diverging), diverging])
         self._broken_loss.zero_()
-        self._diverging = torch.zeros_like(diverging)
-        # How gradient scalers tell a fused optimizer, which then changes nothing on the device.
-        optimizer.found_inf = skip.float()  # type: ignore[attr-defined]
+        self._diverging, self._batches = torch.zeros_like(diverging), 0
+        if optimizer.defaults.get("fused"):
+            # How gradient scalers tell it, which then changes nothing on the device.
+            optimizer.found_inf = skip.float()  # type: ignore[attr-defined]
+        elif skip:  # an optimizer of the user's own: it leaves alone what has no gradient
+            optimizer.zero_grad()
 
     def on_train_batch_end(self, trainer: Trainer, *arguments: Any) -> None:
         """Look at the counts once in ten updates."""
@@ -126,6 +132,7 @@ class Safeguard(Callback):
         self._in_a_row = torch.zeros((), device=device)
         self._broken_loss = torch.zeros((), device=device)
         self._diverging = torch.zeros((), device=device)
+        self._batches = 0
 
     def _look(self) -> None:
         updates, _, diverged = self._collect()

@@ -1,5 +1,6 @@
 """The generative model p(x, z) = p(z) p(x|z), and the energy of its posterior."""
 
+from copy import copy
 from typing import Any
 
 import numpy as np
@@ -67,14 +68,14 @@ class GenerativeModel(nn.Module):
         return self.log_likelihood(x, z) + self.log_prior(z)
 
     def energy(self, x: Tensor) -> "PosteriorEnergy":
-        """Return U(z) = -log p(x, z) for observations (B, N), with the decoder frozen.
+        """Return U(z) = -log p(x, z) for observations (B, N), with the model frozen.
 
-        No gradient reaches the decoder's parameters through it; it sees their present values.
+        No gradient reaches the model's parameters through it; it sees their present values.
         """
         return PosteriorEnergy(self.negative_log_likelihood(x))
 
     def negative_log_likelihood(self, x: Tensor) -> "NegativeLogLikelihood":
-        """Return z ↦ -log p(x|z) for observations (B, N), with the decoder frozen."""
+        """Return z ↦ -log p(x|z) for observations (B, N), with the model frozen."""
         return NegativeLogLikelihood(self.decoder, self.likelihood, x)
 
     def marginal(self, given: Tensor) -> "GenerativeModel":
@@ -183,7 +184,7 @@ class GenerativeModel(nn.Module):
 
 
 class NegativeLogLikelihood:
-    """z ↦ -log p(x|z) for given observations; no gradient reaches the decoder's weights.
+    """z ↦ -log p(x|z) for given observations; no gradient reaches decoder or likelihood.
 
     They are not copied: after an update in place, an optimizer's, it is another function, and a
     State from before is stale.
@@ -200,7 +201,7 @@ class NegativeLogLikelihood:
 
     def __init__(self, decoder: nn.Module, likelihood: Likelihood, x: Tensor) -> None:
         self.decoder = decoder
-        self.likelihood = likelihood
+        self.likelihood = _frozen(likelihood)
         self.x = x
         self.frozen = {name: value.detach() for name, value in decoder.named_parameters()}
         plain = type(decoder) is Decoder and decoder.is_plain
@@ -253,6 +254,17 @@ class PosteriorEnergy:
         state = self.negative_log_likelihood.value_and_gradient(position)
         energy = state.energy - gaussian_log_prob(position)
         return State(position, energy, state.gradient + position)
+
+
+def _frozen(module: Any) -> Any:
+    """Return a module with the same parameters, to which no gradient flows."""
+    if next(module.parameters(), None) is None:
+        return module
+    frozen = copy(module)
+    own = module._parameters.items()
+    frozen._parameters = {name: each if each is None else each.detach() for name, each in own}
+    frozen._modules = {name: _frozen(inside) for name, inside in module._modules.items()}
+    return frozen
 
 
 def _activate(output: Tensor) -> tuple[Tensor, Tensor]:

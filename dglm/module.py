@@ -273,7 +273,9 @@ class DGLM(LightningModule):
             elbo = self.model.log_joint(x, z) + q.entropy()
             self._log("train", log_elbo=elbo)
             return -elbo.mean()
-        trained = self.coordinate_network is None or index % TRAINED_EVERY == TRAINED_EVERY - 1
+        # By the update, so that batches which one update accumulates are alike.
+        due = self.global_step % TRAINED_EVERY == TRAINED_EVERY - 1
+        trained = self.coordinate_network is None or due
         chain = self.chain(x, q, z, generator, train_sampler=trained)
         elbo = q.entropy() + chain.log_joint_at_start(z)
         self.safeguard.note_divergence(chain.diverging)
@@ -285,7 +287,19 @@ class DGLM(LightningModule):
         if not isinstance(self.kernel.log_step_size, nn.Parameter):
             acceptance = self.trainer.strategy.reduce(chain.acceptance.mean(), reduce_op="mean")
             track_acceptance(self.kernel, acceptance, ACCEPTANCE)
+            if self.coordinate_network is not None:
+                self._shorten_trajectories()
         return (chain.loss + chain.coordinate_loss - elbo - log_joint).mean()
+
+    def _shorten_trajectories(self) -> None:
+        """Keep ε M below half of π.
+
+        In coordinates of width 1, half a period is π: there a trajectory is at the mirror image of
+        its start, where the acceptance is highest and z_J as far from the mean as q's draw was.
+        """
+        assert self.kernel is not None
+        longest = math.log(0.5 * math.pi / self.kernel.num_leapfrogs)
+        self.kernel.log_step_size.clamp_(max=longest)
 
     @torch.compiler.disable
     @full_precision()

@@ -120,6 +120,25 @@ def test_a_skipped_update_changes_neither_weights_nor_moments(
         assert all(value.isfinite().all() for value in state.values())
 
 
+@pytest.mark.parametrize("kind", [torch.optim.SGD, torch.optim.AdamW, torch.optim.RMSprop])
+def test_updates_of_another_optimizer_are_skipped_too(
+    build_dglm: BuildDGLM,
+    recorded: Recorded,
+    break_at: Callable[..., None],
+    monkeypatch: pytest.MonkeyPatch,
+    kind: Any,
+) -> None:
+    def optimizer(module: DGLM) -> torch.optim.Optimizer:
+        return kind(module.parameters(), lr=1e-3)
+
+    monkeypatch.setattr(DGLM, "configure_optimizers", optimizer)
+    break_at(FAULTS["gradient NaN"], 2)
+    module = build_dglm("l2hmc")
+    recorder = recorded(module, 4)
+    assert [recorder.changed(index) for index in (1, 2, 3)] == [{True}, {False}, {True}]
+    assert module.safeguard.skipped == 1
+
+
 def test_a_fault_in_one_of_the_accumulated_batches_skips_the_update(
     build_dglm: BuildDGLM, recorded: Recorded, break_at: Callable[..., None]
 ) -> None:

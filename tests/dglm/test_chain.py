@@ -9,6 +9,7 @@ from torch import Tensor, nn
 
 from dglm import DGLM, DiagonalGaussian, Gaussian, GenerativeModel
 from dglm.chain import Chain, long_chain_log_joint
+from dglm.gaussian import gaussian_log_prob
 from samplers import HMC, seeded_generator
 
 STEPS = 3
@@ -52,6 +53,32 @@ def test_a_chain_that_diverges_stays_and_brings_no_gradient(run: Run) -> None:
         loss = chain.loss[rows].sum()
         gradients.append(torch.autograd.grad(loss, [*module.sampler.parameters()]))
     torch.testing.assert_close(*gradients)
+
+
+class LearnedNoise(Gaussian):
+    """A Gaussian whose standard deviation is trained with the decoder."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.log_scale = nn.Parameter(torch.zeros(()))
+
+    def log_prob(self, parameters: Tensor, x: Tensor) -> Tensor:
+        scale = self.log_scale.expand_as(x)
+        return gaussian_log_prob((x - parameters) / scale.exp(), scale)
+
+
+@pytest.mark.parametrize("kind", ["hmc in coordinates", "l2hmc", "l2hmc in coordinates"])
+def test_no_loss_of_a_chain_reaches_the_likelihood(
+    build_dglm: Callable[..., DGLM], images: Tensor, kind: str
+) -> None:
+    module = build_dglm(kind)
+    module.model.likelihood = LearnedNoise()
+    learned, q = module.model.likelihood.log_scale, module.posterior(images)
+    chain = module.chain(images, q, q.mean, seeded_generator("cpu", 2), STEPS)
+    losses = (chain.loss + chain.coordinate_loss).mean() + 0 * learned
+    assert torch.autograd.grad(losses, learned)[0] == 0
+    log_joint = module.model.log_joint(images, chain.state.position.detach()).mean()
+    assert torch.autograd.grad(log_joint, learned)[0].abs() > 1e-3
 
 
 def test_a_kernel_in_coordinates_learns_from_siblings_and_leaves_the_coordinates_alone(

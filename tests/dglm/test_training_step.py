@@ -206,6 +206,20 @@ def test_a_kernel_in_coordinates_is_not_trained_at_every_update(attach: Attach) 
     assert "train/sampler_loss" not in attached.metrics
 
 
+def test_all_batches_of_an_update_train_the_sampler_or_none(
+    attach: Attach, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    attached = attach("l2hmc in coordinates")
+    attached.module.trainer.accumulate_grad_batches = 2
+    for step in range(TRAINED_EVERY):
+        monkeypatch.setattr(DGLM, "global_step", step)
+        for index in range(3):
+            attached.metrics.clear()
+            attached.loss(index)
+            trained = "train/sampler_loss" in attached.metrics
+            assert trained == (step == TRAINED_EVERY - 1)
+
+
 @pytest.mark.parametrize(
     ("name", "index"),
     [
@@ -279,6 +293,14 @@ def test_the_step_size_of_hmc_follows_its_acceptance(
     change = kernel.log_step_size - before
     assert change.sign() == sign
     torch.testing.assert_close(change, 0.05 * (acceptance - ACCEPTANCE))
+
+
+def test_trajectories_in_coordinates_are_shorter_than_a_quarter_of_a_period(attach: Attach) -> None:
+    attached = attach("hmc in coordinates", step_size=10.0)
+    attached.loss()
+    kernel = attached.module.kernel
+    assert kernel is not None
+    assert float(kernel.step_size) * kernel.num_leapfrogs == pytest.approx(math.pi / 2)
 
 
 @pytest.mark.parametrize("kind", KINDS)
