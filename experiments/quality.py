@@ -69,7 +69,7 @@ RECIPES: dict[Name, Recipe] = {
     ),
     "l2hmc-coordinates": Recipe(
         "L2HMC-DGLM in coordinates, 2 × 4",
-        ["--kernel", "l2hmc", *_chain(2, 4), *_IN_COORDINATES],
+        ["--kernel", "l2hmc", *_chain(2, 4), *_IN_COORDINATES, "--compile", "true"],
         5_400,
     ),
 }

@@ -75,7 +75,7 @@ def run(options: Samples) -> None:
 @torch.no_grad()
 def expected(dglm: DGLM, z: Tensor) -> Tensor:
     """Return the mean of p(x|z), (N, C · H · W)."""
-    return dglm.model.likelihood.mean(dglm.model.decoder(z))
+    return dglm.model.likelihood.mean(dglm.model.decoder(z.to(next(dglm.parameters()))))
 
 
 if __name__ == "__main__":

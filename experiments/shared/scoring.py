@@ -8,7 +8,15 @@ from typing import Any, cast, get_args
 from lightning.pytorch import Callback, LightningModule, Trainer
 from torch import Tensor
 
-from data import Batches, DataError, ImageDataModule, Split, check_heldout, shard_indices
+from data import (
+    MNIST_SHAPE,
+    Batches,
+    DataError,
+    ImageDataModule,
+    Split,
+    check_heldout,
+    shard_indices,
+)
 from dglm import DGLM, AISResult, AISSettings
 from dglm.ais import gradient_evaluations
 from dglm.importance import mean_and_error
@@ -107,16 +115,25 @@ def held_out(
     """
     own = trained["dataset_name"]
     name = options.name or own
-    data = ImageDataModule(
-        name,
-        options.root,
-        validation=trained["validation"] if name == own else None,
-        binarize=trained.get("binarize", True),
-    )
-    data.setup()
+
+    def read(validation: int | None) -> ImageDataModule:
+        binarize = trained.get("binarize", True)
+        data = ImageDataModule(name, options.root, validation=validation, binarize=binarize)
+        data.setup()
+        return data
+
+    data = read(trained["validation"] if name == own else None)
     if data.dataset_name == own != name:  # under another path, or in the place of mnist
         return held_out(replace(options, name=own), trained, split)
-    if data.dataset_name == own and data.state_dict() != trained:
+    shape = tuple(trained.get("image_shape", MNIST_SHAPE))
+    if data.image_shape != shape:
+        raise DataError(
+            f"the images of {data.dataset_name} are of shape {data.image_shape}, those that the "
+            f"model was trained on of {shape}"
+        )
+    if name != own and "digest" in trained and data.state_dict().get("digest") == trained["digest"]:
+        data = read(trained["validation"])  # a file that was moved: split as it was
+    elif data.dataset_name == own and data.state_dict() != trained:
         raise DataError(
             f"the images of {data.dataset_name} are others than those that the model was trained "
             "on, so that none are known to be held out; restore them, or name another data set"

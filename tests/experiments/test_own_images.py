@@ -69,10 +69,20 @@ def test_a_model_is_scored_on_its_own_images_or_fewer_but_not_on_changed_ones(
     torch.save(torch.load(colours)[:30], few)
     sizes = ["--num_chains=3", "--num_temperatures=3", "--quiet=true"]
     # The model's own images, by their name and by another path to them.
-    for name, count in ((few, 3), (colours, 12), (tmp_path / "run" / ".." / "colours.pt", 12)):
+    copied = tmp_path / "copied.pt"
+    torch.save(torch.load(colours), copied)
+    others = tmp_path / "run" / ".." / "colours.pt", copied
+    for name, count in ((few, 3), *((path, 12) for path in (colours, *others))):
         output = tmp_path / f"{len(list(tmp_path.iterdir()))}.json"
         evaluate.main([*shared, *sizes, f"--data.name={name}", f"--output={output}"])
         assert json.loads(output.read_text())["num_images"] == count
+    validation = [*shared, *sizes, "--split=validation", f"--output={tmp_path}/v.json"]
+    evaluate.main([*validation, f"--data.name={copied}"])
+    assert json.loads((tmp_path / "v.json").read_text())["num_images"] == 40
+    with pytest.raises(
+        SystemExit, match=r"are of shape \(1, 28, 28\), those that the model .*3, 8"
+    ):
+        run_command(lambda: evaluate.main([*shared, "--data.name=mnist-5k"]))
     with pytest.raises(SystemExit, match="has no classes"):
         run_command(lambda: inpaint.main([*shared, "--quiet=true"]))
     assert not list(tmp_path.rglob("inpainting-*"))

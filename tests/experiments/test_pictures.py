@@ -6,8 +6,10 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 
 from experiments import inpaint, posterior, samples
+from experiments.shared.checkpoints import load_checkpoint
 
 Drawn = Callable[..., dict[str, Any]]
 
@@ -68,4 +70,7 @@ def test_samples_side_by_side(
         ["--checkpoints", str(checkpoint), str(checkpoint), "--num_images=4", f"--output={output}"]
     )
     assert [image.shape for _, image in panels] == 2 * [(4, 784)]
+    dglm, _ = load_checkpoint(str(checkpoint))
+    z = torch.randn(2, dglm.model.latent_dim)
+    assert samples.expected(dglm.double(), z).dtype == torch.float64
     assert 0 < output.stat().st_size < 300_000
