@@ -33,7 +33,7 @@ class Decoder(nn.Module):
         output_scale: float = 0.01,
     ) -> None:
         super().__init__()
-        check_sizes(latent_dim, observation_dim, hidden)
+        check_layers(latent_dim, observation_dim, hidden)
         self.latent_dim = latent_dim
         self.observation_dim = observation_dim
         self.hidden = tuple(hidden)
@@ -67,7 +67,7 @@ class InferenceNetwork(nn.Module):
 
     def __init__(self, observation_dim: int, latent_dim: int, hidden: Sequence[int]) -> None:
         super().__init__()
-        check_sizes(latent_dim, observation_dim, hidden)
+        check_layers(latent_dim, observation_dim, hidden)
         self.observation_dim = observation_dim
         self.latent_dim = latent_dim
         self.hidden = tuple(hidden)
@@ -207,7 +207,7 @@ def softplus_layers(sizes: Sequence[int]) -> nn.Sequential:
     return nn.Sequential(*layers)
 
 
-def check_sizes(latent_dim: int, observation_dim: int, hidden: Sequence[int]) -> None:
+def check_layers(latent_dim: int, observation_dim: int, hidden: Sequence[int]) -> None:
     """Raise ValueError where a network would have no input, no output or no hidden units."""
     if latent_dim < 1 or observation_dim < 1:
         raise ValueError(

@@ -17,7 +17,8 @@ from rich.table import Table
 from torch import Tensor
 
 from dglm import DGLM, AISResult, bidirectional_bounds, importance_weighted_bound
-from dglm.ais import chain_gradients, check_counts, gradient_evaluations
+from dglm.ais import chain_gradients, gradient_evaluations
+from dglm.annealing import check_counts
 from dglm.importance import mean_and_error
 from dglm.starts import named_start
 from experiments.shared.checkpoints import load_checkpoint

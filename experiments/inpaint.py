@@ -14,7 +14,7 @@ from torch import nn
 
 from data import ImageDataModule
 from dglm import DGLM, KernelSteps
-from dglm.ais import check_counts
+from dglm.annealing import check_counts
 from experiments.classes import (
     NAMES,
     InpaintingTask,

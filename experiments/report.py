@@ -12,7 +12,7 @@ from torch import Tensor
 
 from data import ImageDataModule, ImageShape
 from dglm import DGLM, inpaint
-from dglm.ais import check_counts
+from dglm.annealing import check_counts
 from dglm.callbacks import (
     DIVERGENCE_BOUND,
     EXACTNESS_BOUND,

@@ -8,7 +8,7 @@ from torch import Tensor
 
 from data import MNIST_SHAPE
 from dglm import DGLM
-from dglm.ais import check_counts
+from dglm.annealing import check_counts
 from experiments.shared.checkpoints import load_checkpoint
 from experiments.shared.cli import CommandError, command_parser, parse_options, run_command
 from experiments.shared.models import model_name

@@ -4,7 +4,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import NamedTuple
 
-from dglm.ais import check_counts
+from dglm.annealing import check_counts
 from experiments.shared.models import KernelName
 from experiments.shared.trainings import Split, Trainings
 
