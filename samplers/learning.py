@@ -117,7 +117,7 @@ def learn(
             may have mass, every mode that is known. A hundred chains run, from rows evenly over
             these.
         budget: Gradients, over all chains, to spend about; at least a tenth of the default, which
-            comes to twice as many, as no stage can be shorter.
+            comes to two or three times as many, as stages have least lengths.
         seed: Of all randomness.
         checkpoint: A folder to save finished stages and trainings in and to go on from.
         progress: Show a bar of gradients.
