@@ -42,6 +42,8 @@ SAMPLER_GRADIENT_NORM = 5.0
 """Bound on the norm of the sampler's gradient, the paper's."""
 ACCEPTANCE = 0.95
 """That HMC's step size follows: 0.65, best in long chains, leaves short ones far from p(z|x)."""
+_LONGEST_TRAJECTORY = 0.6 * math.pi
+"""ε M of HMC in coordinates."""
 _LAST = 0.03
 """What is left of the learning rate in the end."""
 _WARM_UP = 100
@@ -292,13 +294,13 @@ class DGLM(LightningModule):
         return (chain.loss + chain.coordinate_loss - elbo - log_joint).mean()
 
     def _shorten_trajectories(self) -> None:
-        """Keep ε M below half of π.
+        """Keep ε M below 0.6 π, a little above a quarter of a period of coordinates of width 1.
 
-        In coordinates of width 1, half a period is π: there a trajectory is at the mirror image of
-        its start, where the acceptance is highest and z_J as far from the mean as q's draw was.
+        At π a trajectory is at the mirror image of its start: the acceptance is highest there, and
+        z_J as far from the mean as q's draw was.
         """
         assert self.kernel is not None
-        longest = math.log(0.5 * math.pi / self.kernel.num_leapfrogs)
+        longest = math.log(_LONGEST_TRAJECTORY / self.kernel.num_leapfrogs)
         self.kernel.log_step_size.clamp_(max=longest)
 
     @torch.compiler.disable
