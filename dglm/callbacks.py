@@ -39,7 +39,8 @@ class Safeguard(Callback):
 
     A skipped update leaves the weights and Adam's moments as they were, in all processes alike;
     after :data:`PATIENCE` in a row nothing is updated any more and the run ends. All of it is
-    computed on the device, which the host waits for once in ten updates only.
+    computed on the device, which the host waits for once in ten updates only; with an optimizer
+    that is not fused, at each.
 
     Raises:
         TrainingFailed: :data:`PATIENCE` updates in a row were skipped.

@@ -117,10 +117,10 @@ def sample(
         energy,
         position,
         num_draws,
+        progress,
         thin=thin,
         context=context,
         generator=generator,
-        progress=progress,
     )
     warn_of_still(still_chains(chains.draws), num_draws, num_draws * thin)
     return chains
@@ -131,14 +131,11 @@ def draw_chains(
     energy: Energy,
     position: Tensor,
     num_draws: int,
-    *,
-    thin: int = 1,
-    context: Context = None,
-    generator: torch.Generator | None = None,
     progress: Callable[[int], object] | None = None,
+    **options: Any,
 ) -> Chains:
-    """Do what :func:`sample` does, for those who look for bad chains themselves: no warning."""
-    chunks = _begun(kernel, energy, position, num_draws, CHUNK_SIZE, thin, context, generator)
+    """Do what :func:`sample` does, for those who look for stuck chains themselves: no warning."""
+    chunks = _begun(kernel, energy, position, num_draws, CHUNK_SIZE, **options)
     return concatenate(chunks, num_draws, progress)
 
 
@@ -224,9 +221,9 @@ def _begun(
     start: Tensor | Snapshot,
     num_draws: int,
     chunk_size: int,
-    thin: int,
-    context: Context,
-    generator: torch.Generator | None,
+    thin: int = 1,
+    context: Context = None,
+    generator: torch.Generator | None = None,
 ) -> Iterator[tuple[Chains, Snapshot]]:
     """Return the chunks of :func:`sample_chunks`, once all arguments are checked."""
     for name, value in (("num_draws", num_draws), ("thin", thin), ("chunk_size", chunk_size)):
