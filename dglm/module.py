@@ -275,9 +275,7 @@ class DGLM(LightningModule):
             elbo = self.model.log_joint(x, z) + q.entropy()
             self._log("train", log_elbo=elbo)
             return -elbo.mean()
-        # By the update, so that batches which one update accumulates are alike.
-        due = self.global_step % TRAINED_EVERY == TRAINED_EVERY - 1
-        trained = self.coordinate_network is None or due
+        trained = self.coordinate_network is None or self._sampler_is_due
         chain = self.chain(x, q, z, generator, train_sampler=trained)
         elbo = q.entropy() + chain.log_joint_at_start(z)
         self.safeguard.note_divergence(chain.diverging)
@@ -292,6 +290,11 @@ class DGLM(LightningModule):
             if self.coordinate_network is not None:
                 self._shorten_trajectories()
         return (chain.loss + chain.coordinate_loss - elbo - log_joint).mean()
+
+    @property
+    def _sampler_is_due(self) -> bool:
+        """Whether a sampler in coordinates is trained: all batches of an update are alike."""
+        return self.global_step % TRAINED_EVERY == TRAINED_EVERY - 1
 
     def _shorten_trajectories(self) -> None:
         """Keep ε M below 0.6 π, a little above a quarter of a period of coordinates of width 1.
@@ -415,6 +418,15 @@ class DGLM(LightningModule):
         return seeded_generator(self.device, self.seed, stream, index, self.global_rank)
 
     def _log(self, stage: str, **metrics: Tensor) -> None:
+        """Log means over a batch: of training where something will read them.
+
+        Lightning takes some milliseconds to note them, of which small updates would feel a tenth.
+        """
+        every = self.trainer.log_every_n_steps  # type: ignore[attr-defined]
+        written = every > 0 and (self.global_step + 1) % every == 0
+        read = written or self._sampler_is_due or self.trainer.is_last_batch
+        if stage == "train" and not read:
+            return
         means = {f"{stage}/{name}": value.detach().mean() for name, value in metrics.items()}
         shown = f"{stage}/log_joint", f"{stage}/acceptance"
         for name, value in means.items():

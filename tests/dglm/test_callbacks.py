@@ -48,7 +48,7 @@ def recorded(fit: Callable[..., Trainer]) -> Callable[..., Recorder]:
         module: DGLM, steps: int, recorder: Recorder | None = None, **options: Any
     ) -> Recorder:
         recorder = recorder or Recorder()
-        fit(module, steps, recorder, epoch=4, **options)
+        fit(module, steps, recorder, epoch=4, **{"log_every_n_steps": 1, **options})
         return recorder
 
     return recorded

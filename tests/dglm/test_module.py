@@ -265,6 +265,20 @@ def test_the_decoder_of_a_vae_may_be_random_in_training_alone(fit: Fit) -> None:
         fit(vae(True), 2)
 
 
+def test_training_notes_its_metrics_where_a_logger_writes_them_and_as_epochs_end(
+    build_dglm: BuildDGLM, fit: Fit, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    noted = []
+
+    def log(module: DGLM, name: str, *rest: Any, **options: Any) -> None:
+        if name.startswith("train/"):
+            noted.append(module.global_step)
+
+    monkeypatch.setattr(DGLM, "log", log)
+    fit(build_dglm("vae"), 8, epoch=4, log_every_n_steps=3)
+    assert noted == [2, 3, 5, 7]
+
+
 def test_labels_are_left_out_and_images_flattened(
     build_dglm: BuildDGLM, make_trainer: MakeTrainer
 ) -> None:
