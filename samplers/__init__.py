@@ -10,7 +10,8 @@ from samplers.flows import Flow, Independence
 from samplers.hmc import HMC
 from samplers.kernel import Endpoint, Info, Kernel, Noise, PhasePoint
 from samplers.l2hmc import L2HMC
-from samplers.learning import Learned, learn
+from samplers.learned import Learned
+from samplers.learning import learn
 from samplers.objective import reciprocal_jump_loss
 from samplers.preconditioned import Preconditioned
 from samplers.random import seeded_generator

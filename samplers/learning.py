@@ -2,7 +2,6 @@
 
 import time
 from collections.abc import Callable
-from dataclasses import dataclass, field, fields
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -13,13 +12,14 @@ from torch import Tensor
 
 from samplers.adaptation import Moments, adapt, mass_factor, settle
 from samplers.chains import draw_chains
-from samplers.comparison import CONVERGED, Comparison, efficiency, race, tune_hmc
+from samplers.comparison import efficiency, race, tune_hmc
 from samplers.energy import Counted, Energy
 from samplers.flows import Flow, Independence, fit_flow
 from samplers.hmc import HMC
-from samplers.io import Resumable, build, checked_description, load_plain, save_whole
+from samplers.io import Resumable
 from samplers.kernel import Kernel, as_positions
 from samplers.l2hmc import L2HMC
+from samplers.learned import Learned, learned_of, packed, unpacked
 from samplers.preconditioned import Preconditioned, Transformed
 from samplers.random import mixed_seed, seeded_generator
 from samplers.training import TrainingSettings, train_sampler
@@ -38,60 +38,6 @@ _FLOW_GAIN = 0.02
 _FLOW_DRAWS = 80
 _GAUSSIAN = 0.8
 """Acceptance of proposals from N(μ, Σ) from which on a flow has nothing to gain."""
-
-
-@dataclass(frozen=True)
-class Learned:
-    """What :func:`learn` returns.
-
-    Args:
-        kernel: The best kernel found, frozen and exact: for ``sample(learned.kernel, energy,
-            learned.position, …)``.
-        position: Where its chains are, (chain, dim).
-        chosen: Its name in the table.
-        table: The last race: HMC of the warm-up, what was learned, and the independence sampler.
-        converged: Whether the chains of the kernel agreed, R̂ ≤ 1.01, and all of them moved. From
-            starts that are all in one mode nothing can tell that there is another.
-        gradients: Taken over all chains, for everything.
-        seconds: That took.
-        training_gradients: Of them, those for what goes beyond HMC.
-        pays_after: Independent draws, of the worst coordinate, after which that training has paid
-            in gradients; infinite where HMC was kept.
-        message: All that, in a sentence or two.
-        kernels: All that ran in the race, by their names in the table; not saved.
-    """
-
-    kernel: Kernel
-    position: Tensor
-    chosen: str
-    table: Comparison
-    converged: bool
-    gradients: int
-    seconds: float
-    training_gradients: int
-    pays_after: float
-    message: str
-    kernels: dict[str, Kernel] = field(default_factory=dict, repr=False)
-
-    def save(self, path: str | Path) -> None:
-        """Write the kernel and what is known of it into a file that needs no code to be loaded."""
-        content = {each.name: getattr(self, each.name) for each in fields(self)[:-1]}
-        save_whole(
-            {**content, "kernel": _packed(self.kernel), "table": dict(self.table)}, Path(path)
-        )
-
-    @classmethod
-    def load(cls, path: str | Path) -> "Learned":
-        """Return what :meth:`save` wrote, on the CPU.
-
-        Raises:
-            ValueError: The file is damaged or holds something else.
-        """
-        content = load_plain(Path(path))
-        if content.keys() != {each.name for each in fields(cls)[:-1]}:
-            raise ValueError(f"{path} holds no learned kernel")
-        kernel, table = _unpacked(content["kernel"]), Comparison(content["table"])
-        return cls(**{**content, "kernel": kernel, "table": table})
 
 
 def learn(
@@ -182,7 +128,7 @@ class _Learning:
         warm = self._stage("warm-up", self._warm_up)
         tuned = self._stage("HMC", lambda: self._tune(warm))
         before = tuned["gradients"]
-        hmc, position = _unpacked(tuned["kernel"], warm["position"]), warm["position"]
+        hmc, position = unpacked(tuned["kernel"], warm["position"]), warm["position"]
         assert isinstance(hmc, Preconditioned)
         kernels: dict[str, Kernel] = {"HMC": hmc}
         independence = hmc.with_kernel(Independence()).to(position)
@@ -191,7 +137,7 @@ class _Learning:
                 f"training, {length} leapfrog{'s' if length > 1 else ''}",
                 partial(self._affine, hmc, position, length, tuned["apart"]),
             )
-            learned = _unpacked(found["kernel"], position)
+            learned = unpacked(found["kernel"], position)
             name = "learned" if length == 1 else f"learned, {length} leapfrogs"
             kernels[name] = learned
             kernels[f"{name}, in turns with HMC"] = Turns([learned, hmc])
@@ -201,7 +147,7 @@ class _Learning:
         if self.dim > 1:
             found = self._stage("flow", lambda: self._in_flow(hmc, gaussian, position))
             if found["gain"] > _FLOW_GAIN:
-                learned = _unpacked(found["kernel"], position)
+                learned = unpacked(found["kernel"], position)
                 assert isinstance(learned, Flow)
                 # A flow is wrong in the tails, where a chain could stay for thousands of steps that
                 # no race sees: one leapfrog in the warm-up's coordinates leads back.
@@ -211,7 +157,7 @@ class _Learning:
                 kernels["independence, from a flow"] = Turns([proposals, leapfrog])
         kernels["independence"] = independence
         last = self._stage("last race", lambda: self._race(kernels, position))
-        return _learned(kernels, last, position, last["gradients"] - before)
+        return learned_of(kernels, last, position, last["gradients"] - before)
 
     def _warm_up(self) -> dict[str, Any]:
         position = settle(self.energy, self.start, generator=self._generator("settle"))
@@ -223,16 +169,16 @@ class _Learning:
             mass="dense",
             generator=self._generator("warm-up"),
         )
-        return {"kernel": _packed(warm.kernel), "position": warm.position}
+        return {"kernel": packed(warm.kernel), "position": warm.position}
 
     def _tune(self, warm: dict[str, Any]) -> dict[str, Any]:
-        kernel, position = _unpacked(warm["kernel"], warm["position"]), warm["position"]
+        kernel, position = unpacked(warm["kernel"], warm["position"]), warm["position"]
         assert isinstance(kernel, Preconditioned)
         generator = self._generator("HMC")
         hmc = tune_hmc(kernel, self.energy, position, self._scaled(150), generator)
         steps = max(100, self._scaled(1000) // hmc.num_leapfrogs)
         draws = draw_chains(hmc, self.energy, position, steps, generator=generator).draws
-        return {"kernel": _packed(hmc), "apart": not efficiency(draws).r_hat <= _APART}
+        return {"kernel": packed(hmc), "apart": not efficiency(draws).r_hat <= _APART}
 
     def _affine(
         self, hmc: Preconditioned, position: Tensor, length: int, apart: bool
@@ -245,7 +191,7 @@ class _Learning:
         if apart and length == 1:
             again = self._trained(hmc, position, length, apart, ".again")
             best = max(best, again, key=lambda kernel: self._worth(kernel, position))
-        return {"kernel": _packed(best)}
+        return {"kernel": packed(best)}
 
     def _trained(
         self, hmc: Preconditioned, position: Tensor, length: int, apart: bool, attempt: str = ""
@@ -302,7 +248,7 @@ class _Learning:
             ends = chains.draws[:, -1].to(position)
             self._train(flow, ends, settings, f"training-flow-{name}.pt")
             mover = Turns([flow, hmc])
-        return {"gain": gain, "kernel": _packed(flow)}
+        return {"gain": gain, "kernel": packed(flow)}
 
     def _race(self, kernels: dict[str, Kernel], position: Tensor) -> dict[str, Any]:
         generator = self._generator("race")
@@ -347,58 +293,3 @@ class _Learning:
             self.kept.save(self.done)
         self.energy.count, self.seconds = (self.done[name][k] for k in ("gradients", "seconds"))
         return self.done[name]
-
-
-def _learned(
-    kernels: dict[str, Kernel], last: dict[str, Any], position: Tensor, gradients: int
-) -> Learned:
-    table, best = Comparison(last["table"]), last["best"]
-    own, hmc = (table.row(name)["ess_per_gradient"] for name in (best, "HMC"))
-    pays_after = gradients / (1 / hmc - 1 / own) if own > hmc > 0 else float("inf")
-    if own > 0 and hmc == 0:
-        pays_after = 0.0
-    if best == "HMC":
-        said = f"Learning does not pay here: HMC, {own:.3g} independent draws a gradient, is kept."
-    else:
-        said = (
-            f"{best}: {own:.3g} independent draws a gradient, HMC {hmc:.3g}; training, "
-            f"{gradients:.2g} gradients, has paid after {pays_after:.2g} draws."
-        )
-    yardstick = table.row("independence")
-    if yardstick["r_hat"] <= CONVERGED and yardstick["ess_per_gradient"] >= 0.9 * own:
-        said += " A Gaussian is as good: the independence sampler mixes as well."
-    if not last["converged"]:
-        r_hat = table.row(best)["r_hat"]
-        said += (
-            f" Nothing converged: R̂ is {r_hat:.3g}, chains do not agree. Do not trust the draws; "
-            "start in all modes, or try parallel_tempering or another parametrization."
-        )
-    return Learned(
-        kernels[best],
-        last["position"].to(position),
-        best,
-        table,
-        last["converged"],
-        last["gradients"],
-        last["seconds"],
-        gradients,
-        pays_after,
-        said,
-        kernels,
-    )
-
-
-def _packed(kernel: Kernel) -> dict[str, Any]:
-    description = checked_description(kernel)
-    return {"description": description, "state": kernel.state_dict()}
-
-
-def _unpacked(packed: dict[str, Any], like: Tensor | None = None) -> Kernel:
-    kernel = build(packed["description"])
-    # Assigned, not copied into: parameters and buffers keep the precision they were saved with.
-    state = {name: value.clone() for name, value in packed["state"].items()}
-    kernel.load_state_dict(state, assign=True)
-    if not isinstance(kernel, Kernel):
-        raise ValueError(f"the file holds a {type(kernel).__name__}, no kernel")
-    kernel.requires_grad_(False)
-    return kernel if like is None else kernel.to(like)
