@@ -1,5 +1,6 @@
 """From an energy to a kernel that mixes, in one call."""
 
+import math
 import time
 from collections.abc import Callable
 from functools import partial
@@ -13,7 +14,7 @@ from torch import Tensor
 from samplers.adaptation import Moments, adapt, mass_factor, settle
 from samplers.chains import draw_chains
 from samplers.comparison import efficiency, race, tune_hmc
-from samplers.energy import Counted, Energy
+from samplers.energy import Counted, Energy, Tempered
 from samplers.flows import Flow, Independence, fit_flow
 from samplers.hmc import HMC
 from samplers.io import Resumable
@@ -36,6 +37,9 @@ _APART = 1.05
 _FLOW_GAIN = 0.02
 """Nats a held-out draw by which a flow must be ahead of a Gaussian to be tried."""
 _FLOW_DRAWS = 80
+_WIDER_DRAWS = 20
+"""Beside those, of a wider density: where a flow proposes next to nothing, a chain may stay for
+thousands of steps (a defensive mixture: Hesterberg, 1995)."""
 _GAUSSIAN = 0.8
 """Acceptance of proposals from N(μ, Σ) from which on a flow has nothing to gain."""
 
@@ -55,7 +59,7 @@ def learn(
     by :func:`samplers.objective.siblings` of L2HMC with one leapfrog, with HMC's length up to
     three, and in the coordinates of a flow where that fits better than a Gaussian; where HMC's
     chains do not agree, from a temperature of ten, and the first of them twice. In the last race,
-    on fresh noise and with equal gradients, HMC gives way only to what is surely better.
+    from wider starts and with equal gradients, HMC gives way only to what is surely better.
 
     Arguments:
         energy: U, from (B, D) to (B,).
@@ -149,12 +153,11 @@ class _Learning:
             if found["gain"] > _FLOW_GAIN:
                 learned = unpacked(found["kernel"], position)
                 assert isinstance(learned, Flow)
-                # A flow is wrong in the tails, where a chain could stay for thousands of steps that
-                # no race sees: one leapfrog in the warm-up's coordinates leads back.
                 leapfrog = hmc.with_kernel(HMC(1, float(hmc.step_size))).to(position)
                 proposals = learned.with_kernel(Independence().to(position))
-                kernels["learned in a flow"] = Turns([learned, leapfrog])
-                kernels["independence, from a flow"] = Turns([proposals, leapfrog])
+                kernels["learned in a flow"] = learned
+                kernels["learned in a flow, in turns with a leapfrog"] = Turns([learned, leapfrog])
+                kernels["independence, from a flow"] = proposals
         kernels["independence"] = independence
         last = self._stage("last race", lambda: self._race(kernels, position))
         return learned_of(kernels, last, position, last["gradients"] - before)
@@ -218,7 +221,7 @@ class _Learning:
         return efficiency(chains.draws).worst
 
     def _in_flow(self, hmc: Preconditioned, gaussian: Kernel, position: Tensor) -> dict[str, Any]:
-        """Fit a flow to HMC's draws and train in it; then again, to the draws of both.
+        """Fit a flow to HMC's draws and train in it; then again, to draws of both, some wider.
 
         Not where the proposals of a Gaussian are as good.
         """
@@ -235,7 +238,11 @@ class _Learning:
             chains = draw_chains(
                 mover, self.energy, position, _FLOW_DRAWS, thin=thin, generator=generator
             )
-            draws = chains.draws.flatten(0, 1).to(position)
+            draws = chains.draws
+            if name == "second":
+                wider = self._wider(mover, position, _WIDER_DRAWS, thin, generator)
+                draws = torch.cat([draws, wider], dim=1)
+            draws = draws.flatten(0, 1).to(position)
             moments = Moments.of(draws)
             flow.location.copy_(moments.mean)
             flow.factor.copy_(mass_factor(moments, len(draws), "dense"))
@@ -250,9 +257,29 @@ class _Learning:
             mover = Turns([flow, hmc])
         return {"gain": gain, "kernel": packed(flow)}
 
+    def _wider(
+        self,
+        kernel: Kernel,
+        position: Tensor,
+        num_draws: int,
+        thin: int,
+        generator: torch.Generator,
+    ) -> Tensor:
+        """Draw as at a higher temperature, after as many draws as it takes to get there.
+
+        A Gaussian's energy is higher there by one of its standard deviations.
+        """
+        temperature = position.new_tensor(1 + math.sqrt(2 / self.dim))
+        tempered, count = Tempered(self.energy, temperature), 2 * num_draws
+        chains = draw_chains(kernel, tempered, position, count, thin=thin, generator=generator)
+        return chains.draws[:, num_draws:]
+
     def _race(self, kernels: dict[str, Kernel], position: Tensor) -> dict[str, Any]:
-        generator = self._generator("race")
-        raced = race(kernels, self.energy, position, self._scaled(2000), generator)
+        """Race from starts that are wider than the target, where a kernel could stay for long."""
+        generator, hmc = self._generator("race"), kernels["HMC"]
+        thin = max(1, self._scaled(150) // hmc.num_leapfrogs)
+        wider = self._wider(hmc, position, 1, thin, generator)[:, 0].to(position)
+        raced = race(kernels, self.energy, wider, self._scaled(2000), generator)
         return {**raced._asdict(), "table": dict(raced.table), "converged": raced.converged}
 
     def _l2hmc(self, length: int, step_size: float, attempt: str = "") -> L2HMC:
